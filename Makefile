@@ -1,0 +1,50 @@
+# Zeblit. `make help` lists what there is.
+
+CARGO ?= cargo
+ARGS ?=
+SETUP_ENV = set -a; . target/setup.env; set +a
+
+.PHONY: help demo test lint unit build install image bench-ingest bench-start clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: ## a bug report becomes a pull request, on this machine, without any account (ARGS=--once ends by itself)
+	@deploy/setup.sh demo
+	@$(CARGO) build --bin zeblit
+	@target/debug/zeblit demo $(ARGS)
+
+test: ## formatting, lints and every test; installs and starts what they need
+	@deploy/setup.sh test
+	@$(MAKE) --no-print-directory lint unit
+
+lint: ## formatting and lints
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+
+unit: ## every test, after `deploy/setup.sh test`
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	  $(SETUP_ENV); CI=$${CI:-true} INSTA_UPDATE=no $(CARGO) nextest run --no-fail-fast; \
+	else \
+	  $(SETUP_ENV); CI=$${CI:-true} INSTA_UPDATE=no $(CARGO) test --no-fail-fast; \
+	fi
+
+build: ## the release binary, target/release/zeblit
+	$(CARGO) build --release --bin zeblit
+
+install: build ## install to $(PREFIX)/bin (default /usr/local)
+	install -m 0755 target/release/zeblit $(or $(PREFIX),/usr/local)/bin/zeblit
+
+image: ## the agent image, from a registry or from this machine's own packages
+	deploy/agent/build-image.sh
+
+bench-ingest: build ## deliveries answered durably: p99 at 300 requests/s (ARGS="--rate 300 --seconds 20")
+	@target/release/zeblit bench ingest $(ARGS)
+
+bench-start: build ## from a delivery to the agent's process in Docker: median (ARGS="--runs 15")
+	@deploy/setup.sh demo
+	@target/release/zeblit bench start $(ARGS)
+
+clean: ## remove build output and the demo's state
+	$(CARGO) clean
+	rm -rf .demo

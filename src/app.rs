@@ -1,0 +1,217 @@
+//! The composition root: configuration in, a running system out; the only match on "which backend".
+
+use crate::agent::definition::AgentSet;
+use crate::broker::{self, Broker};
+use crate::clock::{Clock, IdKind, Ids, RandomIds, SystemClock};
+use crate::config::{Config, SandboxKind};
+use crate::domain::budget::Price;
+use crate::domain::secrets::SecretScan;
+use crate::engine::execute::Live;
+use crate::git::Git;
+use crate::queue::Wakeup;
+use crate::queue::local::LocalWakeup;
+use crate::queue::redis::RedisWakeup;
+use crate::remote::Forge;
+use crate::remote::github::{GithubForge, GithubSettings};
+use crate::remote::local::LocalForge;
+use crate::sandbox::Sandbox;
+use crate::sandbox::docker::{DockerOptions, DockerSandbox};
+use crate::sandbox::process::ProcessSandbox;
+use crate::store::Store;
+use anyhow::Context;
+use hmac::{Hmac, KeyInit, Mac};
+use secrecy::ExposeSecret;
+use sha2::Sha256;
+use std::sync::Arc;
+
+/// Everything a tick needs. Tests build one from doubles.
+#[derive(Debug)]
+pub struct App {
+    pub config: Arc<Config>,
+    pub store: Store,
+    pub wakeup: Arc<dyn Wakeup>,
+    pub forge: Arc<dyn Forge>,
+    /// The built-in forge, when it is the one in use: its pages are served below `/forge`.
+    pub local: Option<LocalForge>,
+    pub sandbox: Arc<dyn Sandbox>,
+    pub git: Git,
+    pub broker: Broker,
+    pub agents: AgentSet,
+    pub clock: Arc<dyn Clock>,
+    pub ids: Arc<dyn Ids>,
+    pub signer: Signer,
+    /// The server's own secrets: masked in logs and texts, a reason to refuse code.
+    pub secrets: SecretScan,
+    /// What this process holds for its live runs.
+    pub live: Live,
+    /// Lease owner: unique per boot.
+    pub boot: String,
+    /// Where per-attempt socket directories are made.
+    pub socket_root: std::path::PathBuf,
+}
+
+/// Signs hidden markers and run links with the server's secret key.
+#[derive(Clone)]
+pub struct Signer {
+    key: Arc<[u8]>,
+}
+
+impl std::fmt::Debug for Signer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Signer")
+    }
+}
+
+impl Signer {
+    pub fn new(key: &[u8]) -> Self {
+        Self { key: key.into() }
+    }
+
+    fn mac(&self, purpose: &str, text: &str) -> Hmac<Sha256> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.key).expect("HMAC takes keys of any length");
+        for part in [purpose, text] {
+            mac.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+            mac.update(part.as_bytes());
+        }
+        mac
+    }
+
+    /// 32 hexadecimal characters (128 bits) that only this server can make for `text`.
+    pub fn sign(&self, purpose: &str, text: &str) -> String {
+        let mut hex = hex::encode(self.mac(purpose, text).finalize().into_bytes());
+        hex.truncate(32);
+        hex
+    }
+
+    /// Whether `signature` was made by `sign`, in constant time.
+    pub fn verify(&self, purpose: &str, text: &str, signature: &str) -> bool {
+        let Ok(bytes) = hex::decode(signature) else { return false };
+        bytes.len() == 16 && self.mac(purpose, text).verify_truncated_left(&bytes).is_ok()
+    }
+
+    /// The hidden marker of a comment, pull request or check text, e.g. `marker("run", id, "sticky")`.
+    pub fn marker(&self, id: &str, purpose: &str) -> String {
+        let text = format!("{id} {purpose}");
+        format!("<!-- zeblit:v1 id={id} for={purpose} mac={} -->", self.sign("marker", &text))
+    }
+
+    /// The path of a run page, good until `expires` (seconds since 1970): `/runs/<id>?e=<expires>&s=<signature>`.
+    pub fn run_path(&self, run: &str, expires: i64) -> String {
+        let signature = self.sign("run-page", &format!("{run} {expires}"));
+        format!("/runs/{run}?e={expires}&s={signature}")
+    }
+
+    pub fn run_path_is_valid(&self, run: &str, expires: i64, signature: &str) -> bool {
+        self.verify("run-page", &format!("{run} {expires}"), signature)
+    }
+}
+
+impl App {
+    /// Builds the system that `config` describes (already validated).
+    pub async fn build(config: Config) -> anyhow::Result<Arc<Self>> {
+        let mut config = config;
+        std::fs::create_dir_all(&config.state_dir)
+            .with_context(|| format!("state_dir: cannot create {}", config.state_dir.display()))?;
+        // The engine mounts what lies below: it must be an absolute path.
+        config.state_dir = config
+            .state_dir
+            .canonicalize()
+            .with_context(|| format!("state_dir: {}", config.state_dir.display()))?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let ids: Arc<dyn Ids> = Arc::new(RandomIds);
+        let signer = Signer::new(&config.secret_key_bytes()?);
+        let store = Store::open(config.database_url().expose_secret()).await?;
+        let (forge, local) = forge(&config, &clock)?;
+        let broker =
+            Broker::new(broker_settings(&config), store.clone(), Arc::clone(&clock), Arc::clone(&ids));
+        let agents = AgentSet::builtin()?
+            .with_folders(config.agents.folder.as_deref(), config.agents.skills_folder.as_deref())?;
+        let secrets = config.all_secrets();
+        let secrets: Vec<&[u8]> = secrets.iter().map(Vec::as_slice).collect();
+        let socket_root = config.socket_root();
+        std::fs::create_dir_all(&socket_root)
+            .with_context(|| format!("sandbox.socket_dir: cannot create {}", socket_root.display()))?;
+        Ok(Arc::new(Self {
+            sandbox: sandbox(&config, &signer),
+            git: Git::open(&config.state_dir).await?,
+            boot: ids.next(IdKind::Boot),
+            secrets: SecretScan::new(&secrets),
+            live: Live::default(),
+            wakeup: wakeup(&config)?,
+            store,
+            forge,
+            local,
+            broker,
+            agents,
+            clock,
+            ids,
+            signer,
+            socket_root,
+            config: Arc::new(config),
+        }))
+    }
+}
+
+fn wakeup(config: &Config) -> anyhow::Result<Arc<dyn Wakeup>> {
+    match &config.redis.url {
+        Some(url) => {
+            let wakeup = RedisWakeup::start(url.expose_secret());
+            // The URL may hold a password: the error names the key only.
+            Ok(Arc::new(wakeup.ok().context("redis.url: is not a Redis URL")?))
+        }
+        None => Ok(Arc::new(LocalWakeup::default())),
+    }
+}
+
+/// GitHub or the local forge; the latter also as itself, for its pages.
+fn forge(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<(Arc<dyn Forge>, Option<LocalForge>)> {
+    if let Some(github) = &config.github {
+        let key = config.github_private_key()?.context("github.private_key: is missing")?;
+        let forge = GithubForge::new(GithubSettings {
+            app_id: github.app_id,
+            private_key: key,
+            api_url: github.api_url.clone(),
+            git_url: github.git_url.clone(),
+            web_url: github.web_url.clone().unwrap_or_else(|| github.git_url.clone()),
+            clock: Arc::clone(clock),
+        })?;
+        return Ok((Arc::new(forge), None));
+    }
+    if config.local_forge.is_some() {
+        let web = format!("{}/forge", config.public_url().trim_end_matches('/'));
+        let forge = LocalForge::open(&config.local_forge_folder(), &web, Arc::clone(clock))?;
+        return Ok((Arc::new(forge.clone()), Some(forge)));
+    }
+    anyhow::bail!("there is no forge: set `[github]` (see `zeblit config example`), or try `zeblit demo`")
+}
+
+/// What the broker is told of the configuration.
+pub fn broker_settings(config: &Config) -> broker::Settings {
+    let micros = |dollars: f64| (dollars * 1e6).round() as i64;
+    let price = |price: &crate::config::PriceConfig| Price {
+        input: micros(price.input),
+        output: micros(price.output),
+        cache_read: micros(price.cache_read),
+        cache_write: micros(price.cache_write),
+    };
+    broker::Settings {
+        anthropic_url: config.models.anthropic_url.clone(),
+        anthropic_api_key: config.models.anthropic_api_key.clone(),
+        prices: config.models.prices.iter().map(|(name, cost)| (name.clone(), price(cost))).collect(),
+    }
+}
+
+fn sandbox(config: &Config, signer: &Signer) -> Arc<dyn Sandbox> {
+    match config.sandbox.kind {
+        SandboxKind::Docker => Arc::new(DockerSandbox::connect(DockerOptions {
+            docker_host: config.sandbox.docker_host.clone(),
+            instance: signer.sign("instance", &config.state_dir.to_string_lossy()),
+            shim_folder: config.state_dir.join("bin"),
+            owner: None,
+            image: config.sandbox.image.clone(),
+        })),
+        SandboxKind::Process => {
+            Arc::new(ProcessSandbox::new(config.state_dir.join("processes"), config.state_dir.join("bin")))
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Purpose: `zeblit help [TOPIC]`: short guides, made from the same tables as the program where there is one.
+
+use super::args::Cli;
+use super::output::{CliError, Exit, Output};
+use crate::domain::command::VERBS;
+use clap::CommandFactory;
+
+/// Name, one line, text.
+const GUIDES: &[(&str, &str, &str)] = &[
+    (
+        "setup",
+        "From nothing to a bot on your repositories",
+        "1. zeblit demo            see it work on this machine, without any account
+2. zeblit help github-app make a GitHub App for it
+3. zeblit config example > zeblit-server.toml
+                          write `[github]`, `server.public_url` and a model key
+4. zeblit doctor          check everything; each failure names its fix
+5. zeblit serve           then comment `/zeblit help` on an issue
+",
+    ),
+    (
+        "github-app",
+        "Make the GitHub App and connect it",
+        "1. On GitHub: Settings, Developer settings, GitHub Apps, New GitHub App.
+   Webhook URL: <server.public_url>/webhooks/github, content type application/json.
+   Webhook secret: a long random text, e.g. from `openssl rand -hex 32`.
+2. Repository permissions: Checks, Contents, Issues and Pull requests: read and write. Metadata: read.
+   Organization permissions: none. Never grant Workflows: agents may not change them.
+3. Subscribe to: Check run, Issue comment, Issues, Pull request, Pull request review,
+   Pull request review comment, Push, Repository.
+4. Generate a private key; keep the file readable by the server only (chmod 600).
+5. In zeblit-server.toml:
+
+   [server]
+   public_url = \"https://zeblit.example.com\"
+   [github]
+   app_id = 12345
+   private_key_file = \"github-app.pem\"
+   webhook_secrets = [\"the webhook secret\"]
+
+6. Install the App on your repositories; `zeblit doctor` says whether GitHub knows it.
+GitHub Enterprise Server: set `github.api_url` and `github.git_url`, too.
+",
+    ),
+    (
+        "config",
+        "Where settings come from",
+        "Defaults, then the file (--config FILE, else zeblit-server.toml in the working directory), then variables:
+`server.listen` is ZEBLIT_SERVER__LISTEN, `models.anthropic_api_key` is ZEBLIT_MODELS__ANTHROPIC_API_KEY.
+Lists are TOML (`[\"a\", \"b\"]`) or separated by commas. An empty variable counts as not set.
+
+zeblit config example     every key with its default
+zeblit config check       what is in effect; secrets are never printed
+
+A repository's own settings are in its `.github/zeblit.toml`, on the default branch.
+Logs: ZEBLIT_LOG=debug, or e.g. ZEBLIT_LOG=zeblit=debug,info.
+",
+    ),
+    ("commands", "What people type in issues and pull requests", ""),
+    (
+        "webhooks",
+        "How deliveries are answered, and how to test them",
+        "POST /webhooks/github, /webhooks/jira, /webhooks/sentry
+202 stored   200 known already   401 signature   400 no delivery id   413 too large
+404 source disabled (no secret)   408 body too slow   503 try again (Retry-After)
+
+zeblit send-webhook --comment '/zeblit fix' --repo octo/shop --number 7
+zeblit send-webhook --source github --event issues --secret-env SECRET --url http://host/webhooks/github payload.json
+zeblit deliveries         what came and what became of it
+zeblit replay DELIVERY    handle one again
+
+To rotate a secret: write both in `webhook_secrets`, change it at the sender, remove the old one.
+",
+    ),
+    (
+        "api",
+        "Operate a server from elsewhere",
+        "zeblit token create ci    on the server; prints the token once
+export ZEBLIT_URL=https://zeblit.example.com ZEBLIT_TOKEN=zbl_…
+zeblit status             now asks that server; so do logs, cancel, retry, pause, resume, deliveries, replay, audit
+
+The API itself, with `Authorization: Bearer zbl_…`, under /api/v1:
+GET  status   runs?state=&repo=&open=true&limit=   runs/ID   runs/ID/log?after=   deliveries   audit
+POST runs/ID/cancel   runs/ID/retry   deliveries/ID/replay   pause {\"why\": \"…\"}   resume
+Errors are {\"error\": {\"code\": \"…\", \"message\": \"…\"}}. Each use that changes something is in `zeblit audit`.
+",
+    ),
+    (
+        "exit-codes",
+        "What the exit code of a command means",
+        "0  ok
+1  the answer is no: a check failed, a delivery was refused, the demo's pull request is not correct
+2  error: wrong arguments, no database, no connection
+",
+    ),
+];
+
+pub fn run(topic: Option<&str>, output: Output) -> Result<Exit, CliError> {
+    let Some(topic) = topic else {
+        output.text(overview())?;
+        return Ok(Exit::Ok);
+    };
+    if topic == "commands" {
+        output.text(commands())?;
+    } else if let Some((_, _, text)) = GUIDES.iter().find(|(name, _, _)| *name == topic) {
+        output.text(text)?;
+    } else if let Some(command) = Cli::command().find_subcommand_mut(topic) {
+        let mut command = command.clone().bin_name(format!("zeblit {topic}"));
+        output.text(command.render_long_help().to_string())?;
+    } else {
+        return Err(CliError::new(format!("there is no guide and no command `{topic}`"))
+            .hint("`zeblit help` lists all"));
+    }
+    Ok(Exit::Ok)
+}
+
+fn overview() -> String {
+    let mut out = Cli::command().render_help().to_string();
+    out.push_str("\nGuides:\n");
+    for (name, about, _) in GUIDES {
+        out.push_str(&format!("  zeblit help {name:<12}  {about}\n"));
+    }
+    out
+}
+
+/// The table of verbs, as `/zeblit help` shows it.
+fn commands() -> String {
+    let mut out = String::from("Typed at the start of a line in an issue, a pull request or a review:\n\n");
+    for info in VERBS {
+        out.push_str(&format!(
+            "{}\n    {} Needs the role `{}`.\n",
+            info.usage,
+            info.about,
+            info.default_role.name()
+        ));
+    }
+    out.push_str("\nFlags: --agent NAME  --model NAME  --base BRANCH  --budget USD\n");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guides_have_their_own_names_and_are_listed() {
+        let overview = overview();
+        for (name, _, text) in GUIDES {
+            assert!(overview.contains(&format!("zeblit help {name}")), "{name}");
+            assert!(*name == "commands" || text.ends_with('\n'), "{name}");
+            assert!(
+                Cli::command().find_subcommand(name).is_none() || *name == "config",
+                "{name} is a command, too"
+            );
+        }
+    }
+
+    #[test]
+    fn every_verb_is_in_the_guide_of_commands() {
+        let text = commands();
+        for info in VERBS {
+            assert!(text.contains(info.usage), "{}", info.usage);
+        }
+    }
+
+    #[test]
+    fn an_unknown_topic_says_where_to_look() {
+        let error = run(Some("nonsense"), Output).unwrap_err();
+        assert_eq!(error.hint.as_deref(), Some("`zeblit help` lists all"));
+    }
+}

@@ -1,0 +1,16 @@
+//! Pure decisions and the words they are made of: no I/O, no clock, no randomness.
+
+pub mod budget;
+pub mod command;
+pub mod effect;
+pub mod event;
+pub mod gate;
+pub mod ids;
+pub mod plan;
+pub mod policy;
+pub mod repo_config;
+pub mod run;
+pub mod sanitize;
+pub mod secrets;
+pub mod task;
+pub mod wording;

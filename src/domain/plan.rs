@@ -1,0 +1,853 @@
+//! What an event leads to: a pure function from an event and its context to actions.
+
+use super::command::{self, Command, CommandError, Verb};
+use super::event::{Actor, ActorKind, Comment, CommentAction, PullHead, Repo, SubjectKind};
+use super::ids::{BranchName, RunId, Sha};
+use super::policy::{self, Permission, Role};
+use super::repo_config::{ConfigProblem, RepoConfig};
+use super::run::{Origin, Run, RunMode, RunSpec, RunState};
+use super::task::{self, Task};
+use super::wording;
+use chrono::{DateTime, Utc};
+use std::collections::BTreeMap;
+
+/// Ourselves: events by these are never obeyed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Own {
+    pub user_id: i64,
+    pub app_id: i64,
+}
+
+/// What of a comment concerns us, before anything was asked of the forge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Interest {
+    Ignore(&'static str),
+    Commands(Vec<Result<Command, CommandError>>),
+}
+
+/// Finds the commands of a comment event and drops what may never trigger.
+pub fn interest(comment: &Comment, sender: Option<&Actor>, own: Own) -> Interest {
+    let commands = match &comment.action {
+        CommentAction::Created => command::parse(&comment.body),
+        CommentAction::Edited { before: None } => {
+            return Interest::Ignore("the edit did not change the text");
+        }
+        CommentAction::Edited { before: Some(before) } => command::added(before, &comment.body),
+    };
+    if commands.is_empty() {
+        return Interest::Ignore("no command in it");
+    }
+    if comment.author.id == own.user_id || (own.app_id != 0 && comment.app_id == Some(own.app_id)) {
+        return Interest::Ignore("written by this bot");
+    }
+    if comment.author.kind != ActorKind::User {
+        return Interest::Ignore("bots are not obeyed");
+    }
+    let Some(sender) = sender else { return Interest::Ignore("the delivery names no sender") };
+    if sender.id == own.user_id {
+        return Interest::Ignore("caused by this bot");
+    }
+    if sender.id != comment.author.id {
+        return Interest::Ignore("edited or sent by somebody else than the author");
+    }
+    Interest::Commands(commands)
+}
+
+/// What a plan must know of an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentFacts {
+    pub is_recipe: bool,
+    pub read_only: bool,
+    pub model: Option<String>,
+    pub minutes: Option<i64>,
+    pub budget_micros: Option<i64>,
+    pub description: String,
+}
+
+/// The server's own rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerRules {
+    pub fix_agent: String,
+    pub review_agent: String,
+    pub ask_agent: String,
+    pub image: String,
+    pub allowed_images: Vec<String>,
+    pub wall_seconds: i64,
+    pub run_budget_micros: i64,
+    pub max_run_budget_micros: i64,
+    pub commands_per_user_hour: i64,
+    /// Why the operator paused everything, if he did.
+    pub paused: Option<String>,
+}
+
+/// Everything a plan is made from.
+#[derive(Debug, Clone)]
+pub struct PlanContext<'a> {
+    pub repo: &'a Repo,
+    pub now: DateTime<Utc>,
+    /// The live role of the comment's author.
+    pub role: Role,
+    pub config: &'a Result<RepoConfig, ConfigProblem>,
+    pub default_branch: &'a BranchName,
+    pub default_sha: &'a Sha,
+    /// Heads of the branches that `--base` flags name; `None`: no such branch.
+    pub bases: &'a BTreeMap<String, Option<Sha>>,
+    /// The pull request that the comment stands on, as the forge shows it now.
+    pub pull: Option<&'a PullHead>,
+    /// The open task of the subject, or the one that will be made.
+    pub task: &'a Task,
+    /// The head of the task's own branch, when it has one and it still exists.
+    pub own_head: Option<&'a Sha>,
+    /// Runs of the task, oldest first.
+    pub runs: &'a [Run],
+    pub agents: &'a BTreeMap<String, AgentFacts>,
+    /// Why the repository's own agents are not among them.
+    pub agents_problem: Option<&'a str>,
+    pub rules: &'a ServerRules,
+    /// Runs that this user started within the last hour.
+    pub recent_runs: i64,
+    /// The inbox row.
+    pub delivery: &'a str,
+}
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    Start {
+        command: Command,
+        spec: Box<RunSpec>,
+    },
+    Cancel {
+        run: RunId,
+    },
+    /// A reply in the thread. `ok` chooses the reaction: 👍 or 😕.
+    Reply {
+        command: String,
+        occurrence: u32,
+        body: String,
+        ok: bool,
+    },
+}
+
+/// What an event leads to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Plan {
+    pub actions: Vec<Action>,
+    /// (action, detail) lines for the audit log: grants and refusals.
+    pub audit: Vec<(&'static str, String)>,
+    /// One line stored with the delivery.
+    pub verdict: String,
+}
+
+/// Decides what the commands of one comment lead to.
+pub fn plan(
+    comment: &Comment,
+    commands: &[Result<Command, CommandError>],
+    context: &PlanContext<'_>,
+) -> Plan {
+    let fallback = RepoConfig::default();
+    let config = context.config.as_ref().unwrap_or(&fallback);
+    let mut plan = Plan::default();
+    if !policy::is_heard(context.role, context.repo.private, config) {
+        plan.audit
+            .push(("refuse", format!("role {}: not answered on a public repository", context.role.name())));
+        plan.verdict = "the author has no role here: silence".into();
+        return plan;
+    }
+    if !config.enabled {
+        plan.verdict = "turned off in this repository (enabled = false)".into();
+        return plan;
+    }
+    let mut started = 0;
+    for parsed in commands {
+        match parsed {
+            Err(error) => plan.actions.push(Action::Reply {
+                command: error.to_string(),
+                occurrence: 1,
+                body: wording::command_error(error),
+                ok: false,
+            }),
+            Ok(command) => match one(comment, command, config, context, started) {
+                Decision::Silent => plan.audit.push((
+                    "refuse",
+                    format!("{} as {}: not answered", command.verb.name(), context.role.name()),
+                )),
+                Decision::Refuse(body) => {
+                    plan.audit
+                        .push(("refuse", format!("{} as {}", command.verb.name(), context.role.name())));
+                    plan.actions.push(reply(command, body, false));
+                }
+                Decision::Say(body) => plan.actions.push(reply(command, body, true)),
+                Decision::Cancel(runs, body) => {
+                    plan.audit.push(("grant", format!("cancel as {}", context.role.name())));
+                    plan.actions.extend(runs.into_iter().map(|run| Action::Cancel { run }));
+                    plan.actions.push(reply(command, body, true));
+                }
+                Decision::Start(spec) => {
+                    started += 1;
+                    plan.audit.push(("grant", format!("{} as {}", command.verb.name(), context.role.name())));
+                    plan.actions.push(Action::Start { command: command.clone(), spec });
+                }
+            },
+        }
+    }
+    plan.verdict = format!("{} command(s), {} run(s) asked for", commands.len(), started);
+    plan
+}
+
+fn reply(command: &Command, body: String, ok: bool) -> Action {
+    Action::Reply { command: command.normalised(), occurrence: command.occurrence, body, ok }
+}
+
+enum Decision {
+    Silent,
+    Refuse(String),
+    Say(String),
+    Cancel(Vec<RunId>, String),
+    Start(Box<RunSpec>),
+}
+
+fn one(
+    comment: &Comment,
+    command: &Command,
+    config: &RepoConfig,
+    context: &PlanContext<'_>,
+    started: i64,
+) -> Decision {
+    match policy::permission(command.verb, context.role, context.repo.private, config) {
+        Permission::Granted => {}
+        Permission::Silent => return Decision::Silent,
+        Permission::Refused { needs } => {
+            return Decision::Refuse(wording::no_permission(
+                &comment.author.login,
+                context.role,
+                command.verb,
+                needs,
+            ));
+        }
+    }
+    match command.verb {
+        Verb::Ping => Decision::Say(wording::pong()),
+        Verb::Help => {
+            let problem = context.config.as_ref().err();
+            Decision::Say(wording::help(config, context.agents, problem, context.agents_problem))
+        }
+        Verb::Status => {
+            Decision::Say(wording::status(context.runs, context.rules.paused.as_deref(), context.now))
+        }
+        Verb::Cancel => {
+            let open: Vec<RunId> = context
+                .runs
+                .iter()
+                .filter(|run| !run.state.is_terminal())
+                .map(|run| run.id.clone())
+                .collect();
+            if open.is_empty() {
+                Decision::Say(wording::nothing_to_cancel())
+            } else {
+                let body = wording::cancelling(&open);
+                Decision::Cancel(open, body)
+            }
+        }
+        Verb::Fix | Verb::Run | Verb::Review | Verb::Ask | Verb::Retry | Verb::Continue => {
+            if let Err(problem) = context.config {
+                return Decision::Refuse(wording::broken_config(problem));
+            }
+            if let Some(problem) = context.agents_problem {
+                return Decision::Refuse(wording::broken_agents(problem));
+            }
+            let limit = context.rules.commands_per_user_hour;
+            if context.recent_runs + started >= limit {
+                return Decision::Refuse(wording::rate_limited(&comment.author.login, limit));
+            }
+            match spec(comment, command, config, context) {
+                Ok(spec) => Decision::Start(Box::new(spec)),
+                Err(body) => Decision::Refuse(body),
+            }
+        }
+    }
+}
+
+/// Fills in what a run is asked to do, or says why it cannot be asked.
+fn spec(
+    comment: &Comment,
+    command: &Command,
+    config: &RepoConfig,
+    context: &PlanContext<'_>,
+) -> Result<RunSpec, String> {
+    let rules = context.rules;
+    let previous = match command.verb {
+        Verb::Retry | Verb::Continue => {
+            Some(context.runs.last().ok_or_else(|| wording::no_previous(command.verb))?)
+        }
+        _ => None,
+    };
+    // What is really asked for: a retry repeats the request of the run before it.
+    let (verb, text) = match (command.verb, previous) {
+        (Verb::Retry, Some(run)) => (run.spec.verb, run.spec.text.clone()),
+        (Verb::Run, _) => (
+            Verb::Run,
+            command.text.split_once(char::is_whitespace).map_or("", |(_, rest)| rest).trim().to_owned(),
+        ),
+        _ => (command.verb, command.text.clone()),
+    };
+    let agent_name = match (&command.flags.agent, previous) {
+        (Some(name), _) => name.clone(),
+        (None, Some(run)) if run.spec.mode == RunMode::Change || command.verb == Verb::Retry => {
+            run.spec.agent.clone()
+        }
+        _ => match verb {
+            Verb::Run => command.text.split_whitespace().next().unwrap_or_default().to_owned(),
+            Verb::Review => rules.review_agent.clone(),
+            Verb::Ask => rules.ask_agent.clone(),
+            _ => config.agent.clone().unwrap_or_else(|| rules.fix_agent.clone()),
+        },
+    };
+    let agent = context
+        .agents
+        .get(&agent_name)
+        .ok_or_else(|| wording::unknown_agent(&agent_name, context.agents, verb == Verb::Run))?;
+    if command.verb == Verb::Run && !agent.is_recipe {
+        return Err(wording::not_a_recipe(&agent_name));
+    }
+    let read_only = agent.read_only || matches!(verb, Verb::Review | Verb::Ask);
+    let fork = context.pull.is_some_and(|pull| pull.fork);
+    if fork && !matches!(verb, Verb::Review | Verb::Ask) {
+        return Err(wording::fork_is_read_only(command.verb));
+    }
+    let mode = if read_only { RunMode::ReadOnly } else { RunMode::Change };
+    if let Some(pull) = context.pull
+        && mode == RunMode::Change
+        && !pull.open
+    {
+        return Err(wording::pull_is_closed(pull.number));
+    }
+    let (start, base, base_sha, push_to) = place(command, context, mode)?;
+    let image = match &config.image {
+        None => rules.image.clone(),
+        Some(image) if *image == rules.image || rules.allowed_images.contains(image) => image.clone(),
+        Some(image) => return Err(wording::image_not_allowed(image)),
+    };
+    let budget_micros = budget(command, config, agent, rules)?;
+    let wall_seconds =
+        [Some(rules.wall_seconds), config.limits.minutes.map(|m| m * 60), agent.minutes.map(|m| m * 60)]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(rules.wall_seconds);
+    Ok(RunSpec {
+        verb,
+        text,
+        model: command
+            .flags
+            .model
+            .clone()
+            .or_else(|| {
+                previous.filter(|_| command.flags.agent.is_none()).and_then(|run| run.spec.model.clone())
+            })
+            .or_else(|| agent.model.clone())
+            .or_else(|| config.model.clone()),
+        agent: agent_name,
+        mode,
+        requester: comment.author.clone(),
+        subject: comment.subject.clone(),
+        origin: Some(Origin {
+            surface: comment.surface.clone(),
+            comment_id: comment.id,
+            node_id: comment.node_id.clone(),
+            url: comment.url.clone(),
+            written_at: comment.written_at,
+            delivery: context.delivery.to_owned(),
+        }),
+        start,
+        base,
+        base_sha,
+        pull: context.pull.cloned(),
+        push_to,
+        image,
+        budget_micros,
+        wall_seconds,
+        config: config.clone(),
+        previous: previous.map(|run| run.id.clone()),
+    })
+}
+
+type Place = (Sha, BranchName, Sha, Option<BranchName>);
+
+/// Where the agent starts and where its work goes.
+fn place(command: &Command, context: &PlanContext<'_>, mode: RunMode) -> Result<Place, String> {
+    if let Some(pull) = context.pull {
+        if command.flags.base.is_some() {
+            return Err(wording::base_on_pull());
+        }
+        let push_to = match mode {
+            RunMode::ReadOnly => None,
+            RunMode::Change => {
+                let head =
+                    BranchName::parse(&pull.head_ref).map_err(|_| wording::odd_branch(&pull.head_ref))?;
+                if head == *context.default_branch || head == pull.base_ref {
+                    return Err(wording::head_is_default(&head));
+                }
+                Some(head)
+            }
+        };
+        let start = match (command.verb, &push_to) {
+            (Verb::Continue, Some(head)) => partial_work(context.runs, head, &pull.head_sha),
+            _ => None,
+        };
+        let start = start.unwrap_or(&pull.head_sha).clone();
+        return Ok((start, pull.base_ref.clone(), pull.base_sha.clone(), push_to));
+    }
+    let (base, base_sha) = match &command.flags.base {
+        None => (context.default_branch.clone(), context.default_sha.clone()),
+        Some(name) => {
+            let branch = BranchName::parse(name).map_err(|_| wording::odd_branch(name))?;
+            match context.bases.get(name) {
+                Some(Some(sha)) => (branch, sha.clone()),
+                _ => return Err(wording::no_such_base(name)),
+            }
+        }
+    };
+    match mode {
+        RunMode::ReadOnly => Ok((base_sha.clone(), base, base_sha, None)),
+        RunMode::Change => {
+            let branch = context.task.branch.clone().unwrap_or_else(|| {
+                task::branch_name(context.task.number, &context.task.title, &context.task.id)
+            });
+            let start = context.own_head.cloned().unwrap_or_else(|| base_sha.clone());
+            Ok((start, base, base_sha, Some(branch)))
+        }
+    }
+}
+
+/// What the newest run left beside somebody's branch, as long as that branch has not moved since.
+fn partial_work<'a>(runs: &'a [Run], branch: &BranchName, head: &Sha) -> Option<&'a Sha> {
+    runs.iter().rev().find_map(|run| {
+        let beside = run.outcome.branch.as_ref().is_some_and(|its| its != branch);
+        run.outcome.head.as_ref().filter(|_| beside && run.pinned() == head)
+    })
+}
+
+fn budget(
+    command: &Command,
+    config: &RepoConfig,
+    agent: &AgentFacts,
+    rules: &ServerRules,
+) -> Result<i64, String> {
+    let most = rules.max_run_budget_micros.min(config.limits.budget_micros.unwrap_or(i64::MAX));
+    match command.flags.budget_micros {
+        Some(asked) if asked > most => Err(wording::budget_too_high(asked, most)),
+        Some(asked) => Ok(asked),
+        None => Ok(agent
+            .budget_micros
+            .unwrap_or(rules.run_budget_micros)
+            .min(config.limits.budget_micros.unwrap_or(i64::MAX))
+            .min(rules.max_run_budget_micros)),
+    }
+}
+
+/// Runs that end because their subject was closed.
+pub fn cancelled_by_close(runs: &[Run]) -> Vec<RunId> {
+    runs.iter()
+        .filter(|run| !run.state.is_terminal() && run.state != RunState::Reporting)
+        .map(|run| run.id.clone())
+        .collect()
+}
+
+/// The lock that keeps runs on one branch apart: the branch that is pushed, else the task.
+pub fn lock_key(repo: &Repo, task: &Task, spec: &RunSpec) -> String {
+    match (&spec.push_to, task.kind) {
+        (Some(branch), SubjectKind::PullRequest) => format!("{}:{}:{branch}", task.remote, repo.id),
+        // Runs of one task always share a lock, also read-only ones: the conversation is serial.
+        _ => format!("{}:{}:task:{}", task.remote, repo.id, task.id),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::command::Flags;
+    use crate::domain::event::{Subject, Surface};
+    use crate::domain::ids::{RepoName, TaskId};
+    use crate::domain::run::tests::{actor, at, run, sha};
+
+    fn repo(private: bool) -> Repo {
+        Repo { id: 1, name: RepoName::parse("octo/demo").unwrap(), installation: 9, private }
+    }
+
+    fn comment(kind: SubjectKind) -> Comment {
+        Comment {
+            surface: Surface::Conversation,
+            action: CommentAction::Created,
+            subject: Subject {
+                kind,
+                number: 12,
+                title: "It crashes".into(),
+                body: String::new(),
+                author: actor(8, "bob"),
+                url: "https://forge.example/octo/demo/issues/12".into(),
+                open: true,
+            },
+            pull: None,
+            id: 100,
+            node_id: "IC_100".into(),
+            body: "/zeblit fix".into(),
+            author: actor(7, "ada"),
+            app_id: None,
+            url: "https://forge.example/c/100".into(),
+            written_at: at(0),
+        }
+    }
+
+    fn pull(fork: bool) -> PullHead {
+        PullHead {
+            number: 12,
+            head_sha: sha('b'),
+            head_ref: "feature/x".into(),
+            head_repo: Some(RepoName::parse("octo/demo").unwrap()),
+            base_ref: BranchName::parse("main").unwrap(),
+            base_sha: sha('a'),
+            fork,
+            open: true,
+            merged: false,
+            draft: false,
+        }
+    }
+
+    fn command(verb: Verb, text: &str) -> Command {
+        Command { verb, text: text.into(), flags: Flags::default(), occurrence: 1 }
+    }
+
+    fn facts(is_recipe: bool, read_only: bool) -> AgentFacts {
+        AgentFacts {
+            is_recipe,
+            read_only,
+            model: None,
+            minutes: None,
+            budget_micros: None,
+            description: "x".into(),
+        }
+    }
+
+    /// A context that grants everything; each test changes what it is about.
+    struct Case {
+        repo: Repo,
+        role: Role,
+        config: Result<RepoConfig, ConfigProblem>,
+        main: BranchName,
+        default_sha: Sha,
+        bases: BTreeMap<String, Option<Sha>>,
+        pull: Option<PullHead>,
+        task: Task,
+        own_head: Option<Sha>,
+        runs: Vec<Run>,
+        agents: BTreeMap<String, AgentFacts>,
+        agents_problem: Option<String>,
+        rules: ServerRules,
+        recent_runs: i64,
+    }
+
+    impl Case {
+        fn new() -> Self {
+            let agents = [
+                ("fixer", facts(false, false)),
+                ("reviewer", facts(false, true)),
+                ("explainer", facts(false, true)),
+                ("format", facts(true, false)),
+            ];
+            Self {
+                repo: repo(false),
+                role: Role::Write,
+                config: Ok(RepoConfig::default()),
+                main: BranchName::parse("main").unwrap(),
+                default_sha: sha('a'),
+                bases: BTreeMap::new(),
+                pull: None,
+                task: Task {
+                    id: TaskId::new("tsk_0001"),
+                    remote: "github".into(),
+                    repo: repo(false),
+                    kind: SubjectKind::Issue,
+                    number: 12,
+                    title: "It crashes".into(),
+                    branch: None,
+                    pull_number: None,
+                    pull_url: None,
+                    created_at: at(0),
+                    closed_at: None,
+                },
+                own_head: None,
+                runs: Vec::new(),
+                agents: agents.into_iter().map(|(name, facts)| (name.to_owned(), facts)).collect(),
+                agents_problem: None,
+                rules: ServerRules {
+                    fix_agent: "fixer".into(),
+                    review_agent: "reviewer".into(),
+                    ask_agent: "explainer".into(),
+                    image: "img:1".into(),
+                    allowed_images: vec!["img:2".into()],
+                    wall_seconds: 3600,
+                    run_budget_micros: 5_000_000,
+                    max_run_budget_micros: 20_000_000,
+                    commands_per_user_hour: 3,
+                    paused: None,
+                },
+                recent_runs: 0,
+            }
+        }
+
+        fn on_pull(mut self, fork: bool) -> Self {
+            self.pull = Some(pull(fork));
+            self.task.kind = SubjectKind::PullRequest;
+            self
+        }
+
+        fn plan(&self, commands: &[Command]) -> Plan {
+            let kind = if self.pull.is_some() { SubjectKind::PullRequest } else { SubjectKind::Issue };
+            let commands: Vec<_> = commands.iter().cloned().map(Ok).collect();
+            plan(
+                &comment(kind),
+                &commands,
+                &PlanContext {
+                    repo: &self.repo,
+                    now: at(10),
+                    role: self.role,
+                    config: &self.config,
+                    default_branch: &self.main,
+                    default_sha: &self.default_sha,
+                    bases: &self.bases,
+                    pull: self.pull.as_ref(),
+                    task: &self.task,
+                    own_head: self.own_head.as_ref(),
+                    runs: &self.runs,
+                    agents: &self.agents,
+                    agents_problem: self.agents_problem.as_deref(),
+                    rules: &self.rules,
+                    recent_runs: self.recent_runs,
+                    delivery: "inb_0001",
+                },
+            )
+        }
+
+        fn spec(&self, command: Command) -> RunSpec {
+            match self.plan(&[command]).actions.pop() {
+                Some(Action::Start { spec, .. }) => *spec,
+                other => panic!("expected a run, got {other:?}"),
+            }
+        }
+
+        fn refusal(&self, command: Command) -> String {
+            match self.plan(&[command]).actions.pop() {
+                Some(Action::Reply { body, ok: false, .. }) => body,
+                other => panic!("expected a refusal, got {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn fix_on_an_issue_starts_from_the_default_branch_and_pushes_an_own_branch() {
+        let spec = Case::new().spec(command(Verb::Fix, "please"));
+        assert_eq!((spec.start, spec.base.as_str()), (sha('a'), "main"));
+        assert_eq!(spec.push_to.unwrap().as_str(), "zeblit/12-it-crashes-k0001");
+        assert_eq!((spec.agent.as_str(), spec.mode), ("fixer", RunMode::Change));
+        assert_eq!((spec.budget_micros, spec.wall_seconds), (5_000_000, 3600));
+    }
+
+    #[test]
+    fn a_second_fix_goes_on_from_the_branch_of_the_task() {
+        let mut case = Case::new();
+        case.task.branch = Some(BranchName::parse("zeblit/12-old-name-k0001").unwrap());
+        case.own_head = Some(sha('c'));
+        let spec = case.spec(command(Verb::Fix, ""));
+        assert_eq!(spec.start, sha('c'));
+        assert_eq!(spec.push_to.unwrap().as_str(), "zeblit/12-old-name-k0001");
+    }
+
+    #[test]
+    fn fix_on_a_pull_request_pins_its_head_and_pushes_there() {
+        let spec = Case::new().on_pull(false).spec(command(Verb::Fix, ""));
+        assert_eq!(spec.start, sha('b'));
+        assert_eq!(spec.push_to.unwrap().as_str(), "feature/x");
+        assert_eq!(spec.base_sha, sha('a'));
+    }
+
+    #[test]
+    fn forks_are_read_only() {
+        let case = Case::new().on_pull(true);
+        for verb in [Verb::Fix, Verb::Continue, Verb::Retry, Verb::Run] {
+            let mut case = Case::new().on_pull(true);
+            case.runs = vec![run()];
+            let text = if verb == Verb::Run { "format" } else { "" };
+            assert!(case.refusal(command(verb, text)).contains("fork"), "{verb:?}");
+        }
+        for verb in [Verb::Review, Verb::Ask] {
+            let spec = case.spec(command(verb, "why?"));
+            assert_eq!((spec.mode, spec.push_to, spec.start), (RunMode::ReadOnly, None, sha('b')));
+        }
+    }
+
+    #[test]
+    fn the_default_branch_is_never_pushed_to() {
+        let mut case = Case::new().on_pull(false);
+        case.pull.as_mut().unwrap().head_ref = "main".into();
+        assert!(case.refusal(command(Verb::Fix, "")).contains("never push"));
+        case.pull.as_mut().unwrap().head_ref = "a..b".into();
+        assert!(case.refusal(command(Verb::Fix, "")).contains("branch name"));
+    }
+
+    #[test]
+    fn a_closed_pull_request_takes_no_changes() {
+        let mut case = Case::new().on_pull(false);
+        case.pull.as_mut().unwrap().open = false;
+        assert!(case.refusal(command(Verb::Fix, "")).contains("closed"));
+        assert_eq!(case.spec(command(Verb::Review, "")).mode, RunMode::ReadOnly);
+    }
+
+    #[test]
+    fn every_verb_is_refused_below_its_role_and_strangers_hear_nothing() {
+        for info in command::VERBS {
+            for role in [Role::None, Role::Read, Role::Triage, Role::Write] {
+                for private in [false, true] {
+                    let mut case = Case::new();
+                    case.role = role;
+                    case.repo.private = private;
+                    case.runs = vec![run()];
+                    let text = if info.verb == Verb::Run { "format" } else { "x" };
+                    let plan = case.plan(&[command(info.verb, text)]);
+                    let started = plan
+                        .actions
+                        .iter()
+                        .any(|action| matches!(action, Action::Start { .. } | Action::Cancel { .. }));
+                    if role < info.default_role {
+                        assert!(!started, "{:?} as {role:?}", info.verb);
+                        let silent = !private && role < Role::Triage;
+                        assert_eq!(plan.actions.is_empty(), silent, "{:?} as {role:?}", info.verb);
+                        assert!(plan.audit.iter().any(|(action, _)| *action == "refuse"));
+                    } else {
+                        assert!(!plan.actions.is_empty());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_broken_configuration_starts_nothing_but_help_still_works() {
+        let mut case = Case::new();
+        case.config = Err(ConfigProblem { line: 3, problem: "unknown key `agnet`".into() });
+        let text = case.refusal(command(Verb::Fix, ""));
+        assert!(text.contains("line 3") && text.contains("agnet"), "{text}");
+        assert!(matches!(
+            case.plan(&[command(Verb::Help, "")]).actions.as_slice(),
+            [Action::Reply { ok: true, .. }]
+        ));
+    }
+
+    #[test]
+    fn a_repository_can_turn_the_bot_off() {
+        let mut case = Case::new();
+        case.config = Ok(RepoConfig { enabled: false, ..RepoConfig::default() });
+        assert!(case.plan(&[command(Verb::Fix, "")]).actions.is_empty());
+    }
+
+    #[test]
+    fn the_hourly_limit_counts_the_commands_of_this_comment_too() {
+        let mut case = Case::new();
+        case.recent_runs = 2;
+        let plan = case.plan(&[command(Verb::Fix, "a"), command(Verb::Fix, "b")]);
+        assert!(matches!(plan.actions.as_slice(), [Action::Start { .. }, Action::Reply { ok: false, .. }]));
+    }
+
+    #[test]
+    fn budgets_are_the_smallest_of_what_applies_and_never_above_the_most() {
+        let mut case = Case::new();
+        let mut asked = command(Verb::Fix, "");
+        asked.flags.budget_micros = Some(25_000_000);
+        assert!(case.refusal(asked.clone()).contains("$25.00"));
+        asked.flags.budget_micros = Some(15_000_000);
+        assert_eq!(case.spec(asked.clone()).budget_micros, 15_000_000);
+        let mut config = RepoConfig::default();
+        config.limits.budget_micros = Some(2_000_000);
+        case.config = Ok(config);
+        assert_eq!(case.spec(command(Verb::Fix, "")).budget_micros, 2_000_000);
+        assert!(case.refusal(asked).contains("$2.00"));
+    }
+
+    #[test]
+    fn images_come_from_the_allow_list_only() {
+        let mut case = Case::new();
+        case.config = Ok(RepoConfig { image: Some("img:2".into()), ..RepoConfig::default() });
+        assert_eq!(case.spec(command(Verb::Fix, "")).image, "img:2");
+        case.config = Ok(RepoConfig { image: Some("evil:1".into()), ..RepoConfig::default() });
+        assert!(case.refusal(command(Verb::Fix, "")).contains("evil:1"));
+    }
+
+    #[test]
+    fn recipes_are_run_by_name_and_agents_are_not_recipes() {
+        let case = Case::new();
+        let spec = case.spec(command(Verb::Run, "format src tests"));
+        assert_eq!((spec.agent.as_str(), spec.text.as_str()), ("format", "src tests"));
+        assert!(case.refusal(command(Verb::Run, "fixer")).contains("not a recipe"));
+        assert!(case.refusal(command(Verb::Run, "nothing")).contains("`format`"));
+    }
+
+    #[test]
+    fn retry_repeats_the_request_and_continue_goes_on() {
+        let mut case = Case::new();
+        assert!(case.refusal(command(Verb::Retry, "")).contains("no earlier run"));
+        case.runs = vec![run()];
+        let again = case.spec(command(Verb::Retry, ""));
+        assert_eq!(
+            (again.verb, again.text.as_str(), again.previous),
+            (Verb::Fix, "the crash", Some(RunId::new("run_0001")))
+        );
+        let on = case.spec(command(Verb::Continue, "now the tests"));
+        assert_eq!((on.verb, on.text.as_str()), (Verb::Continue, "now the tests"));
+        assert!(on.previous.is_some());
+    }
+
+    #[test]
+    fn base_must_exist_and_has_no_meaning_on_pull_requests() {
+        let mut case = Case::new();
+        let mut asked = command(Verb::Fix, "");
+        asked.flags.base = Some("release/1".into());
+        assert!(case.refusal(asked.clone()).contains("release/1"));
+        case.bases.insert("release/1".into(), Some(sha('d')));
+        let spec = case.spec(asked.clone());
+        assert_eq!((spec.base.as_str(), spec.start), ("release/1", sha('d')));
+        assert!(Case::new().on_pull(false).refusal(asked).contains("--base"));
+    }
+
+    #[test]
+    fn cancel_names_every_open_run() {
+        let mut case = Case::new();
+        let mut ended = run();
+        ended.state = RunState::Failed;
+        case.runs = vec![ended, run()];
+        let plan = case.plan(&[command(Verb::Cancel, "")]);
+        assert!(matches!(plan.actions.as_slice(), [Action::Cancel { .. }, Action::Reply { ok: true, .. }]));
+    }
+
+    #[test]
+    fn bots_strangers_and_this_bot_trigger_nothing() {
+        let own = Own { user_id: 99, app_id: 5 };
+        let ada = actor(7, "ada");
+        let check = |change: &dyn Fn(&mut Comment), sender: Option<&Actor>| {
+            let mut comment = comment(SubjectKind::Issue);
+            change(&mut comment);
+            matches!(interest(&comment, sender, own), Interest::Commands(_))
+        };
+        assert!(check(&|_| {}, Some(&ada)));
+        assert!(!check(&|c| c.author.id = 99, Some(&ada)));
+        assert!(!check(&|c| c.app_id = Some(5), Some(&ada)));
+        assert!(!check(&|c| c.author.kind = ActorKind::Bot, Some(&ada)));
+        assert!(!check(&|_| {}, Some(&actor(8, "bob"))), "sent by somebody else");
+        assert!(!check(&|_| {}, None));
+        assert!(!check(&|c| c.action = CommentAction::Edited { before: None }, Some(&ada)));
+        assert!(!check(
+            &|c| c.action = CommentAction::Edited { before: Some("/zeblit fix".into()) },
+            Some(&ada)
+        ));
+        assert!(check(&|c| c.action = CommentAction::Edited { before: Some("hello".into()) }, Some(&ada)));
+    }
+}

@@ -1,0 +1,473 @@
+//! `.github/zeblit.toml`: what a repository may say, strict, with defaults that suit one that says nothing.
+
+use super::command::Verb;
+use super::policy::Role;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+pub const PATH: &str = ".github/zeblit.toml";
+
+/// The whole file. Every key is optional; unknown keys are errors that name the line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RepoConfig {
+    /// `false` turns the bot off here.
+    pub enabled: bool,
+    /// The agent of `fix`, `continue` and plain words; `None`: the server's default.
+    pub agent: Option<String>,
+    pub model: Option<String>,
+    /// Container image; must be on the server's allow-list. `None`: the server's default.
+    pub image: Option<String>,
+    /// Verb name to the role it needs, e.g. `fix = "maintain"`.
+    pub permissions: BTreeMap<Verb, Role>,
+    pub limits: Limits,
+    pub gate: GateConfig,
+    /// Also answer refused people on public repositories (default: silence).
+    pub answer_strangers: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Wall clock of one run, minutes; the server's limit wins when it is lower.
+    pub minutes: Option<i64>,
+    /// Money of one run, micros (written as dollars in the file: `budget = 2.5`).
+    pub budget_micros: Option<i64>,
+    /// Runs of this repository at one time.
+    pub runs: Option<i64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GateConfig {
+    /// Paths agents may not touch, besides those that are always protected. `*` within a part, `**` across parts.
+    pub protected: Vec<String>,
+    pub max_files: i64,
+    pub max_lines: i64,
+}
+
+impl Default for RepoConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            agent: None,
+            model: None,
+            image: None,
+            permissions: BTreeMap::new(),
+            limits: Limits::default(),
+            gate: GateConfig::default(),
+            answer_strangers: false,
+        }
+    }
+}
+
+impl Default for GateConfig {
+    fn default() -> Self {
+        Self { protected: Vec::new(), max_files: 300, max_lines: 20_000 }
+    }
+}
+
+/// What is wrong with a configuration file, for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{PATH}, line {line}: {problem}")]
+pub struct ConfigProblem {
+    pub line: usize,
+    pub problem: String,
+}
+
+/// Largest file that is read, bytes: it is read for each command.
+const MAX_BYTES: usize = 64 * 1024;
+/// Most path patterns of `gate.protected`: each is tried on each changed path.
+const MAX_PATTERNS: usize = 200;
+/// Longest path pattern, bytes.
+const MAX_PATTERN_BYTES: usize = 300;
+
+/// The whole file with every key, as it may be copied. What is not a comment is the default.
+pub const EXAMPLE: &str = r#"# Rules of this repository for Zeblit. Read from the default branch only; every key is optional.
+
+# `false` turns the bot off here.
+enabled = true
+# Also answer people without access (default: silence towards strangers on public repositories).
+answer_strangers = false
+# The agent of `fix`, `continue` and plain words; the server has a default.
+# agent = "fixer"
+# model = "claude-sonnet-4-5"
+# Must be on the server's list of allowed images.
+# image = "ghcr.io/octo/tools:1"
+
+# Which role a command needs: read, triage, write, maintain or admin. Commands that start runs, and `cancel`,
+# need at least triage.
+[permissions]
+# fix = "maintain"
+# ask = "triage"
+
+# The server's limits win when they are lower.
+[limits]
+# Wall clock of one run.
+# minutes = 30
+# US dollars for one run.
+# budget = 2.5
+# Runs at one time.
+# runs = 2
+
+# What a result may be, besides what is always protected (workflows, CODEOWNERS, files that agents obey).
+[gate]
+# `*` within a part of a path, `**` across parts; a name without `/` is protected everywhere.
+protected = []
+# protected = ["infra/**", "*.lock"]
+max_files = 300
+max_lines = 20000
+"#;
+
+/// Every key of the file: what a mistyped one may be meant to be.
+const KEYS: &[&str] = &[
+    "enabled",
+    "agent",
+    "model",
+    "image",
+    "answer_strangers",
+    "permissions",
+    "limits",
+    "gate",
+    "minutes",
+    "budget",
+    "runs",
+    "protected",
+    "max_files",
+    "max_lines",
+];
+
+/// The reader's message, with the known key that a wrong one resembles most.
+fn said(message: &str) -> String {
+    let message = message.replace('\n', " ");
+    let wrong = message.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`'));
+    let near = wrong.and_then(|(wrong, expected)| {
+        let wrong: String = wrong.chars().take(40).collect();
+        let here = KEYS.iter().filter(|key| expected.contains(&format!("`{key}`")));
+        here.map(|key| (super::command::distance(&wrong, key), *key))
+            .filter(|(slips, key)| *slips <= 2 && *slips < key.len() / 2)
+            .min()
+    });
+    match near {
+        Some((_, key)) => format!("{message}; did you mean `{key}`?"),
+        None => message,
+    }
+}
+
+/// The file as it is written: dollars instead of micros, names as text.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    enabled: Option<bool>,
+    agent: Option<toml::Spanned<String>>,
+    model: Option<toml::Spanned<String>>,
+    image: Option<toml::Spanned<String>>,
+    answer_strangers: Option<bool>,
+    permissions: BTreeMap<toml::Spanned<String>, toml::Spanned<String>>,
+    limits: FileLimits,
+    gate: FileGate,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct FileLimits {
+    minutes: Option<toml::Spanned<i64>>,
+    budget: Option<toml::Spanned<Dollars>>,
+    runs: Option<toml::Spanned<i64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct FileGate {
+    protected: Vec<toml::Spanned<String>>,
+    max_files: Option<toml::Spanned<i64>>,
+    max_lines: Option<toml::Spanned<i64>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum Dollars {
+    Whole(i64),
+    Part(f64),
+    Text(String),
+}
+
+/// Reads the file strictly.
+pub fn parse(text: &str) -> Result<RepoConfig, ConfigProblem> {
+    let at = |offset: usize| text.get(..offset).map_or(1, |before| before.matches('\n').count() + 1);
+    if text.len() > MAX_BYTES {
+        return Err(ConfigProblem { line: 1, problem: format!("is larger than {} KiB", MAX_BYTES / 1024) });
+    }
+    let file: File = toml::from_str(text).map_err(|error| ConfigProblem {
+        line: error.span().map_or(1, |span| at(span.start)),
+        problem: said(error.message()),
+    })?;
+    let wrong =
+        |span: std::ops::Range<usize>, problem: String| ConfigProblem { line: at(span.start), problem };
+    let mut config = RepoConfig {
+        enabled: file.enabled.unwrap_or(true),
+        answer_strangers: file.answer_strangers.unwrap_or(false),
+        ..RepoConfig::default()
+    };
+    for (key, value, slot) in [
+        ("agent", file.agent, &mut config.agent),
+        ("model", file.model, &mut config.model),
+        ("image", file.image, &mut config.image),
+    ] {
+        let Some(value) = value else { continue };
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':' | '@');
+        let text = value.get_ref();
+        if text.is_empty() || text.len() > 200 || text.starts_with('-') || !text.chars().all(plain) {
+            return Err(wrong(value.span(), format!("`{key}` is not a name I can use")));
+        }
+        *slot = Some(value.into_inner());
+    }
+    for (name, role) in file.permissions {
+        let span = name.span();
+        let verb =
+            super::command::VERBS.iter().find(|info| info.names.first() == Some(&name.get_ref().as_str()));
+        let Some(info) = verb else {
+            let near = super::command::did_you_mean(name.get_ref())
+                .and_then(|near| super::command::VERBS.iter().find(|info| info.names.contains(&near)))
+                .map(|info| info.verb.name());
+            let hint = near.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+            return Err(wrong(span, format!("there is no command `{}`{hint}", name.get_ref())));
+        };
+        let Some(wanted) = Role::parse(role.get_ref()) else {
+            let known = "read, triage, write, maintain or admin";
+            return Err(wrong(role.span(), format!("`{}` is not a role: use {known}", role.get_ref())));
+        };
+        let floor = if info.starts_run || info.verb == Verb::Cancel { Role::Triage } else { Role::Read };
+        if wanted < floor {
+            let problem =
+                format!("`{}` needs at least `{}`: it is not for everybody", name.get_ref(), floor.name());
+            return Err(wrong(role.span(), problem));
+        }
+        config.permissions.insert(info.verb, wanted);
+    }
+    let number =
+        |key: &str, value: Option<toml::Spanned<i64>>, range: std::ops::RangeInclusive<i64>| match value {
+            None => Ok(None),
+            Some(value) if range.contains(value.get_ref()) => Ok(Some(value.into_inner())),
+            Some(value) => {
+                let problem = format!("`{key}` must be from {} to {}", range.start(), range.end());
+                Err(wrong(value.span(), problem))
+            }
+        };
+    config.limits.minutes = number("limits.minutes", file.limits.minutes, 1..=1440)?;
+    config.limits.runs = number("limits.runs", file.limits.runs, 1..=100)?;
+    if let Some(budget) = file.limits.budget {
+        let text = match budget.get_ref() {
+            Dollars::Whole(whole) => whole.to_string(),
+            Dollars::Part(part) => format!("{part}"),
+            Dollars::Text(text) => text.clone(),
+        };
+        let micros = super::budget::parse_dollars(&text);
+        let problem =
+            || wrong(budget.span(), "`limits.budget` must be an amount in dollars, like 2.50".into());
+        config.limits.budget_micros = Some(micros.ok_or_else(problem)?);
+    }
+    if let Some(files) = number("gate.max_files", file.gate.max_files, 1..=10_000)? {
+        config.gate.max_files = files;
+    }
+    if let Some(lines) = number("gate.max_lines", file.gate.max_lines, 1..=1_000_000)? {
+        config.gate.max_lines = lines;
+    }
+    for glob in file.gate.protected {
+        let text = glob.get_ref();
+        if config.gate.protected.len() == MAX_PATTERNS {
+            return Err(wrong(
+                glob.span(),
+                format!("`gate.protected` has more than {MAX_PATTERNS} patterns"),
+            ));
+        }
+        let odd_part = |part: &str| part == ".." || (part.contains("**") && part != "**");
+        if text.trim().trim_matches('/').is_empty()
+            || text.starts_with('/')
+            || text.contains(|c: char| c == '\\' || c.is_control())
+            || text.split('/').any(odd_part)
+            || text.len() > MAX_PATTERN_BYTES
+        {
+            let problem = format!("`{text}` is not a path pattern: use paths from the root, `*` and `**`");
+            return Err(wrong(glob.span(), problem));
+        }
+        config.gate.protected.push(glob.into_inner());
+    }
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[track_caller]
+    fn refused(text: &str, line: usize, part: &str) {
+        let problem = parse(text).expect_err(text);
+        assert_eq!(problem.line, line, "{problem} of {text:?}");
+        assert!(problem.problem.contains(part), "{problem} of {text:?}");
+        assert!(!problem.problem.contains('\n'), "{problem:?}");
+    }
+
+    #[test]
+    fn the_example_is_the_default_and_so_is_an_empty_file() {
+        assert_eq!(parse(EXAMPLE), Ok(RepoConfig::default()));
+        assert_eq!(parse(""), Ok(RepoConfig::default()));
+        assert_eq!(parse("\u{feff}# a mark of an editor\n"), Ok(RepoConfig::default()));
+    }
+
+    #[test]
+    fn the_example_names_every_key_and_each_of_them_can_be_turned_on() {
+        for key in KEYS {
+            assert!(EXAMPLE.contains(&format!("{key} =")) || EXAMPLE.contains(&format!("[{key}]")), "{key}");
+        }
+        let on: String = EXAMPLE
+            .lines()
+            .filter(|line| *line != "protected = []")
+            .map(|line| match line.strip_prefix("# ") {
+                Some(code) if code.contains(" = ") => format!("{code}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        let config = parse(&on).unwrap();
+        assert_eq!(config.agent.as_deref(), Some("fixer"));
+        assert_eq!(config.model.as_deref(), Some("claude-sonnet-4-5"));
+        assert_eq!(config.image.as_deref(), Some("ghcr.io/octo/tools:1"));
+        assert_eq!(
+            config.permissions,
+            BTreeMap::from([(Verb::Fix, Role::Maintain), (Verb::Ask, Role::Triage)])
+        );
+        let limits = Limits { minutes: Some(30), budget_micros: Some(2_500_000), runs: Some(2) };
+        assert_eq!(config.limits, limits);
+        assert_eq!(config.gate.protected, ["infra/**", "*.lock"]);
+    }
+
+    #[test]
+    fn a_budget_is_a_number_or_a_text() {
+        for (written, micros) in [
+            ("2.5", 2_500_000),
+            ("3", 3_000_000),
+            ("\"0.42\"", 420_000),
+            ("\"$1\"", 1_000_000),
+            ("0.1", 100_000),
+        ] {
+            let config = parse(&format!("[limits]\nbudget = {written}")).unwrap();
+            assert_eq!(config.limits.budget_micros, Some(micros), "{written}");
+        }
+        for bad in ["0", "-1", "nan", "inf", "1e300", "0.0000001", "\"lots\"", "\"\"", "2000000"] {
+            refused(&format!("[limits]\nbudget = {bad}"), 2, "`limits.budget` must be an amount");
+        }
+        refused("[limits]\nbudget = true", 2, "");
+    }
+
+    #[test]
+    fn unknown_keys_name_their_line_and_the_key_that_is_meant() {
+        refused("enabled = true\nagnet = \"x\"", 2, "did you mean `agent`?");
+        refused("[limits]\n\nminuets = 3", 3, "did you mean `minutes`?");
+        refused("[gate]\nmax_fils = 3", 2, "did you mean `max_files`?");
+        refused("[permision]\nfix = \"write\"", 1, "did you mean `permissions`?");
+        refused("colour = 3", 1, "unknown field `colour`");
+        // Known elsewhere is not known here.
+        refused("minutes = 3", 1, "unknown field `minutes`");
+        refused("[limits]\nbudget_micros = 3", 2, "unknown field");
+        assert!(!parse("colour = 3").unwrap_err().problem.contains("did you mean"));
+    }
+
+    #[test]
+    fn a_permission_names_a_command_and_a_role_not_below_its_floor() {
+        refused("[permissions]\nfxi = \"write\"", 2, "did you mean `fix`?");
+        refused("[permissions]\nstpo = \"write\"", 2, "did you mean `cancel`?");
+        refused("[permissions]\ndeploy = \"write\"", 2, "there is no command `deploy`");
+        refused("[permissions]\nstop = \"write\"", 2, "there is no command `stop`");
+        refused("[permissions]\nfix = \"owner\"", 2, "`owner` is not a role");
+        refused("[permissions]\nfix = 3", 2, "");
+        for info in super::super::command::VERBS {
+            let with =
+                |role: &str| parse(&format!("[permissions]\n{} = \"{role}\"", quoted(info.verb.name())));
+            assert!(with("admin").is_ok() && with("triage").is_ok(), "{:?}", info.verb);
+            assert!(with("none").is_err(), "{:?}", info.verb);
+            let guarded = info.starts_run || info.verb == Verb::Cancel;
+            assert_eq!(with("read").is_err(), guarded, "{:?}", info.verb);
+        }
+    }
+
+    fn quoted(name: &str) -> String {
+        format!("\"{name}\"")
+    }
+
+    #[test]
+    fn numbers_stay_in_their_range() {
+        for (section, key, least, most) in [
+            ("limits", "minutes", 1, 1_440),
+            ("limits", "runs", 1, 100),
+            ("gate", "max_files", 1, 10_000),
+            ("gate", "max_lines", 1, 1_000_000),
+        ] {
+            let with = |value: i64| format!("[{section}]\n{key} = {value}");
+            assert!(parse(&with(least)).is_ok() && parse(&with(most)).is_ok(), "{key}");
+            for bad in [least - 1, most + 1, i64::MIN, i64::MAX] {
+                refused(&with(bad), 2, &format!("`{section}.{key}` must be from {least} to {most}"));
+            }
+            refused(&format!("[{section}]\n{key} = \"3\""), 2, "");
+        }
+    }
+
+    #[test]
+    fn names_and_patterns_are_plain() {
+        for key in ["agent", "model", "image"] {
+            for bad in ["", "-x", "a b", "a\\nb", "a;b", "$(x)", "ü", &"x".repeat(201)] {
+                refused(&format!("{key} = \"{bad}\""), 1, "is not a name I can use");
+            }
+            assert!(parse(&format!("{key} = \"registry.x/y-z_1:2@sha256:ab\"")).is_ok());
+        }
+        for bad in
+            ["", " ", "/", "/etc", "a\\\\b", "a/../b", "..", "a**", "a/**b/c", &"x".repeat(301), "a\\u0007"]
+        {
+            refused(&format!("[gate]\nprotected = [\"ok\",\n\"{bad}\"]"), 3, "is not a path pattern");
+        }
+        for good in ["infra", "infra/", "infra/**", "**/*.lock", "*.pem", "a/*/b", "Ünïcode/*", ".env*"] {
+            assert!(parse(&format!("[gate]\nprotected = [\"{good}\"]")).is_ok(), "{good}");
+        }
+        let many = vec!["\"a\""; MAX_PATTERNS + 1].join(",");
+        refused(&format!("[gate]\nprotected = [{many}]"), 2, "more than 200 patterns");
+    }
+
+    #[test]
+    fn what_is_no_toml_names_its_line() {
+        refused("enabled = true\nenabled = false", 2, "duplicate key");
+        refused("enabled = yes", 1, "");
+        refused("a\n", 1, "");
+        refused("enabled = true\n\n[limits\n", 3, "");
+        refused("enabled = \"yes\"", 1, "invalid type");
+        refused(&"#".repeat(MAX_BYTES + 1), 1, "is larger than 64 KiB");
+    }
+
+    #[test]
+    fn a_stored_configuration_reads_back() {
+        let config = parse("agent = \"a\"\n[permissions]\nfix = \"admin\"\n[limits]\nbudget = 1.25").unwrap();
+        let stored = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<RepoConfig>(&stored).unwrap(), config);
+    }
+
+    #[test]
+    fn arrays_that_nest_without_end_do_no_harm() {
+        let deep = format!("a = {}", "[".repeat(60_000));
+        assert!(parse(&deep).is_err());
+        assert!(parse(&format!("a = {}", "{a = ".repeat(10_000))).is_err());
+        assert!(parse(&format!("[{}]", vec!["a"; 20_000].join("."))).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in ".*", at: usize) {
+            let _ = parse(&text);
+            let mut broken = EXAMPLE.replace("# ", "");
+            let mut at = at % broken.len();
+            while !broken.is_char_boundary(at) { at -= 1; }
+            broken.insert_str(at, &text);
+            if let Err(problem) = parse(&broken) {
+                prop_assert!(problem.line >= 1 && problem.line <= broken.lines().count() + 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,682 @@
+//! Every text a user sees on the forge. Says what happened, why, and what to type next.
+
+use super::budget::dollars;
+use super::command::{CommandError, VERBS, Verb};
+use super::effect::{CheckConclusion, CheckStatus};
+use super::event::{SubjectKind, Surface};
+use super::ids::{BranchName, RunId};
+use super::plan::AgentFacts;
+use super::policy::{self, Role};
+use super::repo_config::{self, ConfigProblem, RepoConfig};
+use super::run::{FailureClass, Phase, Run, RunMode, RunState};
+use super::sanitize;
+use chrono::{DateTime, Utc};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+/// GitHub refuses comments above 65 536 characters (its API documentation); ours stay well below.
+pub const MAX_BODY_BYTES: usize = 60_000;
+
+/// Longest agent text inside a comment or pull request, bytes.
+const MAX_SUMMARY_BYTES: usize = 20_000;
+
+// ---------------------------------------------------------------- replies
+
+pub fn pong() -> String {
+    "🏓 Listening. `/zeblit help` lists what I can do here.".into()
+}
+
+pub fn command_error(error: &CommandError) -> String {
+    let hint = match error {
+        CommandError::UnknownVerb { did_you_mean: Some(verb), .. } => {
+            format!("Did you mean `/zeblit {verb}`?")
+        }
+        CommandError::UnknownFlag { did_you_mean: Some(flag), .. } => format!("Did you mean `--{flag}`?"),
+        // Most problems show an example themselves.
+        CommandError::BadArguments { verb, problem } if !problem.contains("/zeblit ") => VERBS
+            .iter()
+            .find(|info| info.names.contains(&verb.as_str()))
+            .map(|info| format!("Usage: `{}`.", info.usage))
+            .unwrap_or_default(),
+        _ => String::new(),
+    };
+    let text = sanitize::one_line(&error.to_string(), 300);
+    format!("😕 {text}. {hint} `/zeblit help` lists the commands.").replace(".  ", ". ")
+}
+
+pub fn no_permission(login: &str, role: Role, verb: Verb, needs: Role) -> String {
+    format!(
+        "🚫 {} has `{}` access; `{}` here needs `{}` (rule: `permissions.{}` in `{}`).",
+        sanitize::one_line(login, 60),
+        role.name(),
+        verb.name(),
+        needs.name(),
+        verb.name(),
+        repo_config::PATH
+    )
+}
+
+pub fn permission_unknown(login: &str) -> String {
+    format!(
+        "🚫 I could not find out what {} may do here: the forge did not answer for 15 minutes. Nothing was started. Please try the command again.",
+        sanitize::one_line(login, 60)
+    )
+}
+
+/// The forge answered, and its answer makes no sense: asking again would not help.
+pub fn unreadable_answer() -> String {
+    "🚫 I could not find out what is allowed here: an answer of the forge made no sense to me. Nothing was started. Please try the command again; when it stays so, the operator of this server finds more in its log.".into()
+}
+
+pub fn broken_config(problem: &ConfigProblem) -> String {
+    format!(
+        "😕 The configuration of this repository cannot be read, so I start nothing.\n\n```\n{}\n```\nMend it on the default branch, then type the command again.",
+        problem.to_string().replace("```", "'''")
+    )
+}
+
+pub fn broken_agents(problem: &str) -> String {
+    format!(
+        "😕 The agents of this repository (`.github/zeblit/`) cannot be read, so I start nothing.\n\n```\n{}\n```\nMend them on the default branch, then type the command again.",
+        problem.replace("```", "'''")
+    )
+}
+
+pub fn rate_limited(login: &str, limit: i64) -> String {
+    format!(
+        "🚫 {} has started {limit} runs within the last hour, which is the limit of this server. Please try again later.",
+        sanitize::one_line(login, 60)
+    )
+}
+
+pub fn no_previous(verb: Verb) -> String {
+    format!("😕 There is no earlier run here to {}. `/zeblit fix` starts one.", verb.name())
+}
+
+pub fn unknown_agent(name: &str, agents: &BTreeMap<String, AgentFacts>, recipes: bool) -> String {
+    let known: Vec<String> = agents
+        .iter()
+        .filter(|(_, facts)| !recipes || facts.is_recipe)
+        .map(|(name, _)| format!("`{name}`"))
+        .collect();
+    let what = if recipes { "recipe" } else { "agent" };
+    format!("😕 There is no {what} `{}` here. There are: {}.", sanitize::one_line(name, 60), known.join(", "))
+}
+
+pub fn not_a_recipe(name: &str) -> String {
+    format!("😕 `{name}` is an agent, not a recipe. Use `/zeblit fix --agent {name} …`.")
+}
+
+pub fn fork_is_read_only(verb: Verb) -> String {
+    format!(
+        "🚫 This pull request comes from a fork: I do not run its code and cannot push to it, so `{}` is not possible. `/zeblit review` and `/zeblit ask` are.",
+        verb.name()
+    )
+}
+
+pub fn pull_is_closed(number: i64) -> String {
+    format!("😕 #{number} is closed. Reopen it, then type the command again.")
+}
+
+pub fn image_not_allowed(image: &str) -> String {
+    format!(
+        "🚫 The image `{}` (key `image` in `{}`) is not on this server's allow-list. Ask its operator to add it to `sandbox.allowed_images`.",
+        sanitize::one_line(image, 120),
+        repo_config::PATH
+    )
+}
+
+pub fn budget_too_high(asked: i64, most: i64) -> String {
+    format!("🚫 A budget of {} is more than a run may have here ({}).", dollars(asked), dollars(most))
+}
+
+pub fn base_on_pull() -> String {
+    "😕 `--base` has no meaning on a pull request: its base is fixed.".into()
+}
+
+pub fn odd_branch(name: &str) -> String {
+    format!("😕 `{}` is not a branch name I can work with.", sanitize::one_line(name, 80).replace('`', "'"))
+}
+
+pub fn head_is_default(branch: &BranchName) -> String {
+    format!(
+        "🚫 The head of this pull request is `{branch}`, a branch I never push to. `/zeblit review` works."
+    )
+}
+
+pub fn no_such_base(name: &str) -> String {
+    format!("😕 There is no branch `{}` here.", sanitize::one_line(name, 80).replace('`', "'"))
+}
+
+pub fn nothing_to_cancel() -> String {
+    "👍 Nothing is running or queued here.".into()
+}
+
+pub fn cancelling(runs: &[RunId]) -> String {
+    let ids: Vec<String> = runs.iter().map(|run| format!("`{}`", run.short())).collect();
+    format!("🛑 Stopping {}. Partial work is kept.", ids.join(", "))
+}
+
+pub fn status(runs: &[Run], paused: Option<&str>, now: DateTime<Utc>) -> String {
+    let mut text = String::new();
+    if let Some(why) = paused {
+        let _ = writeln!(text, "⏸ This server is paused: {}\n", sanitize::one_line(why, 200));
+    }
+    if runs.is_empty() {
+        text.push_str("No run was asked for here yet. `/zeblit help` shows how.");
+        return text;
+    }
+    text.push_str("| Run | Asked by | What | State | Time | Cost |\n|---|---|---|---|---|---|\n");
+    for run in runs.iter().rev().take(10) {
+        let _ = writeln!(
+            text,
+            "| `{}` | {} | {} | {}{} | {} | {} |",
+            run.id.short(),
+            sanitize::one_line(&run.spec.requester.login, 40),
+            run.spec.verb.name(),
+            state_words(run),
+            run.progress
+                .position
+                .filter(|_| run.state == RunState::Queued)
+                .map_or(String::new(), |p| format!(", position {p}")),
+            elapsed(run, now),
+            dollars(run.progress.cost_micros),
+        );
+    }
+    text
+}
+
+pub fn help(
+    config: &RepoConfig,
+    agents: &BTreeMap<String, AgentFacts>,
+    problem: Option<&ConfigProblem>,
+    agents_problem: Option<&str>,
+) -> String {
+    let mut text = String::from(
+        "I am a bot. A command stands at the start of a line of a comment:\n\n| Command | What it does | Who may use it here |\n|---|---|---|\n",
+    );
+    for info in VERBS {
+        let usage = info.usage.replace('|', "\\|");
+        let _ = writeln!(
+            text,
+            "| `{usage}` | {} | {} and above |",
+            info.about,
+            policy::required_role(info.verb, config).name()
+        );
+    }
+    text.push_str("\nFlags: `--agent NAME`, `--model NAME`, `--base BRANCH`, `--budget DOLLARS`.\n");
+    for (title, recipe) in [("Agents", false), ("Recipes", true)] {
+        let list: Vec<String> = agents
+            .iter()
+            .filter(|(_, facts)| facts.is_recipe == recipe)
+            .map(|(name, facts)| format!("- `{name}`: {}", sanitize::one_line(&facts.description, 160)))
+            .collect();
+        if !list.is_empty() {
+            let _ = write!(text, "\n{title}:\n\n{}\n", list.join("\n"));
+        }
+    }
+    let _ = write!(text, "\nThis repository's rules stand in `{}` on its default branch.", repo_config::PATH);
+    if let Some(problem) = problem {
+        let _ = write!(text, " ⚠️ It cannot be read now: {}.", sanitize::one_line(&problem.to_string(), 300));
+    }
+    if let Some(problem) = agents_problem {
+        let problem = sanitize::for_comment(&sanitize::one_line(problem, 300), 600);
+        let _ = write!(text, " ⚠️ Its own agents cannot be read now: {problem}.");
+    }
+    text
+}
+
+// ---------------------------------------------------------------- the run
+
+/// Links and names that the texts of a run need and that the run does not hold.
+#[derive(Debug, Clone, Default)]
+pub struct RunLinks {
+    /// The run page; `None` when pages are off.
+    pub run_page: Option<String>,
+    /// Where the repository is seen, e.g. `https://github.com/owner/name`.
+    pub repo_url: String,
+    /// Set while the operator paused everything.
+    pub paused: Option<String>,
+    /// `name <address>` of the requester, for the `Co-authored-by` trailer.
+    pub co_author: String,
+}
+
+fn state_words(run: &Run) -> &'static str {
+    match run.state {
+        RunState::Queued => "⏳ queued",
+        RunState::Preparing => "🔧 preparing",
+        RunState::Running => "🏃 running",
+        RunState::Collecting => "📦 collecting",
+        RunState::Publishing => "🔎 checking and pushing",
+        RunState::Reporting => "🚚 opening the pull request",
+        RunState::Succeeded => "✅ done",
+        RunState::Nothing => "👍 nothing to do",
+        RunState::Failed => "❌ failed",
+        RunState::Cancelled => "🛑 cancelled",
+    }
+}
+
+fn elapsed(run: &Run, now: DateTime<Utc>) -> String {
+    let Some(start) = run.started_at else { return "–".into() };
+    let seconds = (run.finished_at.unwrap_or(now) - start).num_seconds().max(0);
+    if seconds < 60 { format!("{seconds}s") } else { format!("{}m{:02}s", seconds / 60, seconds % 60) }
+}
+
+/// Names of the checklist's lines, in order, as far as they apply to the run.
+pub fn phases(run: &Run) -> Vec<(Phase, &'static str)> {
+    let mut list = vec![
+        (Phase::Queue, "queue"),
+        (Phase::Clone, "clone"),
+        (Phase::Sandbox, "container"),
+        (Phase::Agent, "agent"),
+    ];
+    if run.spec.mode == RunMode::Change {
+        list.push((Phase::Check, "check the changes"));
+        list.push((Phase::Push, "push"));
+        if run.spec.pull.is_none() {
+            list.push((Phase::Pull, "pull request"));
+        }
+    }
+    list
+}
+
+/// The phase a run is in, or ended in.
+pub fn current_phase(run: &Run) -> Phase {
+    match run.state {
+        RunState::Queued => Phase::Queue,
+        RunState::Preparing => {
+            run.progress.phase.filter(|phase| *phase > Phase::Queue).unwrap_or(Phase::Clone)
+        }
+        RunState::Reporting => Phase::Pull,
+        _ => run.progress.phase.unwrap_or(Phase::Queue),
+    }
+}
+
+fn checklist(run: &Run) -> String {
+    let current = run.outcome.step.unwrap_or_else(|| current_phase(run));
+    let mut text = String::new();
+    for (phase, name) in phases(run) {
+        let (mark, note) = match run.state {
+            RunState::Succeeded => ("x", ""),
+            RunState::Nothing if phase <= Phase::Agent => ("x", ""),
+            _ if phase < current => ("x", ""),
+            RunState::Failed | RunState::Cancelled if phase == current => (" ", " ← stopped here"),
+            state if phase == current && !state.is_terminal() => (" ", " ←"),
+            _ => (" ", ""),
+        };
+        let _ = writeln!(text, "- [{mark}] {name}{note}");
+    }
+    text
+}
+
+/// `$0.42 of $5.00` for agents with a model, nothing for recipes that spend nothing.
+fn money(run: &Run) -> String {
+    if run.progress.cost_micros == 0 && run.progress.tokens == 0 {
+        return String::new();
+    }
+    format!(" · {} of {}", dollars(run.progress.cost_micros), dollars(run.spec.budget_micros))
+}
+
+/// The first line of the sticky comment, and the title of the check.
+pub fn headline(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
+    let outcome = &run.outcome;
+    match run.state {
+        RunState::Queued => {
+            let mut line = String::from("⏳ Queued");
+            if let Some(position) = run.progress.position {
+                let _ = write!(line, " · position {position}");
+            }
+            if let Some(holder) = &run.progress.waits_for {
+                let _ = write!(line, " · waits for run `{}` on the same branch", holder.short());
+            }
+            if links.paused.is_some() {
+                line.push_str(" · the server is paused by its operator");
+            }
+            line
+        }
+        RunState::Succeeded => match (outcome.pull_number, run.spec.mode) {
+            (Some(number), RunMode::Change) if run.spec.pull.is_none() => {
+                let kind = if outcome.no_draft { "Pull request" } else { "Draft pull request" };
+                format!("✅ {kind} #{number} · {}", elapsed(run, now))
+            }
+            (_, RunMode::Change) => format!(
+                "✅ Pushed {} to `{}` · {}",
+                plural(outcome.commits, "commit"),
+                outcome.branch.as_ref().map_or("", BranchName::as_str),
+                elapsed(run, now)
+            ),
+            (_, RunMode::ReadOnly) if in_thread(run) => {
+                format!("✅ Answered in the review thread · {}", elapsed(run, now))
+            }
+            (_, RunMode::ReadOnly) => format!("✅ Answered below · {}", elapsed(run, now)),
+        },
+        RunState::Nothing => format!("👍 Nothing to change · {}", elapsed(run, now)),
+        RunState::Failed => format!(
+            "❌ Failed: {} at step \"{}\" · {}",
+            outcome.class.map_or("internal", FailureClass::name),
+            phase_name(outcome.step),
+            elapsed(run, now)
+        ),
+        RunState::Cancelled if run.started_at.is_none() => "🛑 Cancelled before it started".into(),
+        RunState::Cancelled => format!("🛑 Cancelled · {}", elapsed(run, now)),
+        _ => format!("{} · {}", capitalise(state_words(run)), elapsed(run, now)),
+    }
+}
+
+/// The command stands in a review thread.
+fn in_thread(run: &Run) -> bool {
+    run.spec.origin.as_ref().is_some_and(|origin| matches!(origin.surface, Surface::ReviewComment { .. }))
+}
+
+fn capitalise(text: &str) -> String {
+    let mut done = false;
+    text.chars()
+        .map(|c| {
+            if !done && c.is_ascii_alphabetic() {
+                done = true;
+                c.to_ascii_uppercase()
+            } else {
+                c
+            }
+        })
+        .collect()
+}
+
+fn phase_name(step: Option<Phase>) -> &'static str {
+    match step.unwrap_or(Phase::Queue) {
+        Phase::Queue => "queue",
+        Phase::Clone => "clone",
+        Phase::Sandbox => "container",
+        Phase::Agent => "agent",
+        Phase::Check => "check the changes",
+        Phase::Push => "push",
+        Phase::Pull => "pull request",
+    }
+}
+
+fn plural(count: i64, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
+/// The sticky comment, without its marker.
+pub fn sticky(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
+    let mut text = format!("**{}**\n\n", headline(run, links, now));
+    match run.state {
+        RunState::Failed | RunState::Cancelled => {
+            text.push_str(&ending(run));
+            let said = matches!(
+                run.outcome.class,
+                Some(FailureClass::Agent | FailureClass::Timeout | FailureClass::OutOfMemory)
+            );
+            if said && !run.outcome.summary.is_empty() {
+                text.push_str("What the agent said last:\n\n");
+                summary(&mut text, run);
+            }
+        }
+        RunState::Nothing => {
+            text.push_str(if run.spec.pull.is_some() {
+                "The agent ended without changing anything, so nothing was pushed.\n\n"
+            } else {
+                "The agent ended without changing anything, so there is no branch and no pull request.\n\n"
+            });
+            summary(&mut text, run);
+        }
+        RunState::Succeeded => {
+            if run.spec.mode == RunMode::Change {
+                if let (Some(number), Some(url)) = (run.outcome.pull_number, &run.outcome.pull_url)
+                    && run.spec.pull.is_none()
+                {
+                    let _ = write!(text, "[#{number}]({url}) · ");
+                }
+                let _ = writeln!(
+                    text,
+                    "{} · {}, +{} −{}\n",
+                    plural(run.outcome.commits, "commit"),
+                    plural(run.outcome.files, "file"),
+                    run.outcome.added_lines,
+                    run.outcome.removed_lines
+                );
+                summary(&mut text, run);
+            }
+        }
+        _ => {
+            text.push_str(&checklist(run));
+            text.push('\n');
+            if run.state == RunState::Running && !run.progress.last.is_empty() {
+                let _ = writeln!(text, "> {}\n", run.progress.last);
+            }
+        }
+    }
+    for note in &run.outcome.notes {
+        let _ = writeln!(text, "> ℹ️ {note}\n");
+    }
+    let mut foot = vec![format!("`{}`", run.spec.agent)];
+    let spent = money(run);
+    if !spent.is_empty() {
+        foot.push(spent.trim_start_matches(" · ").to_owned());
+    }
+    if let Some(page) = &links.run_page {
+        let name = if run.state.is_terminal() { "log" } else { "live log" };
+        foot.push(format!("[{name}]({page})"));
+    }
+    if !run.state.is_terminal() {
+        foot.push("stop it: `/zeblit cancel`".into());
+    }
+    let _ = write!(
+        text,
+        "<sub>run `{}` for {} · {}</sub>",
+        run.id.short(),
+        sanitize::one_line(&run.spec.requester.login, 60),
+        foot.join(" · ")
+    );
+    cap(text)
+}
+
+fn summary(text: &mut String, run: &Run) {
+    if !run.outcome.summary.is_empty() {
+        let _ = writeln!(text, "{}\n", sanitize::for_comment(&run.outcome.summary, MAX_SUMMARY_BYTES));
+    }
+}
+
+/// The run was cancelled because its issue or pull request was closed: then the reason is no person's name.
+pub fn subject_was_closed(run: &Run) -> bool {
+    run.cancel_requested.as_deref().is_some_and(|by| by.starts_with('#'))
+}
+
+/// Why it ended and what to type next.
+fn ending(run: &Run) -> String {
+    let outcome = &run.outcome;
+    let mut text = String::new();
+    if !outcome.reason.is_empty() {
+        let _ = writeln!(text, "{}\n", outcome.reason);
+    }
+    let kept = outcome.branch.as_ref().filter(|_| outcome.commits > 0 && outcome.head.is_some());
+    if let Some(branch) = kept {
+        let what = if outcome.step == Some(Phase::Pull) { "The work" } else { "Partial work" };
+        let _ = writeln!(text, "{what} is on `{branch}` ({}).\n", plural(outcome.commits, "commit"));
+    }
+    let next = match (run.state, outcome.class) {
+        (RunState::Cancelled, _) if subject_was_closed(run) => {
+            "That ended its task, too. When it is open again, `/zeblit fix` begins a new one."
+        }
+        (RunState::Cancelled, _) => {
+            "`/zeblit continue` goes on from here, `/zeblit retry` asks for the same again."
+        }
+        (_, Some(FailureClass::Timeout)) => "`/zeblit continue` goes on from where it stopped.",
+        (_, Some(FailureClass::Budget)) => "`/zeblit continue --budget DOLLARS` goes on with more money.",
+        (_, Some(FailureClass::Gate)) => {
+            "`/zeblit retry` starts it again; say what to leave out, e.g. `/zeblit continue leave the workflow files alone`."
+        }
+        (_, Some(FailureClass::Conflict)) => "`/zeblit retry` starts again from the new head.",
+        (_, Some(FailureClass::Auth | FailureClass::Sandbox | FailureClass::Model)) => {
+            "This is for the operator of the server (`zeblit doctor` names the fix); then `/zeblit retry`."
+        }
+        (_, Some(FailureClass::Config)) => "Mend the configuration, then `/zeblit retry`.",
+        (_, Some(FailureClass::Forge)) => {
+            "Mend what the forge objects to (rules of the branch, permissions of the App), then `/zeblit retry`."
+        }
+        _ if kept.is_some() => {
+            "`/zeblit continue` goes on from there, `/zeblit retry --agent NAME` tries another agent."
+        }
+        _ => "`/zeblit retry` starts it again, `/zeblit retry --agent NAME` with another agent.",
+    };
+    let _ = writeln!(text, "{next}\n");
+    text
+}
+
+/// A separate short comment when a human must act; `None` when the sticky says enough.
+pub fn final_comment(run: &Run) -> Option<String> {
+    match run.state {
+        RunState::Succeeded if run.spec.mode == RunMode::ReadOnly => {
+            let answer = sanitize::for_comment(&run.outcome.summary, MAX_BODY_BYTES - 2_000);
+            let answer = if answer.trim().is_empty() {
+                "The agent ended without an answer.".to_owned()
+            } else {
+                answer
+            };
+            let place = match run.spec.origin.as_ref().map(|origin| &origin.surface) {
+                Some(Surface::ReviewComment { path, line: Some(line), .. }) => {
+                    // A blank line: the answer may begin with a fence or a list.
+                    format!("On `{}:{line}`:\n\n", sanitize::one_line(path, 200).replace('`', "'"))
+                }
+                _ => String::new(),
+            };
+            Some(cap(format!(
+                "{place}{answer}\n\n<sub>`{}` answered {}'s `{}` · run `{}`{}</sub>",
+                run.spec.agent,
+                sanitize::one_line(&run.spec.requester.login, 60),
+                run.spec.verb.name(),
+                run.id.short(),
+                money(run)
+            )))
+        }
+        RunState::Failed => Some(cap(format!(
+            "❌ @{}, run `{}` failed ({}).\n\n{}",
+            run.spec.requester.login,
+            run.id.short(),
+            run.outcome.class.map_or("internal", FailureClass::name),
+            ending(run)
+        ))),
+        _ => None,
+    }
+}
+
+/// The short reply in a review thread that points to the sticky comment. `None`: the answer stands there itself.
+pub fn thread_pointer(run: &Run, sticky_url: &str) -> Option<String> {
+    match run.state {
+        RunState::Succeeded if run.spec.mode == RunMode::ReadOnly => None,
+        state if state.is_terminal() => Some(format!("The result is in [this comment]({sticky_url}).")),
+        _ => Some(format!("👀 On it: progress and result are in [this comment]({sticky_url}).")),
+    }
+}
+
+/// Status, conclusion and title of the check run.
+pub fn check_state(run: &Run) -> (CheckStatus, Option<CheckConclusion>) {
+    match run.state {
+        RunState::Queued => (CheckStatus::Queued, None),
+        RunState::Preparing
+        | RunState::Running
+        | RunState::Collecting
+        | RunState::Publishing
+        | RunState::Reporting => (CheckStatus::InProgress, None),
+        RunState::Succeeded => (CheckStatus::Completed, Some(CheckConclusion::Success)),
+        RunState::Nothing => (CheckStatus::Completed, Some(CheckConclusion::Neutral)),
+        RunState::Cancelled => (CheckStatus::Completed, Some(CheckConclusion::Cancelled)),
+        RunState::Failed => match run.outcome.class {
+            Some(FailureClass::Timeout) => (CheckStatus::Completed, Some(CheckConclusion::TimedOut)),
+            _ => (CheckStatus::Completed, Some(CheckConclusion::Failure)),
+        },
+    }
+}
+
+/// The summary text of the check run.
+pub fn check_summary(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
+    let mut text = format!("{}\n\n{}", headline(run, links, now), checklist(run));
+    if matches!(run.state, RunState::Failed | RunState::Cancelled) {
+        let _ = write!(text, "\n{}", ending(run));
+    }
+    let _ = write!(
+        text,
+        "\nAgent `{}` · {} tool calls · {} tokens · {}",
+        run.spec.agent,
+        run.progress.tool_calls,
+        run.progress.tokens,
+        dollars(run.progress.cost_micros)
+    );
+    cap(text)
+}
+
+/// Title of the pull request: the subject's, one line. It becomes a commit message when somebody squashes.
+pub fn pull_title(run: &Run) -> String {
+    let title = sanitize::for_commit(&sanitize::one_line(&run.spec.subject.title, 200));
+    let title = title.trim();
+    if title.is_empty() { format!("Changes for #{}", run.spec.subject.number) } else { title.to_owned() }
+}
+
+/// Body of the pull request, without its marker: after the repository's template, written by the server.
+pub fn pull_body(run: &Run, links: &RunLinks, template: Option<&str>) -> String {
+    let number = run.spec.subject.number;
+    let closing = if run.spec.subject.kind == SubjectKind::Issue {
+        format!("Fixes #{number}")
+    } else {
+        format!("Refs #{number}")
+    };
+    let mut text = format!("{closing}\n\n");
+    if !run.outcome.summary.is_empty() {
+        let _ = writeln!(
+            text,
+            "## What and why\n\n{}\n",
+            sanitize::for_comment(&run.outcome.summary, MAX_SUMMARY_BYTES)
+        );
+    }
+    if let Some(template) = template.map(str::trim).filter(|template| !template.is_empty()) {
+        // The template is the repository's own text from its default branch: kept as it is.
+        let template: String = template.chars().take(10_000).collect();
+        let _ = writeln!(text, "{template}\n");
+    }
+    let _ = writeln!(
+        text,
+        "---\n\n| | |\n|---|---|\n| Requested by | @{} in [{}#{number}]({}) |\n| Agent | `{}`{} |\n| Changes | {}, {}, +{} −{} |\n| Cost | {} ({} tokens) |",
+        run.spec.requester.login,
+        run.repo.name,
+        run.spec.origin.as_ref().map_or(run.spec.subject.url.as_str(), |origin| origin.url.as_str()),
+        run.spec.agent,
+        run.spec
+            .model
+            .as_ref()
+            .map_or(String::new(), |model| format!(", model `{}`", sanitize::one_line(model, 80))),
+        plural(run.outcome.commits, "commit"),
+        plural(run.outcome.files, "file"),
+        run.outcome.added_lines,
+        run.outcome.removed_lines,
+        dollars(run.progress.cost_micros),
+        run.progress.tokens,
+    );
+    if let Some(page) = &links.run_page {
+        let _ = writeln!(text, "| Run | [`{}`]({page}) |", run.id.short());
+    }
+    text.push_str("\n<sub>Written by a bot and not yet reviewed by a human. `/zeblit` commands work in this pull request too: `/zeblit fix …`, `/zeblit review`, `/zeblit help`.</sub>\n\n");
+    let _ = write!(text, "Co-authored-by: {}\nZeblit-Run: {}", links.co_author, run.id);
+    cap(text)
+}
+
+/// The commit message of what an agent left uncommitted.
+pub fn commit_message(run: &Run) -> String {
+    let title = sanitize::one_line(&run.spec.subject.title, 60);
+    format!(
+        "{}\n\nRefs #{}",
+        if title.trim().is_empty() { "Apply changes" } else { title.trim() },
+        run.spec.subject.number
+    )
+}
+
+fn cap(text: String) -> String {
+    if text.len() <= MAX_BODY_BYTES {
+        return text;
+    }
+    let mut end = MAX_BODY_BYTES;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}\n\n… (cut)", text.get(..end).unwrap_or(""))
+}

@@ -1,0 +1,1010 @@
+//! Claims due runs and moves each from state to state. No step waits for an agent to end: it starts,
+//! polls or adopts, so that a restart and a test both just step again.
+
+use super::report::{self, Urgency};
+use super::{EngineError, ingest, publish};
+use crate::agent::adapter::{self, BRIDGE_PORT, LaunchContext, MASKED_PATHS};
+use crate::agent::prompt::{self, Message, PromptContext};
+use crate::agent::{AdapterKind, AgentEvent, AgentSpec};
+use crate::app::App;
+use crate::broker::{Allowance, BrokerError, Listener};
+use crate::clock::IdKind;
+use crate::domain::ids::{BranchName, RunId, Sha, SlotId};
+use crate::domain::run::{AgentEnd, Attempt, FailureClass, LogKind, LogLine, Phase, Run, RunInput, RunState};
+use crate::domain::{sanitize, wording};
+use crate::git::{Access, GitError, Workspace, WorkspaceSpec};
+use crate::queue::Topic;
+use crate::remote::{GitPermission, RemoteError, Retry};
+use crate::sandbox::{CollectJob, Duty, Job, Limits, LineSource, Polled, SandboxSpec, Status};
+use crate::store::runs::Caps;
+use crate::store::{self, StoreError};
+use chrono::{DateTime, Utc};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How long a claim is good without a heartbeat.
+pub const LEASE: Duration = Duration::from_secs(60);
+
+/// Between two heartbeats of a live run; also how fast a cancel is seen.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// A run that lost its worker this often before its agent ended is given up.
+const MAX_ATTEMPTS: i64 = 3;
+
+/// One poll of a container waits at most this long for news.
+const POLL: Duration = Duration::from_millis(500);
+
+/// A collector has to commit and bundle; it may not take longer.
+const COLLECT_SECONDS: i64 = 120;
+
+/// A step that the forge did not answer is tried this often in all.
+const MAX_TROUBLES: u32 = 5;
+
+/// A forge that wants to be left alone for longer than this fails the run: it can be retried then.
+const LONGEST_TROUBLE: Duration = Duration::from_secs(120);
+
+/// Result text that is kept of an agent, bytes.
+const MAX_RESULT_BYTES: usize = 16 * 1024;
+
+/// What a recipe prints after this line is its summary, in Markdown; without it, the end of its output is shown.
+const SUMMARY_LINE: &str = "--- summary ---";
+
+/// Comments of the conversation that go into a prompt, newest.
+const MAX_MESSAGES: usize = 50;
+
+/// What this process holds for its live runs: sockets and clocks. Lost in a crash, made again on adoption.
+#[derive(Debug, Default)]
+pub struct Live {
+    runs: Mutex<HashMap<RunId, Holding>>,
+}
+
+#[derive(Debug)]
+struct Holding {
+    #[expect(dead_code, reason = "held for its drop: the socket closes with it")]
+    broker: Option<Listener>,
+    reported_at: DateTime<Utc>,
+}
+
+impl Live {
+    fn hold(&self, run: &RunId, broker: Option<Listener>, now: DateTime<Utc>) {
+        let holding = Holding { broker, reported_at: now };
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner).insert(run.clone(), holding);
+    }
+
+    /// Whether this process works on the run's agent.
+    pub fn is_held(&self, run: &RunId) -> bool {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner).contains_key(run)
+    }
+
+    fn release(&self, run: &RunId) {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
+    }
+
+    /// Whether a progress report is due; if so, the clock starts again.
+    fn report_is_due(&self, run: &RunId, now: DateTime<Utc>, every: chrono::Duration) -> bool {
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        match runs.get_mut(run) {
+            Some(holding) if now - holding.reported_at >= every => {
+                holding.reported_at = now;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Whether a run wants another step, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Again,
+    /// Nothing new: the agent runs.
+    Idle,
+    /// Something outside is in the way; the same step again after this time.
+    Wait(Duration),
+    /// No worker is needed any more.
+    Done,
+}
+
+/// Claims runs while there is room, and gives each to its own task until `stop`.
+/// On `stop` nothing is claimed and tasks end between two steps; containers go on for adoption.
+pub async fn work(app: &Arc<App>, stop: &CancellationToken) {
+    let mut workers = JoinSet::new();
+    loop {
+        if stop.is_cancelled() {
+            break;
+        }
+        match claim(app).await {
+            Ok(Some(run)) => {
+                let (app, stop) = (Arc::clone(app), stop.clone());
+                workers.spawn(async move { drive(&app, run, &stop).await });
+                continue;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::error!(error = %error, "claiming failed");
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+        }
+        let due = store::runs::next_due(&app.store).await.ok().flatten();
+        tokio::select! {
+            () = super::nap(app, Topic::Runs, due.filter(|due| *due > app.clock.now())) => {}
+            Some(_) = workers.join_next(), if !workers.is_empty() => {}
+            () = stop.cancelled() => break,
+        }
+    }
+    while workers.join_next().await.is_some() {}
+}
+
+/// Claims the next due run, unless the operator paused everything.
+pub async fn claim(app: &App) -> Result<Option<Run>, EngineError> {
+    let limits = &app.config.limits;
+    // Runs that are live already must go on while paused: only their lease is taken over.
+    let paused = store::settings::get(&app.store, store::settings::PAUSED).await?.is_some();
+    let caps = if paused {
+        Caps { global: 0, per_repo: 0, per_user: 0 }
+    } else {
+        Caps { global: limits.runs, per_repo: limits.runs_per_repo, per_user: limits.runs_per_user }
+    };
+    Ok(store::runs::claim(&app.store, &app.boot, app.clock.now(), LEASE, caps).await?)
+}
+
+/// Steps one claimed run until it needs no worker, its lease is lost, or `stop`.
+pub async fn drive(app: &App, mut run: Run, stop: &CancellationToken) {
+    let mut beat = app.clock.now();
+    let mut troubles = 0;
+    while !stop.is_cancelled() {
+        let now = app.clock.now();
+        if (now - beat).to_std().unwrap_or_default() >= HEARTBEAT {
+            beat = now;
+            match store::runs::heartbeat(&app.store, &run.id, run.fence, now + LEASE).await {
+                Ok(cancel) => run.cancel_requested = cancel,
+                Err(StoreError::Fenced { .. }) => {
+                    tracing::warn!(run.id = %run.id, "somebody else has this run now");
+                    break;
+                }
+                Err(error) => tracing::error!(run.id = %run.id, error = %error, "heartbeat failed"),
+            }
+        }
+        match advance(app, &mut run, POLL, &mut troubles).await {
+            Ok(Step::Again | Step::Idle) => {}
+            Ok(Step::Wait(pause)) => tokio::time::sleep(pause).await,
+            Ok(Step::Done) => break,
+            Err(error) => {
+                tracing::error!(run.id = %run.id, error = %error, "the run is let go");
+                break;
+            }
+        }
+    }
+    app.live.release(&run.id);
+    app.wakeup.notify(Topic::Runs);
+}
+
+/// One step, and what an error means: a passing trouble of the forge or the database waits, everything
+/// else ends the run with a reason. An error here means that the run is not ours any more.
+pub async fn advance(
+    app: &App,
+    run: &mut Run,
+    patience: Duration,
+    troubles: &mut u32,
+) -> Result<Step, EngineError> {
+    let error = match step(app, run, patience).await {
+        Ok(step) => {
+            *troubles = 0;
+            return Ok(step);
+        }
+        Err(EngineError::Store(StoreError::Fenced { run })) => {
+            return Err(EngineError::Store(StoreError::Fenced { run }));
+        }
+        Err(error) => error,
+    };
+    *troubles += 1;
+    let pause = match &error {
+        EngineError::Store(_) => Some(Duration::from_secs(1)),
+        // A clone can be made again; a push is tried again where it is made, with a look at the branch.
+        EngineError::Git(GitError::Unavailable { .. })
+            if run.state == RunState::Preparing && *troubles <= MAX_TROUBLES =>
+        {
+            Some(Duration::from_secs(5))
+        }
+        EngineError::Remote(remote) => match remote.retry() {
+            Retry::After(pause) if pause <= LONGEST_TROUBLE && *troubles <= MAX_TROUBLES => Some(pause),
+            _ => None,
+        },
+        _ => None,
+    };
+    match pause {
+        Some(pause) => {
+            tracing::warn!(run.id = %run.id, error = %error, "the step is tried again");
+            Ok(Step::Wait(pause))
+        }
+        None => {
+            fail_on(app, run, &error).await?;
+            Ok(Step::Done)
+        }
+    }
+}
+
+/// One step of a claimed run. Waits for news of a running agent for at most `patience`.
+#[tracing::instrument(skip_all, fields(run.id = %run.id, state = run.state.as_str()))]
+pub async fn step(app: &App, run: &mut Run, patience: Duration) -> Result<Step, EngineError> {
+    // It may have been renamed, or transferred to where only another installation may write.
+    if let Some(repo) = store::runs::repo_of(&app.store, &run.id).await? {
+        run.repo = repo;
+    }
+    match run.state {
+        RunState::Preparing => prepare(app, run).await,
+        RunState::Running => watch(app, run, patience).await,
+        RunState::Collecting => collect(app, run).await,
+        RunState::Publishing => publish::publish(app, run).await,
+        RunState::Queued
+        | RunState::Reporting
+        | RunState::Succeeded
+        | RunState::Nothing
+        | RunState::Failed
+        | RunState::Cancelled => Ok(Step::Done),
+    }
+}
+
+/// Stores the run as it is, with its report, in one transaction.
+pub(super) async fn save(app: &App, run: &Run, urgency: Urgency) -> Result<(), EngineError> {
+    let mut tx = app.store.write_tx().await?;
+    store::runs::save(&mut tx, run).await?;
+    report::report(app, &mut tx, run, urgency).await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Effects);
+    app.wakeup.notify(Topic::Logs);
+    Ok(())
+}
+
+async fn phase(app: &App, run: &mut Run, phase: Phase) -> Result<(), EngineError> {
+    run.progress.phase = Some(phase);
+    let mut tx = app.store.write_tx().await?;
+    store::runs::save_progress(&mut tx, run).await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Logs);
+    Ok(())
+}
+
+/// Ends a run badly for a reason of this host; the class tells people whose turn it is.
+async fn fail_on(app: &App, run: &mut Run, error: &EngineError) -> Result<(), EngineError> {
+    tracing::error!(run.id = %run.id, error = %error, "the run failed");
+    let (class, reason) = classify(error);
+    fail(app, run, class, reason).await
+}
+
+pub(super) async fn fail(
+    app: &App,
+    run: &mut Run,
+    class: FailureClass,
+    reason: String,
+) -> Result<(), EngineError> {
+    run.outcome.class = Some(class);
+    run.outcome.step = Some(wording::current_phase(run));
+    run.outcome.reason = app.secrets.mask(&reason);
+    run.apply(&RunInput::Failed, app.clock.now())?;
+    clean_up(app, run).await;
+    save(app, run, Urgency::State).await
+}
+
+/// What people are told of an error; its details are in the log under the run's id.
+fn classify(error: &EngineError) -> (FailureClass, String) {
+    match error {
+        EngineError::Git(GitError::Auth { .. }) => {
+            (FailureClass::Auth, "The forge refused our credentials for Git.".into())
+        }
+        EngineError::Git(GitError::Moved { branch }) => (
+            FailureClass::Conflict,
+            format!("Somebody pushed to `{branch}` meanwhile, and I never overwrite that."),
+        ),
+        EngineError::Git(GitError::Refused { detail }) => {
+            (FailureClass::Forge, format!("The push was refused: {}", sentence(detail)))
+        }
+        EngineError::Git(GitError::Rejected { detail }) => {
+            (FailureClass::Gate, format!("What the agent left behind was refused: {}", sentence(detail)))
+        }
+        EngineError::Git(GitError::Unavailable { detail, .. }) => {
+            (FailureClass::Git, format!("Git could not reach the forge: {}", sentence(detail)))
+        }
+        EngineError::Git(error) => (FailureClass::Git, sentence(&error.to_string())),
+        EngineError::Remote(RemoteError::Auth { .. }) => {
+            (FailureClass::Auth, "The forge refused our credentials.".into())
+        }
+        EngineError::Remote(RemoteError::RateLimited { .. }) => {
+            (FailureClass::Quota, "The forge's rate limit was reached.".into())
+        }
+        EngineError::Remote(error) => (FailureClass::Forge, sentence(&error.to_string())),
+        EngineError::Sandbox(error) => (FailureClass::Sandbox, sentence(&error.to_string())),
+        EngineError::Broker(BrokerError::Endpoint { .. }) => (
+            FailureClass::Model,
+            "The model endpoint of this server is set up wrongly; its log has the details.".into(),
+        ),
+        EngineError::Broker(BrokerError::Socket { .. })
+        | EngineError::Io { .. }
+        | EngineError::Defect(_)
+        | EngineError::Store(_) => (
+            FailureClass::Internal,
+            "Something broke on the server; its log has the details under this run's id.".into(),
+        ),
+    }
+}
+
+/// Somebody else's words as the end of a sentence.
+fn sentence(text: &str) -> String {
+    format!("{}.", sanitize::one_line(text, 300).trim_end_matches('.'))
+}
+
+// ---------------------------------------------------------------- preparing
+
+async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
+    if run.cancel_requested.is_some() {
+        return cancel_before_start(app, run).await;
+    }
+    if let Some(old) = store::attempts::latest(&app.store, &run.id).await?
+        && old.ended_at.is_none()
+    {
+        // A crash between the attempt's row and the agent's start: that slot is burnt.
+        app.sandbox.remove(&old.slot).await?;
+        remove_sockets(app, &old.slot);
+        let mut tx = app.store.write_tx().await?;
+        store::attempts::end(&mut tx, &old.slot, app.clock.now()).await?;
+        tx.commit().await?;
+    }
+    if run.attempts >= MAX_ATTEMPTS {
+        let reason = format!("The server stopped {MAX_ATTEMPTS} times before the agent could start.");
+        fail(app, run, FailureClass::Internal, reason).await?;
+        return Ok(Step::Done);
+    }
+    save(app, run, Urgency::State).await?;
+    if let Some(reason) = settle_start(app, run).await? {
+        fail(app, run, FailureClass::Conflict, reason).await?;
+        return Ok(Step::Done);
+    }
+    phase(app, run, Phase::Clone).await?;
+    let workspace = workspace(app, run).await?;
+    phase(app, run, Phase::Sandbox).await?;
+    let set = match ingest::repository_agents(app, &run.repo, run.spec.base_sha.as_str()).await? {
+        Ok(set) => set,
+        Err(problem) => {
+            fail(app, run, FailureClass::Config, problem).await?;
+            return Ok(Step::Done);
+        }
+    };
+    let agent = match set.agent(&run.spec.agent) {
+        Ok(agent) => agent.clone(),
+        Err(error) => {
+            fail(app, run, FailureClass::Config, error.to_string()).await?;
+            return Ok(Step::Done);
+        }
+    };
+    if app.config.sandbox.kind == crate::config::SandboxKind::Process && agent.adapter != AdapterKind::Command
+    {
+        let reason = "There is no container engine on this server, and agents with a model run in containers only. Install Docker, then set `sandbox.kind = \"docker\"`.".to_owned();
+        fail(app, run, FailureClass::Sandbox, reason).await?;
+        return Ok(Step::Done);
+    }
+    let slot = SlotId::new(app.ids.next(IdKind::Slot));
+    let spec = match sandbox_spec(app, run, &agent, &set, &workspace, &slot).await? {
+        Ok(spec) => spec,
+        Err(problem) => {
+            fail(app, run, FailureClass::Config, problem).await?;
+            return Ok(Step::Done);
+        }
+    };
+    let now = app.clock.now();
+    run.outcome.notes = spec.notes;
+    run.attempts += 1;
+    let attempt = Attempt {
+        run: run.id.clone(),
+        n: run.attempts,
+        slot: slot.clone(),
+        container: None,
+        started_at: now,
+        ended_at: None,
+        log_cursor: 0,
+    };
+    let mut tx = app.store.write_tx().await?;
+    store::attempts::insert(&mut tx, &attempt).await?;
+    store::runs::save(&mut tx, run).await?;
+    tx.commit().await?;
+    // Only now: from here on the attempt's row tells whose folder it is.
+    make_private(&sockets(app, &slot))?;
+    let broker = open_broker(app, run, &slot, spec.needs_model).await?;
+    app.live.hold(&run.id, broker, now);
+    let container = app.sandbox.start(&spec.sandbox).await?;
+    tracing::info!(run.id = %run.id, attempt = run.attempts, container, "agent started");
+    run.progress.phase = Some(Phase::Agent);
+    run.apply(&RunInput::AgentStarted, app.clock.now())?;
+    let mut tx = app.store.write_tx().await?;
+    store::attempts::set_container(&mut tx, &slot, &container).await?;
+    store::runs::save(&mut tx, run).await?;
+    report::report(app, &mut tx, run, Urgency::State).await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Effects);
+    Ok(Step::Again)
+}
+
+async fn cancel_before_start(app: &App, run: &mut Run) -> Result<Step, EngineError> {
+    run.outcome.step = Some(wording::current_phase(run));
+    run.outcome.reason = cancel_reason(run);
+    run.apply(&RunInput::Cancelled, app.clock.now())?;
+    clean_up(app, run).await;
+    save(app, run, Urgency::State).await?;
+    Ok(Step::Done)
+}
+
+pub(super) fn cancel_reason(run: &Run) -> String {
+    let by = run.cancel_requested.as_deref().unwrap_or("somebody");
+    if wording::subject_was_closed(run) {
+        return format!("{}.", sanitize::one_line(by, 80));
+    }
+    format!("Asked for by {}.", sanitize::one_line(by, 80))
+}
+
+/// Is the pinned commit still what it was? Our own earlier run may have moved the branch on: then the
+/// agent starts from our commit. Anything else is a conflict, told by the answer.
+async fn settle_start(app: &App, run: &mut Run) -> Result<Option<String>, EngineError> {
+    let Some(push_to) = run.spec.push_to.clone() else { return Ok(None) };
+    let head = match &run.spec.pull {
+        Some(pull) => Some(app.forge.pull(&run.repo, pull.number).await?.head_sha),
+        None => app.forge.branch_head(&run.repo, &push_to).await?,
+    };
+    let Some(head) = head else {
+        return Ok(None);
+    };
+    run.progress.start = None;
+    if head == *run.pinned() {
+        return Ok(None);
+    }
+    if pushed_by_us(app, run, &push_to, &head).await? {
+        run.progress.start = Some(head);
+        return Ok(None);
+    }
+    Ok(Some(format!(
+        "`{push_to}` moved after the command was given, and I work only on the commit that was meant."
+    )))
+}
+
+async fn pushed_by_us(app: &App, run: &Run, branch: &BranchName, head: &Sha) -> Result<bool, EngineError> {
+    let runs = store::runs::of_task(&app.store, &run.task).await?;
+    Ok(runs.iter().any(|other| {
+        other.outcome.branch.as_ref() == Some(branch) && other.outcome.head.as_ref() == Some(head)
+    }))
+}
+
+async fn workspace(app: &App, run: &Run) -> Result<Workspace, EngineError> {
+    let access = git_access(app, run, GitPermission::Read).await?;
+    let wanted = [run.start().clone(), run.spec.base_sha.clone()];
+    let pull = run.spec.pull.as_ref().filter(|pull| pull.fork).map(|pull| pull.number);
+    app.git.ensure(&run.remote, run.repo.id, &access, &wanted, pull).await?;
+    let objects = app.git.mirror_path(&run.remote, run.repo.id).join("objects");
+    let spec = WorkspaceSpec {
+        remote: &run.remote,
+        repo_id: run.repo.id,
+        run: &run.id,
+        start: run.start(),
+        base_sha: &run.spec.base_sha,
+        masked: MASKED_PATHS,
+        objects_inside: app.sandbox.objects_path_inside(&objects),
+        owner: app.sandbox.owner(),
+    };
+    Ok(app.git.prepare(&spec).await?)
+}
+
+pub(super) async fn git_access(
+    app: &App,
+    run: &Run,
+    permission: GitPermission,
+) -> Result<Access, EngineError> {
+    let access = app.forge.git_access(&run.repo, permission).await?;
+    Ok(Access { url: access.url, username: access.username, token: access.token })
+}
+
+struct Prepared {
+    sandbox: SandboxSpec,
+    needs_model: bool,
+    /// What the report should say of the request, e.g. words that a recipe ignores.
+    notes: Vec<String>,
+}
+
+fn limits(app: &App) -> Limits {
+    let config = &app.config.sandbox;
+    Limits {
+        memory_bytes: config.memory_mib.saturating_mul(1024 * 1024),
+        millicpus: (config.cpus * 1000.0) as i64,
+        pids: config.pids,
+        log_bytes: config.log_mib.saturating_mul(1024 * 1024),
+    }
+}
+
+/// The private directory of an attempt's sockets: a name that nobody can guess, short enough for a socket path.
+fn sockets(app: &App, slot: &SlotId) -> PathBuf {
+    app.socket_root.join(app.signer.sign("sockets", slot.as_str()))
+}
+
+async fn sandbox_spec(
+    app: &App,
+    run: &Run,
+    agent: &AgentSpec,
+    set: &crate::agent::definition::AgentSet,
+    workspace: &Workspace,
+    slot: &SlotId,
+) -> Result<Result<Prepared, String>, EngineError> {
+    let skills = match set.skills_of(agent) {
+        Ok(skills) => skills,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    let prompt = prompt::build(&run.spec, &context(app, run).await?);
+    let mut spec = SandboxSpec {
+        slot: slot.clone(),
+        run: run.id.clone(),
+        image: run.spec.image.clone(),
+        limits: limits(app),
+        duty: Duty::Collect(collect_job(run)),
+        workspace: workspace.workspace.clone(),
+        output: workspace.output.clone(),
+        home: workspace.home.clone(),
+        sockets: Some(sockets(app, slot)),
+        objects: workspace.objects.clone(),
+    };
+    let (inside, home) = app.sandbox.inside(&spec);
+    let model = run.spec.model.as_deref().or(Some(app.config.models.default_model.as_str()));
+    let launch = adapter::launch(&LaunchContext {
+        spec: agent,
+        skills: &skills,
+        mode: run.spec.mode,
+        model,
+        prompt: &prompt,
+        args: &run.spec.text,
+        workspace: &inside,
+        home: &home,
+    });
+    let launch = match launch {
+        Ok(launch) => launch,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    spec.duty = Duty::Agent(Job {
+        argv: launch.argv,
+        env: launch.env,
+        stdin: launch.stdin,
+        home_files: launch.home_files,
+        bridge_port: launch.needs_model.then_some(BRIDGE_PORT),
+        collect: collect_job(run),
+    });
+    Ok(Ok(Prepared { sandbox: spec, needs_model: launch.needs_model, notes: launch.notes }))
+}
+
+fn make_private(folder: &std::path::Path) -> Result<(), EngineError> {
+    use std::os::unix::fs::PermissionsExt;
+    let io = |operation| move |source| EngineError::Io { operation, path: folder.to_path_buf(), source };
+    std::fs::create_dir_all(folder).map_err(io("create"))?;
+    // Others may pass through, not look: its name is the secret, the container's uid must reach the sockets.
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711)).map_err(io("set permissions"))
+}
+
+fn collect_job(run: &Run) -> CollectJob {
+    CollectJob {
+        base: run.start().to_string(),
+        message: wording::commit_message(run),
+        exclude: MASKED_PATHS.iter().map(|path| (*path).to_owned()).collect(),
+    }
+}
+
+async fn open_broker(
+    app: &App,
+    run: &Run,
+    slot: &SlotId,
+    wanted: bool,
+) -> Result<Option<Listener>, EngineError> {
+    if !wanted {
+        return Ok(None);
+    }
+    let folder = sockets(app, slot);
+    make_private(&folder)?;
+    let allowance =
+        Allowance { run: run.id.clone(), attempt: run.attempts, budget_micros: run.spec.budget_micros };
+    Ok(Some(app.broker.open(&folder, allowance).await?))
+}
+
+/// The conversation before the command, and what the run before this one came to.
+async fn context(app: &App, run: &Run) -> Result<PromptContext, EngineError> {
+    let trigger = run.spec.origin.as_ref().map_or(run.created_at, |origin| origin.written_at);
+    let comments = app.forge.thread(&run.repo, run.spec.subject.number, MAX_MESSAGES).await?;
+    let messages = comments
+        .into_iter()
+        // Only what stood there, unedited, before the command was written.
+        .filter(|comment| !comment.own && comment.created_at < trigger && comment.updated_at < trigger)
+        .map(|comment| Message {
+            trusted: comment.author.id == run.spec.requester.id,
+            author: comment.author.login,
+            at: comment.created_at,
+            place: comment.path.map(|path| match comment.line {
+                Some(line) => format!("{path}:{line}"),
+                None => path,
+            }),
+            body: comment.body,
+        })
+        .collect();
+    let previous = match &run.spec.previous {
+        Some(id) => store::runs::get(&app.store, id).await?.map(|previous| summary_of(&previous)),
+        None => None,
+    };
+    Ok(PromptContext { messages, previous })
+}
+
+fn summary_of(previous: &Run) -> String {
+    let outcome = &previous.outcome;
+    let mut text = format!(
+        "It was asked to {} and ended as \"{}\".",
+        previous.spec.verb.name(),
+        previous.state.as_str()
+    );
+    for part in [&outcome.reason, &outcome.summary] {
+        if !part.is_empty() {
+            text.push_str("\n\n");
+            text.push_str(part);
+        }
+    }
+    if let Some(branch) = &outcome.branch {
+        text.push_str(&format!("\n\nIts {} commit(s) are on the branch `{branch}`.", outcome.commits));
+    }
+    text
+}
+
+// ---------------------------------------------------------------- running
+
+async fn watch(app: &App, run: &mut Run, patience: Duration) -> Result<Step, EngineError> {
+    let Some(attempt) = store::attempts::latest(&app.store, &run.id).await? else {
+        return Err(EngineError::Defect("a running run has no attempt".into()));
+    };
+    if !app.live.is_held(&run.id) {
+        adopt(app, run, &attempt).await?;
+    }
+    if run.cancel_requested.is_some() {
+        return agent_gone(app, run, AgentEnd::Cancelled).await;
+    }
+    let polled = app.sandbox.poll(&attempt.slot, attempt.log_cursor, patience).await?;
+    if !polled.lines.is_empty() {
+        take_lines(app, run, &attempt, &polled).await?;
+    }
+    match polled.status {
+        // Asked only of one that still runs: it may have ended well while nobody looked.
+        Status::Running if (app.clock.now() - attempt.started_at).num_seconds() >= run.spec.wall_seconds => {
+            let detail = format!(
+                "The agent was stopped after {} minutes, its limit.",
+                run.spec.wall_seconds.div_euclid(60).max(1)
+            );
+            agent_gone(app, run, AgentEnd::Failed { class: FailureClass::Timeout, detail }).await
+        }
+        Status::Running => {
+            let every = chrono::Duration::seconds(app.config.limits.progress_seconds.max(1));
+            if app.live.report_is_due(&run.id, app.clock.now(), every) {
+                count_money(app, run).await?;
+                let mut tx = app.store.write_tx().await?;
+                store::runs::save_progress(&mut tx, run).await?;
+                report::report(app, &mut tx, run, Urgency::Progress).await?;
+                tx.commit().await?;
+                app.wakeup.notify(Topic::Effects);
+            }
+            Ok(if polled.lines.is_empty() { Step::Idle } else { Step::Again })
+        }
+        // Lines may still be on their way: only an exit with nothing new is the end.
+        Status::Exited { .. } if !polled.lines.is_empty() => Ok(Step::Again),
+        Status::Exited { code, out_of_memory } => {
+            run.progress.collected = code == 0;
+            let end = judge(run, out_of_memory, code);
+            agent_gone(app, run, end).await
+        }
+        Status::Gone => {
+            let detail = "The container vanished from the engine.".to_owned();
+            agent_gone(app, run, AgentEnd::Failed { class: FailureClass::Sandbox, detail }).await
+        }
+    }
+}
+
+/// Takes over the container of an agent that a dead process started: its socket is opened again, and the
+/// log is read on from the stored cursor.
+async fn adopt(app: &App, run: &Run, attempt: &Attempt) -> Result<(), EngineError> {
+    tracing::info!(run.id = %run.id, slot = %attempt.slot, "adopting a running agent");
+    let recipe = app.agents.agent(&run.spec.agent).is_ok_and(|agent| agent.adapter == AdapterKind::Command);
+    let broker = open_broker(app, run, &attempt.slot, !recipe).await?;
+    app.live.hold(&run.id, broker, app.clock.now());
+    Ok(())
+}
+
+async fn count_money(app: &App, run: &mut Run) -> Result<(), EngineError> {
+    let totals = store::ledger::totals(&app.store, &run.id).await?;
+    run.progress.cost_micros = totals.micros;
+    run.progress.tokens = totals.usage.total();
+    Ok(())
+}
+
+/// Stores new lines with the cursor in one transaction, and follows what the agent does.
+async fn take_lines(app: &App, run: &mut Run, attempt: &Attempt, polled: &Polled) -> Result<(), EngineError> {
+    let adapter = adapter_of(app, run).await?;
+    let mut text = String::new();
+    let mut cursor = attempt.log_cursor;
+    for line in &polled.lines {
+        cursor = cursor.max(line.n);
+        let logged = match line.source {
+            LineSource::Shim => shim_line(run, &line.text),
+            LineSource::Stdout => follow(run, adapter, &adapter::parse_line(adapter, false, &line.text)),
+            LineSource::Stderr => follow(run, adapter, &adapter::parse_line(adapter, true, &line.text)),
+        };
+        for (kind, shown) in logged {
+            let entry = LogLine { n: line.n, k: kind, t: app.secrets.mask(&shown) };
+            if let Ok(json) = serde_json::to_string(&entry) {
+                text.push_str(&json);
+                text.push('\n');
+            }
+        }
+    }
+    run.progress.result = app.secrets.mask(&run.progress.result);
+    run.progress.last = app.secrets.mask(&run.progress.last);
+    let mut tx = app.store.write_tx().await?;
+    if !text.is_empty() {
+        store::logs::append(&mut tx, &run.id, attempt.n, &text, app.clock.now()).await?;
+    }
+    store::attempts::set_cursor(&mut tx, &attempt.slot, cursor).await?;
+    store::runs::save_progress(&mut tx, run).await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Logs);
+    Ok(())
+}
+
+pub(super) async fn adapter_of(app: &App, run: &Run) -> Result<AdapterKind, EngineError> {
+    if let Ok(agent) = app.agents.agent(&run.spec.agent) {
+        return Ok(agent.adapter);
+    }
+    let set = ingest::repository_agents(app, &run.repo, run.spec.base_sha.as_str()).await?;
+    Ok(set
+        .ok()
+        .and_then(|set| set.agent(&run.spec.agent).map(|agent| agent.adapter).ok())
+        .unwrap_or(AdapterKind::Command))
+}
+
+/// A line of the shim itself.
+fn shim_line(run: &mut Run, text: &str) -> Vec<(LogKind, String)> {
+    let Ok(event) = serde_json::from_str::<serde_json::Value>(text) else {
+        return vec![(LogKind::Note, text.to_owned())];
+    };
+    let field = |name: &str| event.get(name).and_then(serde_json::Value::as_i64);
+    let note = match event.get("event").and_then(serde_json::Value::as_str) {
+        Some("started") => "agent process started".to_owned(),
+        Some("exited") => {
+            run.progress.exit_code = field("code").or_else(|| field("signal").map(|signal| 128 + signal));
+            format!("agent process ended with exit code {}", run.progress.exit_code.unwrap_or(-1))
+        }
+        Some("collected") => format!("{} commit(s) collected", field("commits").unwrap_or(0)),
+        Some("nothing") => "nothing was changed".to_owned(),
+        _ => text.to_owned(),
+    };
+    vec![(LogKind::Note, note)]
+}
+
+/// Follows the agent: what is shown as its last step, its result, its errors. Gives what the log shows.
+fn follow(run: &mut Run, adapter: AdapterKind, events: &[AgentEvent]) -> Vec<(LogKind, String)> {
+    let progress = &mut run.progress;
+    let mut shown = Vec::new();
+    for event in events {
+        match event {
+            AgentEvent::Text { text } => {
+                progress.last = sanitize::for_comment(&sanitize::one_line(text, 160), 400);
+                if adapter == AdapterKind::Command && text.trim() == SUMMARY_LINE {
+                    progress.result.clear();
+                    progress.prose = true;
+                } else if adapter == AdapterKind::Command {
+                    progress.result.push_str(text);
+                    progress.result.push('\n');
+                    keep_tail(&mut progress.result, 4 * 1024);
+                }
+                shown.push((LogKind::Text, text.clone()));
+            }
+            AgentEvent::ToolStart { tool, summary } => {
+                progress.tool_calls += 1;
+                let line = format!("{tool} {summary}");
+                progress.last = sanitize::for_comment(&sanitize::one_line(&line, 160), 400);
+                shown.push((LogKind::Tool, line));
+            }
+            AgentEvent::ToolEnd { tool, ok } => {
+                shown.push((LogKind::ToolEnd, format!("{tool} {}", if *ok { "ok" } else { "failed" })));
+            }
+            AgentEvent::Tokens { .. } | AgentEvent::Session { .. } => {}
+            AgentEvent::Result { ok, text } => {
+                progress.result = text.clone();
+                progress.prose = true;
+                keep_tail(&mut progress.result, MAX_RESULT_BYTES);
+                if !ok && progress.error.is_none() {
+                    progress.error = Some((FailureClass::Agent, sanitize::one_line(text, 300)));
+                }
+                shown.push((LogKind::Result, text.clone()));
+            }
+            AgentEvent::Error { class, detail } => {
+                // The first error is the cause; later ones are its consequences.
+                if progress.error.is_none() {
+                    progress.error = Some((*class, sanitize::one_line(detail, 300)));
+                }
+                shown.push((LogKind::Error, detail.clone()));
+            }
+        }
+    }
+    shown
+}
+
+/// Keeps the last `max` bytes, cut at a character.
+fn keep_tail(text: &mut String, max: usize) {
+    if text.len() <= max {
+        return;
+    }
+    let mut start = text.len() - max;
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    text.drain(..start);
+}
+
+/// How the agent's part ended, from what engine, shim and agent said.
+fn judge(run: &Run, out_of_memory: bool, code: i64) -> AgentEnd {
+    let failed = |class, detail: String| AgentEnd::Failed { class, detail };
+    if out_of_memory {
+        return failed(
+            FailureClass::OutOfMemory,
+            "The agent needed more memory than its container has.".into(),
+        );
+    }
+    if let Some((class, detail)) = &run.progress.error {
+        return failed(*class, format!("The agent said: {}", sanitize::for_comment(detail, 600)));
+    }
+    match run.progress.exit_code {
+        Some(0) => AgentEnd::Finished,
+        Some(exit) => failed(FailureClass::Agent, format!("The agent ended with exit code {exit}.")),
+        None => failed(
+            FailureClass::Sandbox,
+            format!("The container ended (exit code {code}) before the agent did."),
+        ),
+    }
+}
+
+/// Stops what still runs and goes on to collecting.
+async fn agent_gone(app: &App, run: &mut Run, end: AgentEnd) -> Result<Step, EngineError> {
+    if let Some(attempt) = store::attempts::latest(&app.store, &run.id).await? {
+        app.sandbox.stop(&attempt.slot).await?;
+    }
+    app.live.release(&run.id);
+    count_money(app, run).await?;
+    let end = match end {
+        AgentEnd::Failed { class, .. }
+            if class == FailureClass::Budget || (is_models(class) && over_budget(run)) =>
+        {
+            AgentEnd::Failed { class: FailureClass::Budget, detail: budget_detail(run) }
+        }
+        end => end,
+    };
+    tracing::info!(run.id = %run.id, end = ?end, "the agent is gone");
+    run.apply(&RunInput::AgentGone(end), app.clock.now())?;
+    save(app, run, Urgency::State).await?;
+    Ok(Step::Again)
+}
+
+/// What an agent says when the broker refuses its requests, in whatever words.
+fn is_models(class: FailureClass) -> bool {
+    matches!(class, FailureClass::Agent | FailureClass::Model | FailureClass::Quota)
+}
+
+/// In our words and from our ledger, whatever the agent made of the refusal.
+fn budget_detail(run: &Run) -> String {
+    format!(
+        "The run's budget did not reach for the agent's next request to the model: {} of {} is spent.",
+        crate::domain::budget::dollars(run.progress.cost_micros),
+        crate::domain::budget::dollars(run.spec.budget_micros)
+    )
+}
+
+fn over_budget(run: &Run) -> bool {
+    // The broker refuses what might pass the budget, so the last of it is never quite spent.
+    run.progress.cost_micros > 0 && run.progress.cost_micros * 10 >= run.spec.budget_micros * 9
+}
+
+// ---------------------------------------------------------------- collecting
+
+async fn collect(app: &App, run: &mut Run) -> Result<Step, EngineError> {
+    let attempt = store::attempts::latest(&app.store, &run.id).await?;
+    if let (Some(attempt), Some(workspace)) = (&attempt, app.git.prepared(&run.remote, run.repo.id, &run.id))
+        && !run.progress.collected
+    {
+        run.progress.collected = run_collector(app, run, attempt, &workspace).await?;
+        if !run.progress.collected {
+            run.outcome.notes.push("What the agent left in its workspace could not be collected.".into());
+        }
+    }
+    if let Some(attempt) = &attempt {
+        app.sandbox.remove(&attempt.slot).await?;
+        remove_sockets(app, &attempt.slot);
+        let mut tx = app.store.write_tx().await?;
+        store::attempts::end(&mut tx, &attempt.slot, app.clock.now()).await?;
+        tx.commit().await?;
+    }
+    run.progress.phase = Some(Phase::Agent);
+    run.apply(&RunInput::Collected, app.clock.now())?;
+    save(app, run, Urgency::State).await?;
+    Ok(Step::Again)
+}
+
+/// A second container, without agent and socket, commits what the stopped one left.
+async fn run_collector(
+    app: &App,
+    run: &Run,
+    attempt: &Attempt,
+    workspace: &Workspace,
+) -> Result<bool, EngineError> {
+    let slot = SlotId::new(format!("{}-c", attempt.slot));
+    let spec = SandboxSpec {
+        slot: slot.clone(),
+        run: run.id.clone(),
+        image: run.spec.image.clone(),
+        limits: limits(app),
+        duty: Duty::Collect(collect_job(run)),
+        workspace: workspace.workspace.clone(),
+        output: workspace.output.clone(),
+        home: workspace.home.clone(),
+        sockets: None,
+        objects: workspace.objects.clone(),
+    };
+    app.sandbox.start(&spec).await?;
+    let deadline = app.clock.now() + chrono::Duration::seconds(COLLECT_SECONDS);
+    let mut cursor = 0;
+    let ok = loop {
+        let polled = app.sandbox.poll(&slot, cursor, POLL).await?;
+        cursor = polled.lines.iter().map(|line| line.n).max().unwrap_or(cursor);
+        match polled.status {
+            Status::Exited { code, .. } => break code == 0,
+            Status::Gone => break false,
+            Status::Running if app.clock.now() >= deadline => break false,
+            Status::Running => {
+                // Collecting may outlast a lease's heartbeat.
+                store::runs::heartbeat(&app.store, &run.id, run.fence, app.clock.now() + LEASE).await?;
+            }
+        }
+    };
+    app.sandbox.remove(&slot).await?;
+    Ok(ok)
+}
+
+fn remove_sockets(app: &App, slot: &SlotId) {
+    let folder = sockets(app, slot);
+    if let Err(error) = std::fs::remove_dir_all(&folder)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %folder.display(), error = %error, "socket folder stays behind");
+    }
+}
+
+/// Best effort: whatever an ended run still holds. What stays is found by the sweeper.
+pub(super) async fn clean_up(app: &App, run: &Run) {
+    app.live.release(&run.id);
+    match store::attempts::latest(&app.store, &run.id).await {
+        Ok(Some(attempt)) if attempt.ended_at.is_none() => {
+            if let Err(error) = app.sandbox.remove(&attempt.slot).await {
+                tracing::warn!(run.id = %run.id, error = %error, "container stays behind");
+                return;
+            }
+            remove_sockets(app, &attempt.slot);
+            let ended = async {
+                let mut tx = app.store.write_tx().await?;
+                store::attempts::end(&mut tx, &attempt.slot, app.clock.now()).await?;
+                tx.commit().await
+            };
+            if let Err(error) = ended.await {
+                tracing::warn!(run.id = %run.id, error = %error, "attempt stays open");
+            }
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(run.id = %run.id, error = %error, "attempt could not be read"),
+    }
+    if let Err(error) = app.git.discard(&run.id).await {
+        tracing::warn!(run.id = %run.id, error = %error, "workspace stays behind");
+    }
+}

@@ -1,0 +1,744 @@
+//! Deliveries → events → plans → tasks, runs and first effects, each in one transaction.
+
+use super::EngineError;
+use super::report::{self, Owner, Urgency};
+use crate::agent::definition::AgentSet;
+use crate::agent::{AdapterKind, AgentSpec};
+use crate::app::App;
+use crate::clock::IdKind;
+use crate::domain::command::{Command, CommandError, Verb};
+use crate::domain::effect::{EffectPriority, OwnComment, Payload, Reaction};
+use crate::domain::event::{
+    Actor, Comment, Decoded, Event, EventKind, PullHead, Repo, Source, SubjectKind, Surface,
+};
+use crate::domain::ids::{BranchName, InboxId, RunId, Sha, TaskId};
+use crate::domain::plan::{self, Action, AgentFacts, Interest, Own, Plan, PlanContext, ServerRules};
+use crate::domain::repo_config::{self, ConfigProblem, RepoConfig};
+use crate::domain::run::{Origin, Run};
+use crate::domain::task::Task;
+use crate::domain::{policy, wording};
+use crate::intake;
+use crate::queue::Topic;
+use crate::remote::RemoteError;
+use crate::store::inbox::{Delivery, InboxState};
+use crate::store::nodes::InstallationState;
+use crate::store::runs::NewRun;
+use crate::store::{self, Tx};
+use chrono::{DateTime, Duration, Utc};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+/// Deliveries taken by one tick.
+const BATCH: i64 = 64;
+
+/// A forge that does not answer is asked again for this long; then the command is refused with a text.
+const PATIENCE: Duration = Duration::minutes(15);
+
+/// Files of a repository's own agents and skills that are read, at most.
+const MAX_AGENT_FILES: usize = 50;
+
+/// Takes what is pending and due. Gives the number of deliveries that were ended or put off.
+pub async fn tick(app: &App) -> Result<usize, EngineError> {
+    let pending = store::inbox::pending(&app.store, app.clock.now(), BATCH).await?;
+    let count = pending.len();
+    // Most deliveries lead to nothing: their verdicts share one commit, so that they cost the inbox little.
+    let mut ended = Vec::new();
+    for delivery in pending {
+        match take(app, &delivery).await {
+            Ok(Taken::Ended(state, verdict)) => {
+                tracing::debug!(delivery.id = %delivery.delivery_id, verdict, "delivery ended");
+                ended.push((delivery.id, state, verdict));
+            }
+            Ok(Taken::Stored) => {}
+            // The database is down: nothing can be recorded, the delivery stays pending.
+            Err(EngineError::Store(error)) => return Err(EngineError::Store(error)),
+            // A defect must not stop the deliveries behind this one; `zeblit replay` takes it up again.
+            Err(error) => {
+                tracing::error!(delivery.id = %delivery.delivery_id, error = %error, "delivery failed");
+                give_up(app, &delivery.id, &error.to_string()).await?;
+            }
+        }
+    }
+    if !ended.is_empty() {
+        let mut tx = app.store.write_tx().await?;
+        for (id, state, verdict) in &ended {
+            store::inbox::finish(&mut tx, id, *state, verdict).await?;
+        }
+        tx.commit().await?;
+    }
+    Ok(count)
+}
+
+/// What became of a delivery.
+enum Taken {
+    Ended(InboxState, String),
+    /// Stored already, in the transaction that holds its consequences.
+    Stored,
+}
+
+#[tracing::instrument(skip_all, fields(delivery.id = %delivery.delivery_id, source = delivery.source.as_str(), event = %delivery.event))]
+async fn take(app: &App, delivery: &Delivery) -> Result<Taken, EngineError> {
+    Ok(match intake::decode(delivery.source, &delivery.event, &delivery.raw) {
+        Decoded::Ignored(reason) => Taken::Ended(InboxState::Ignored, reason),
+        Decoded::NotYetHandled(reason) => Taken::Ended(InboxState::NotYetHandled, reason),
+        Decoded::Unreadable(reason) => Taken::Ended(InboxState::Failed, reason),
+        Decoded::Event(event) => match handle(app, delivery, &event).await {
+            Ok(taken) => taken,
+            Err(EngineError::Remote(error)) => {
+                put_off(app, delivery, &event, &error).await?;
+                Taken::Stored
+            }
+            Err(error) => return Err(error),
+        },
+    })
+}
+
+/// The forge did not answer: try later, and after `PATIENCE` refuse aloud. Never a grant.
+async fn put_off(
+    app: &App,
+    delivery: &Delivery,
+    event: &Event,
+    error: &RemoteError,
+) -> Result<(), EngineError> {
+    let now = app.clock.now();
+    let waited = now - delivery.received_at;
+    let mut tx = app.store.write_tx().await?;
+    let passing = !matches!(error.retry(), crate::remote::Retry::Never);
+    if passing && waited < PATIENCE {
+        let asked = match error.retry() {
+            crate::remote::Retry::After(wait) => Duration::from_std(wait).unwrap_or(Duration::seconds(60)),
+            _ => Duration::zero(),
+        };
+        let backoff =
+            Duration::seconds(2_i64.saturating_pow(u32::try_from(delivery.tries.clamp(1, 7)).unwrap_or(7)));
+        let until = now + asked.max(backoff).min(PATIENCE);
+        tracing::warn!(error = %error, until = %until, "the forge did not answer; the delivery waits");
+        store::inbox::defer(&mut tx, &delivery.id, until, &error.to_string()).await?;
+    } else if !passing && !matches!(error, RemoteError::Protocol { .. }) {
+        // The App cannot see this repository, or may not: saying so there would be refused as well.
+        tracing::warn!(error = %error, "the forge refused; the delivery ends");
+        store::inbox::finish(&mut tx, &delivery.id, InboxState::Failed, &error.to_string()).await?;
+    } else {
+        tracing::error!(error = %error, "the forge did not answer what must be known; the command is refused");
+        if let (EventKind::Comment(comment), Some(repo)) = (&event.kind, &event.repo) {
+            let body = if passing {
+                wording::permission_unknown(&comment.author.login)
+            } else {
+                wording::unreadable_answer()
+            };
+            let key = format!("reply:{}:unanswered", comment.node_id);
+            put_reply(app, &mut tx, repo, comment, key, &body).await?;
+        }
+        store::inbox::finish(&mut tx, &delivery.id, InboxState::Failed, &error.to_string()).await?;
+    }
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Effects);
+    Ok(())
+}
+
+async fn handle(app: &App, delivery: &Delivery, event: &Event) -> Result<Taken, EngineError> {
+    let done = |verdict: &str| Taken::Ended(InboxState::Done, verdict.to_owned());
+    let remote = app.forge.name();
+    match &event.kind {
+        EventKind::Ping => Ok(done("the hook works")),
+        EventKind::InstallationCreated { account, repos } => {
+            installation(app, event, account, InstallationState::Active).await?;
+            Ok(done(&format!("installed for {account}, {} repositories", repos.len())))
+        }
+        EventKind::InstallationDeleted => {
+            installation(app, event, "", InstallationState::Deleted).await?;
+            Ok(done("uninstalled"))
+        }
+        EventKind::InstallationSuspended { suspended } => {
+            let state = if *suspended { InstallationState::Suspended } else { InstallationState::Active };
+            installation(app, event, "", state).await?;
+            Ok(done(if *suspended { "suspended" } else { "unsuspended" }))
+        }
+        EventKind::InstallationReposChanged { added, removed } => {
+            if let Some(id) = event.installation {
+                app.forge.forget(id);
+            }
+            Ok(done(&format!("{} repositories added, {} removed", added.len(), removed.len())))
+        }
+        EventKind::RepoMoved { from } => {
+            let Some(repo) = &event.repo else { return Ok(done("names no repository")) };
+            app.forge.forget(repo.installation);
+            let mut tx = app.store.write_tx().await?;
+            let moved = store::tasks::repo_moved(&mut tx, remote, repo, &repo.name).await?;
+            audit(
+                app,
+                &mut tx,
+                event.sender.as_ref(),
+                "repository.moved",
+                repo.name.as_str(),
+                &format!("from {from}"),
+            )
+            .await?;
+            tx.commit().await?;
+            Ok(done(&format!("{from} is now {}; {moved} rows follow", repo.name)))
+        }
+        EventKind::RepoDeleted => {
+            let Some(repo) = &event.repo else { return Ok(done("names no repository")) };
+            app.forge.forget(repo.installation);
+            Ok(done("repository deleted"))
+        }
+        EventKind::Pushed { .. } | EventKind::PullPushed { .. } | EventKind::SubjectReopened { .. } => {
+            Ok(Taken::Ended(InboxState::Ignored, "nothing depends on it".into()))
+        }
+        EventKind::SubjectClosed { kind, number, merged } => {
+            closed(app, event, *kind, *number, *merged).await
+        }
+        EventKind::CheckRerequested { external_id, .. } => {
+            rerequested(app, delivery, event, external_id).await
+        }
+        EventKind::Comment(comment) => commented(app, delivery, event, comment).await,
+    }
+}
+
+async fn installation(
+    app: &App,
+    event: &Event,
+    account: &str,
+    state: InstallationState,
+) -> Result<(), EngineError> {
+    let Some(id) = event.installation else { return Ok(()) };
+    app.forge.forget(id);
+    let mut tx = app.store.write_tx().await?;
+    store::nodes::set_installation(&mut tx, app.forge.name(), id, account, state, app.clock.now()).await?;
+    audit(
+        app,
+        &mut tx,
+        event.sender.as_ref(),
+        "installation",
+        &id.to_string(),
+        &format!("{state:?} {account}"),
+    )
+    .await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+/// An issue or pull request was closed: its runs end, its task ends; the next command starts a new one.
+async fn closed(
+    app: &App,
+    event: &Event,
+    kind: SubjectKind,
+    number: i64,
+    merged: bool,
+) -> Result<Taken, EngineError> {
+    let Some(repo) = &event.repo else {
+        return Ok(Taken::Ended(InboxState::Failed, "names no repository".into()));
+    };
+    let Some(task) = store::tasks::open_for(&app.store, app.forge.name(), repo.id, number).await? else {
+        return Ok(Taken::Ended(InboxState::Ignored, "no task of ours".into()));
+    };
+    let runs = store::runs::of_task(&app.store, &task.id).await?;
+    let cancelled = plan::cancelled_by_close(&runs);
+    let mut tx = app.store.write_tx().await?;
+    for run in &cancelled {
+        store::runs::request_cancel(&mut tx, run, &format!("#{number} was closed")).await?;
+    }
+    store::tasks::close(&mut tx, &task.id, app.clock.now()).await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Runs);
+    let what = match (kind, merged) {
+        (SubjectKind::PullRequest, true) => "merged",
+        _ => "closed",
+    };
+    Ok(Taken::Ended(InboxState::Done, format!("#{number} was {what}: {} run(s) stop", cancelled.len())))
+}
+
+/// GitHub's own "Re-run" on our check: a retry, by whoever pressed it.
+async fn rerequested(
+    app: &App,
+    delivery: &Delivery,
+    event: &Event,
+    external_id: &str,
+) -> Result<Taken, EngineError> {
+    let ignored = |why: &str| Ok(Taken::Ended(InboxState::Ignored, why.to_owned()));
+    let (Some(repo), Some(sender)) = (&event.repo, &event.sender) else {
+        return ignored("names no repository or sender");
+    };
+    let Some((id, _)) = external_id.split_once(':') else { return ignored("not a check of ours") };
+    let Some(run) = store::runs::get(&app.store, &RunId::new(id)).await? else {
+        return ignored("not a check of ours");
+    };
+    if run.repo.id != repo.id || run.remote != app.forge.name() {
+        return ignored("a check of another repository");
+    }
+    let role = app.forge.role_of(repo, sender).await?;
+    let granted =
+        policy::permission(Verb::Retry, role, repo.private, &run.spec.config) == policy::Permission::Granted;
+    let mut tx = app.store.write_tx().await?;
+    let action = if granted { "grant" } else { "refuse" };
+    audit(
+        app,
+        &mut tx,
+        Some(sender),
+        action,
+        run.id.as_str(),
+        &format!("re-run of the check as {}", role.name()),
+    )
+    .await?;
+    if !granted {
+        store::inbox::finish(&mut tx, &delivery.id, InboxState::Ignored, "the sender may not start runs")
+            .await?;
+        tx.commit().await?;
+        return Ok(Taken::Stored);
+    }
+    let key = format!("check:{}", delivery.delivery_id);
+    let verdict = match again(app, &mut tx, &run, key, sender.clone()).await? {
+        Some(id) => format!("re-run as {id}"),
+        None => "this re-run was asked for before".into(),
+    };
+    store::inbox::finish(&mut tx, &delivery.id, InboxState::Done, &verdict).await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Runs);
+    app.wakeup.notify(Topic::Effects);
+    Ok(Taken::Stored)
+}
+
+/// Queues a run with the request of `run`. `None`: the key was seen before.
+pub(super) async fn again(
+    app: &App,
+    tx: &mut Tx,
+    run: &Run,
+    key: String,
+    requester: Actor,
+) -> Result<Option<RunId>, EngineError> {
+    let mut spec = run.spec.clone();
+    spec.requester = requester;
+    spec.previous = Some(run.id.clone());
+    // The work of earlier runs of this task, if any, is what this one starts from.
+    if let Some(head) = run.outcome.head.as_ref().filter(|_| run.outcome.branch == spec.push_to) {
+        spec.start = head.clone();
+    }
+    let Some(task) = store::tasks::get(&app.store, &run.task).await? else {
+        return Err(EngineError::Defect(format!("run {} has no task", run.id)));
+    };
+    let lock_key = plan::lock_key(&run.repo, &task, &spec);
+    let new = NewRun {
+        id: RunId::new(app.ids.next(IdKind::Run)),
+        task: run.task.clone(),
+        key,
+        remote: run.remote.clone(),
+        repo: run.repo.clone(),
+        lock_key,
+        spec,
+        priority: run.priority,
+        created_at: app.clock.now(),
+    };
+    store_run(app, tx, &new).await.map(|stored| stored.then_some(new.id))
+}
+
+/// Inserts a run with its first effects; false when its key was seen before.
+async fn store_run(app: &App, tx: &mut Tx, new: &NewRun) -> Result<bool, EngineError> {
+    if !store::runs::insert(tx, new).await? {
+        return Ok(false);
+    }
+    let Some(run) = store::runs::get_tx(tx, &new.id).await? else {
+        return Err(EngineError::Defect(format!("run {} vanished inside its transaction", new.id)));
+    };
+    tracing::info!(run.id = %run.id, repo = %run.repo.name, number = run.spec.subject.number, verb = run.spec.verb.name(), agent = %run.spec.agent, "run queued");
+    report::report(app, tx, &run, Urgency::First).await?;
+    Ok(true)
+}
+
+async fn commented(
+    app: &App,
+    delivery: &Delivery,
+    event: &Event,
+    comment: &Comment,
+) -> Result<Taken, EngineError> {
+    let ignored = |why: &str| Ok(Taken::Ended(InboxState::Ignored, why.to_owned()));
+    let Some(repo) = &event.repo else { return ignored("names no repository") };
+    // Cheap and pure first: most comments are not for us and cost no call.
+    let nobody = Own { user_id: 0, app_id: 0 };
+    if let Interest::Ignore(why) = plan::interest(comment, event.sender.as_ref(), nobody) {
+        return ignored(why);
+    }
+    let own = app.forge.own_identity().await?;
+    let own = Own { user_id: own.user_id, app_id: own.app_id };
+    let commands = match plan::interest(comment, event.sender.as_ref(), own) {
+        Interest::Ignore(why) => return ignored(why),
+        Interest::Commands(commands) => commands,
+    };
+    if let Some(state) = store::nodes::installation(&app.store, app.forge.name(), repo.installation).await?
+        && state != InstallationState::Active
+    {
+        return ignored("the App is not active here");
+    }
+    let facts = match gather(app, repo, comment, &commands).await? {
+        Ok(facts) => facts,
+        Err(refusal) => {
+            return refuse_all(app, delivery, repo, comment, &refusal).await;
+        }
+    };
+    let context = PlanContext {
+        repo,
+        now: app.clock.now(),
+        role: facts.role,
+        config: &facts.config,
+        default_branch: &facts.default_branch,
+        default_sha: &facts.default_sha,
+        bases: &facts.bases,
+        pull: facts.pull.as_ref(),
+        task: &facts.task,
+        own_head: facts.own_head.as_ref(),
+        runs: &facts.runs,
+        agents: &facts.agents,
+        agents_problem: facts.agents_problem.as_deref(),
+        rules: &facts.rules,
+        recent_runs: facts.recent_runs,
+        delivery: delivery.id.as_str(),
+    };
+    let plan = plan::plan(comment, &commands, &context);
+    commit(app, delivery, repo, comment, &facts.task, plan).await
+}
+
+/// What a plan is made from, asked of forge and store.
+struct Facts {
+    role: policy::Role,
+    config: Result<RepoConfig, ConfigProblem>,
+    default_branch: BranchName,
+    default_sha: Sha,
+    bases: BTreeMap<String, Option<Sha>>,
+    pull: Option<PullHead>,
+    task: Task,
+    own_head: Option<Sha>,
+    runs: Vec<Run>,
+    agents: BTreeMap<String, AgentFacts>,
+    agents_problem: Option<String>,
+    rules: ServerRules,
+    recent_runs: i64,
+}
+
+/// `Ok(Err(text))`: cannot be planned; say so (to people that are heard).
+async fn gather(
+    app: &App,
+    repo: &Repo,
+    comment: &Comment,
+    commands: &[Result<Command, CommandError>],
+) -> Result<Result<Facts, String>, EngineError> {
+    let role = app.forge.role_of(repo, &comment.author).await?;
+    let info = app.forge.repo_info(repo).await?;
+    let Some(default_sha) = app.forge.branch_head(repo, &info.default_branch).await? else {
+        return Ok(Err("😕 This repository has no commit yet.".into()));
+    };
+    let config = match app.forge.read_file(repo, default_sha.as_str(), repo_config::PATH).await {
+        // The forge has it and will not give it: too large, or no file.
+        Err(RemoteError::Refused { detail, .. }) => {
+            Err(ConfigProblem { line: 1, problem: format!("cannot be read: {detail}") })
+        }
+        Err(error) => return Err(error.into()),
+        Ok(None) => Ok(RepoConfig::default()),
+        Ok(Some(bytes)) => match String::from_utf8(bytes) {
+            Ok(text) => repo_config::parse(&text),
+            Err(_) => Err(ConfigProblem { line: 1, problem: "is not UTF-8 text".into() }),
+        },
+    };
+    let pull = match (&comment.pull, comment.subject.kind) {
+        // Asked again even when the payload has it: the payload may be old.
+        (_, SubjectKind::PullRequest) => Some(app.forge.pull(repo, comment.subject.number).await?),
+        (_, SubjectKind::Issue) => None,
+    };
+    let mut bases = BTreeMap::new();
+    for name in commands.iter().flatten().filter_map(|command| command.flags.base.as_ref()) {
+        if let Ok(branch) = BranchName::parse(name) {
+            bases.insert(name.clone(), app.forge.branch_head(repo, &branch).await?);
+        }
+    }
+    let remote = app.forge.name();
+    let task = match store::tasks::open_for(&app.store, remote, repo.id, comment.subject.number).await? {
+        Some(task) => task,
+        None => Task {
+            id: TaskId::new(app.ids.next(IdKind::Task)),
+            remote: remote.to_owned(),
+            repo: repo.clone(),
+            kind: comment.subject.kind,
+            number: comment.subject.number,
+            title: comment.subject.title.clone(),
+            branch: None,
+            pull_number: None,
+            pull_url: None,
+            created_at: app.clock.now(),
+            closed_at: None,
+        },
+    };
+    let own_head = match &task.branch {
+        Some(branch) => app.forge.branch_head(repo, branch).await?,
+        None => None,
+    };
+    // Broken agents must not keep anybody from `cancel` and `help`: the plan decides with the server's own.
+    let (agents, agents_problem) = match repository_agents(app, repo, default_sha.as_str()).await? {
+        Ok(agents) => (agents, None),
+        Err(problem) => (app.agents.clone(), Some(problem)),
+    };
+    let hour_ago = app.clock.now() - Duration::hours(1);
+    Ok(Ok(Facts {
+        role,
+        config,
+        default_branch: info.default_branch,
+        default_sha,
+        bases,
+        pull,
+        own_head,
+        runs: store::runs::of_task(&app.store, &task.id).await?,
+        task,
+        agents: agents.agents.iter().map(|(name, spec)| (name.clone(), facts_of(spec))).collect(),
+        agents_problem,
+        rules: rules(app).await?,
+        recent_runs: store::runs::count_by_requester(&app.store, comment.author.id, hour_ago).await?,
+    }))
+}
+
+fn facts_of(spec: &AgentSpec) -> AgentFacts {
+    AgentFacts {
+        is_recipe: spec.adapter == AdapterKind::Command,
+        read_only: spec.read_only,
+        model: spec.model.clone(),
+        minutes: spec.minutes,
+        budget_micros: spec.budget_micros,
+        description: spec.description.clone(),
+    }
+}
+
+async fn rules(app: &App) -> Result<ServerRules, EngineError> {
+    let config = &app.config;
+    Ok(ServerRules {
+        fix_agent: config.agents.fix.clone(),
+        review_agent: config.agents.review.clone(),
+        ask_agent: config.agents.ask.clone(),
+        image: config.sandbox.image.clone(),
+        allowed_images: config.sandbox.allowed_images.clone(),
+        wall_seconds: config.sandbox.minutes.saturating_mul(60),
+        run_budget_micros: micros(config.limits.run_budget),
+        max_run_budget_micros: micros(config.limits.max_run_budget),
+        commands_per_user_hour: config.limits.commands_per_user_hour,
+        paused: store::settings::get(&app.store, store::settings::PAUSED).await?,
+    })
+}
+
+/// Dollars as written in configuration, in micros.
+fn micros(dollars: f64) -> i64 {
+    // Validated to be finite and at most a million dollars: far inside i64 and exact to the micro.
+    (dollars * 1e6).round() as i64
+}
+
+/// The server's agents and those of the repository at a commit of its default branch.
+pub(super) async fn repository_agents(
+    app: &App,
+    repo: &Repo,
+    at: &str,
+) -> Result<Result<AgentSet, String>, EngineError> {
+    let mut files = Vec::new();
+    for name in app.forge.list_folder(repo, at, ".github/zeblit/agents").await? {
+        if name.ends_with(".md") && name != "README.md" && files.len() < MAX_AGENT_FILES {
+            files.push(format!(".github/zeblit/agents/{name}"));
+        }
+    }
+    if !app.forge.list_folder(repo, at, ".github/zeblit").await?.is_empty() {
+        for name in app.forge.list_folder(repo, at, ".github/zeblit/skills").await? {
+            if files.len() < MAX_AGENT_FILES {
+                files.push(format!(".github/zeblit/skills/{name}/SKILL.md"));
+            }
+        }
+    }
+    let mut texts = Vec::new();
+    for path in files {
+        match app.forge.read_file(repo, at, &path).await {
+            Err(RemoteError::Refused { detail, .. }) => {
+                return Ok(Err(format!("{path}: cannot be read: {detail}")));
+            }
+            Err(error) => return Err(error.into()),
+            Ok(None) => {}
+            Ok(Some(bytes)) => match String::from_utf8(bytes) {
+                Ok(text) => texts.push((path, text)),
+                Err(_) => return Ok(Err(format!("{path}: is not UTF-8 text"))),
+            },
+        }
+    }
+    Ok(app.agents.with_repository(&texts).map_err(|error| error.to_string()))
+}
+
+async fn refuse_all(
+    app: &App,
+    delivery: &Delivery,
+    repo: &Repo,
+    comment: &Comment,
+    text: &str,
+) -> Result<Taken, EngineError> {
+    let role = app.forge.role_of(repo, &comment.author).await?;
+    let heard = policy::is_heard(role, repo.private, &RepoConfig::default());
+    let mut tx = app.store.write_tx().await?;
+    if heard {
+        put_reply(app, &mut tx, repo, comment, format!("reply:{}:all", comment.node_id), text).await?;
+    }
+    store::inbox::finish(&mut tx, &delivery.id, InboxState::Done, "refused: see the reply").await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Effects);
+    Ok(Taken::Stored)
+}
+
+/// One transaction: task, runs, cancels, replies, reactions, audit and the delivery's verdict.
+async fn commit(
+    app: &App,
+    delivery: &Delivery,
+    repo: &Repo,
+    comment: &Comment,
+    task: &Task,
+    plan: Plan,
+) -> Result<Taken, EngineError> {
+    let mut tx = app.store.write_tx().await?;
+    let mut seen = false;
+    let mut confused = false;
+    let starts = plan.actions.iter().any(|action| matches!(action, Action::Start { .. }));
+    let mut task_id = task.id.clone();
+    if starts && !store::tasks::insert(&mut tx, task).await? {
+        // Somebody made the subject's task meanwhile: plan again on what is there now.
+        if let Some(other) = store::tasks::open_for_tx(&mut tx, &task.remote, repo.id, task.number).await?
+            && other.id != task.id
+        {
+            drop(tx);
+            return Box::pin(take(app, delivery)).await;
+        }
+        task_id = task.id.clone();
+    }
+    for action in plan.actions {
+        match action {
+            Action::Start { command, spec } => {
+                seen = true;
+                let new = NewRun {
+                    id: RunId::new(app.ids.next(IdKind::Run)),
+                    task: task_id.clone(),
+                    key: run_key(
+                        delivery.source,
+                        &comment.node_id,
+                        &command.normalised(),
+                        command.occurrence,
+                    ),
+                    remote: app.forge.name().to_owned(),
+                    repo: repo.clone(),
+                    lock_key: plan::lock_key(repo, task, &spec),
+                    spec: *spec,
+                    priority: 1,
+                    created_at: app.clock.now(),
+                };
+                store_run(app, &mut tx, &new).await?;
+            }
+            Action::Cancel { run } => {
+                store::runs::request_cancel(&mut tx, &run, &comment.author.login).await?;
+            }
+            Action::Reply { command, occurrence, body, ok } => {
+                seen |= ok;
+                confused |= !ok;
+                let key =
+                    format!("reply:{}", run_key(delivery.source, &comment.node_id, &command, occurrence));
+                put_reply(app, &mut tx, repo, comment, key, &body).await?;
+            }
+        }
+    }
+    let owner = Owner { run: None, task: starts.then_some(&task_id), remote: app.forge.name(), repo };
+    for (wanted, reaction) in [(seen, Reaction::Eyes), (confused, Reaction::Confused)] {
+        if wanted {
+            let payload = Payload::Reaction {
+                target: report::reaction_target(&origin(comment), comment.subject.number),
+                reaction,
+            };
+            let key = format!("react:{}:{}", comment.node_id, reaction.rest_name());
+            report::put(app, &mut tx, &owner, key, EffectPriority::Seen, payload).await?;
+        }
+    }
+    let subject = format!("{}#{}", repo.name, comment.subject.number);
+    for (action, detail) in &plan.audit {
+        audit(app, &mut tx, Some(&comment.author), action, &subject, detail).await?;
+    }
+    store::inbox::finish(&mut tx, &delivery.id, InboxState::Done, &plan.verdict).await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Effects);
+    app.wakeup.notify(Topic::Runs);
+    Ok(Taken::Stored)
+}
+
+/// The semantic key: source, comment, normalised command and which repetition of it.
+fn run_key(source: Source, node_id: &str, normalised: &str, occurrence: u32) -> String {
+    let hash = hex::encode(Sha256::digest(normalised.as_bytes()));
+    format!("{}:{node_id}:{hash}:{occurrence}", source.as_str())
+}
+
+fn origin(comment: &Comment) -> Origin {
+    Origin {
+        surface: comment.surface.clone(),
+        comment_id: comment.id,
+        node_id: comment.node_id.clone(),
+        url: comment.url.clone(),
+        written_at: comment.written_at,
+        delivery: String::new(),
+    }
+}
+
+async fn put_reply(
+    app: &App,
+    tx: &mut Tx,
+    repo: &Repo,
+    comment: &Comment,
+    key: String,
+    text: &str,
+) -> Result<(), EngineError> {
+    let marker = app.signer.marker(&hex::encode(Sha256::digest(key.as_bytes())), "reply");
+    let thread = match &comment.surface {
+        Surface::ReviewComment { thread, .. } => Some(*thread),
+        _ => None,
+    };
+    let body = format!("{text}\n\n{marker}");
+    let own = OwnComment { number: comment.subject.number, thread, marker, body };
+    let owner = Owner { run: None, task: None, remote: app.forge.name(), repo };
+    report::put(app, tx, &owner, key, EffectPriority::Final, Payload::Comment(own)).await?;
+    Ok(())
+}
+
+/// One line of the audit log.
+pub(super) async fn audit(
+    app: &App,
+    tx: &mut Tx,
+    actor: Option<&Actor>,
+    action: &str,
+    subject: &str,
+    detail: &str,
+) -> Result<(), EngineError> {
+    let actor = actor.map_or_else(|| "system".to_owned(), |actor| format!("{} ({})", actor.login, actor.id));
+    audit_by(app, tx, &actor, action, subject, detail).await
+}
+
+/// The same for an actor that is no forge user.
+pub(super) async fn audit_by(
+    app: &App,
+    tx: &mut Tx,
+    actor: &str,
+    action: &str,
+    subject: &str,
+    detail: &str,
+) -> Result<(), EngineError> {
+    let entry = store::audit::Entry {
+        id: app.ids.next(IdKind::Effect),
+        at: app.clock.now(),
+        actor: actor.to_owned(),
+        action: action.to_owned(),
+        subject: subject.to_owned(),
+        detail: detail.to_owned(),
+    };
+    store::audit::append(tx, &entry).await?;
+    Ok(())
+}
+
+/// When the next pending delivery is due.
+pub async fn next_due(app: &App) -> Result<Option<DateTime<Utc>>, EngineError> {
+    Ok(store::inbox::next_due(&app.store).await?)
+}
+
+async fn give_up(app: &App, id: &InboxId, why: &str) -> Result<(), EngineError> {
+    let mut tx = app.store.write_tx().await?;
+    store::inbox::finish(&mut tx, id, InboxState::Failed, why).await?;
+    tx.commit().await?;
+    Ok(())
+}

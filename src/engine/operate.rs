@@ -1,0 +1,87 @@
+//! What an operator does to runs and deliveries: the verbs of the CLI and of the API.
+
+use super::{EngineError, ingest};
+use crate::app::App;
+use crate::clock::IdKind;
+use crate::domain::ids::{InboxId, RunId};
+use crate::domain::run::RunState;
+use crate::queue::Topic;
+use crate::store::{self, StoreError};
+
+/// An operator's request that cannot be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum OperateError {
+    #[error("there is no {what} `{id}`")]
+    NotFound { what: &'static str, id: String },
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+fn no_run(run: &RunId) -> OperateError {
+    OperateError::NotFound { what: "run", id: run.to_string() }
+}
+
+/// Asks a run to stop; a queued one ends at once, a live one within seconds.
+pub async fn cancel(app: &App, run: &RunId, by: &str) -> Result<(), OperateError> {
+    let known = store::runs::get(&app.store, run).await?.ok_or_else(|| no_run(run))?;
+    let mut tx = app.store.write_tx().await?;
+    if known.state == RunState::Reporting || !store::runs::request_cancel(&mut tx, run, by).await? {
+        return Err(OperateError::Refused(format!(
+            "run {run} cannot be cancelled: it is {}",
+            known.state.as_str()
+        )));
+    }
+    ingest::audit_by(app, &mut tx, by, "cancel", run.as_str(), "").await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Runs);
+    Ok(())
+}
+
+/// Queues a new run of the same task with the same request; gives the new run's id.
+pub async fn retry(app: &App, run: &RunId, by: &str) -> Result<RunId, OperateError> {
+    let known = store::runs::get(&app.store, run).await?.ok_or_else(|| no_run(run))?;
+    if !known.state.is_terminal() {
+        return Err(OperateError::Refused(format!(
+            "run {run} has not ended (it is {}): cancel it first",
+            known.state.as_str()
+        )));
+    }
+    let mut tx = app.store.write_tx().await?;
+    let key = format!("operator:{}", app.ids.next(IdKind::Request));
+    let requester = known.spec.requester.clone();
+    let new = ingest::again(app, &mut tx, &known, key, requester)
+        .await?
+        .ok_or_else(|| OperateError::Refused("this retry was asked for before".into()))?;
+    ingest::audit_by(app, &mut tx, by, "retry", run.as_str(), new.as_str()).await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Runs);
+    app.wakeup.notify(Topic::Effects);
+    Ok(new)
+}
+
+/// Makes an ended delivery pending again.
+pub async fn replay(app: &App, delivery: &InboxId, by: &str) -> Result<(), OperateError> {
+    let mut tx = app.store.write_tx().await?;
+    if !store::inbox::replay(&mut tx, delivery, app.clock.now()).await? {
+        return Err(OperateError::NotFound { what: "delivery", id: delivery.to_string() });
+    }
+    ingest::audit_by(app, &mut tx, by, "replay", delivery.as_str(), "").await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Inbox);
+    Ok(())
+}
+
+/// The pause-all switch: while set, nothing new is claimed; deliveries are still taken. `None` resumes.
+pub async fn pause(app: &App, why: Option<&str>, by: &str) -> Result<(), OperateError> {
+    let mut tx = app.store.write_tx().await?;
+    store::settings::set(&mut tx, store::settings::PAUSED, why, app.clock.now()).await?;
+    let action = if why.is_some() { "pause" } else { "resume" };
+    ingest::audit_by(app, &mut tx, by, action, "server", why.unwrap_or("")).await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Runs);
+    Ok(())
+}

@@ -1,0 +1,376 @@
+//! The way out: what the agent left is imported strictly, kept, passed through the gate and pushed.
+//!
+//! Repeating it after a crash gives the same commits, finds the branch pushed and goes on.
+
+use super::execute::{self, Step};
+use super::report::{self, Owner, Urgency};
+use super::{EngineError, ingest};
+use crate::agent::AdapterKind;
+use crate::app::App;
+use crate::clock::IdKind;
+use crate::domain::effect::{
+    BranchPush, EffectPriority, EffectState, NewEffect, OwnPull, Payload, RemoteRef,
+};
+use crate::domain::event::SubjectKind;
+use crate::domain::gate::{self, Violation};
+use crate::domain::ids::{BranchName, EffectId, Sha};
+use crate::domain::run::{AgentEnd, FailureClass, Phase, Run, RunInput, RunMode};
+use crate::domain::{sanitize, task, wording};
+use crate::git::{GitError, ImportCaps, Imported, Rewrite};
+use crate::queue::Topic;
+use crate::remote::{GitPermission, Retry};
+use crate::store;
+
+/// Violations that are listed in the report.
+const SHOWN_VIOLATIONS: usize = 10;
+
+/// A push that the network swallowed is tried this often in all.
+const PUSH_TRIES: i64 = 3;
+
+/// Takes a collected run to its end, or to waiting for its pull request.
+pub async fn publish(app: &App, run: &mut Run) -> Result<Step, EngineError> {
+    run.progress.phase = Some(Phase::Check);
+    run.outcome.summary = summary(run, execute::adapter_of(app, run).await? == AdapterKind::Command);
+    let end = run.agent_end.clone().unwrap_or(AgentEnd::Finished);
+    let imported = match import(app, run).await {
+        Ok(imported) => imported,
+        Err(GitError::Rejected { detail }) => {
+            let reason =
+                format!("What the agent left behind was refused: {}.", sanitize::one_line(&detail, 300));
+            execute::fail(app, run, FailureClass::Gate, reason).await?;
+            return Ok(Step::Done);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let Some(imported) = imported else {
+        return nothing_came(app, run, end).await;
+    };
+    if run.spec.mode == RunMode::ReadOnly {
+        run.outcome.notes.push(
+            "The agent changed files although this is a read-only run; its changes were thrown away.".into(),
+        );
+        return nothing_came(app, run, end).await;
+    }
+    if !imported.dropped.is_empty() {
+        let shown: Vec<String> = imported
+            .dropped
+            .iter()
+            .take(5)
+            .map(|path| format!("`{}`", sanitize::one_line(path, 120).replace('`', "'")))
+            .collect();
+        run.outcome.notes.push(format!(
+            "Changes to {} were dropped: agents may not change what configures agents.",
+            shown.join(", ")
+        ));
+    }
+    let changes = &imported.changeset.changes;
+    run.outcome.files = i64::try_from(changes.len()).unwrap_or(i64::MAX);
+    run.outcome.added_lines = changes.iter().map(|change| change.added_lines).sum();
+    run.outcome.removed_lines = changes.iter().map(|change| change.removed_lines).sum();
+    let violations = gate::check(&imported.changeset, &run.spec.config.gate, &app.secrets);
+    keep(app, run, &imported, &violations).await?;
+    if !violations.is_empty() {
+        refuse(app, run, &violations).await?;
+        return Ok(Step::Done);
+    }
+    push(app, run, imported, end).await
+}
+
+/// The agent's own words; masked and made inert where they are shown.
+fn summary(run: &Run, recipe: bool) -> String {
+    let result = run.progress.result.trim();
+    if recipe && !run.progress.prose && !result.is_empty() {
+        // A recipe's output is not prose: shown as it was printed.
+        format!("```\n{}\n```", result.replace("```", "'''"))
+    } else {
+        result.to_owned()
+    }
+}
+
+async fn import(app: &App, run: &Run) -> Result<Option<Imported>, GitError> {
+    let Some(workspace) = app.git.prepared(&run.remote, run.repo.id, &run.id) else { return Ok(None) };
+    let own = app.forge.own_identity().await.ok();
+    let host = url::Url::parse(app.forge.web_url()).ok().and_then(|url| url.host_str().map(str::to_owned));
+    let host = host.unwrap_or_else(|| "localhost".into());
+    let (name, email) = own.map_or_else(
+        || ("zeblit".to_owned(), format!("zeblit@users.noreply.{host}")),
+        |own| (own.login.clone(), format!("{}+{}@users.noreply.{host}", own.user_id, own.login)),
+    );
+    let rewrite = Rewrite {
+        author_name: name,
+        author_email: email,
+        // Fixed per run: a repeated import gives the same commits.
+        time: run.created_at.timestamp(),
+        trailers: vec![
+            ("Co-authored-by".into(), report::links(app, run, None).co_author),
+            ("Zeblit-Run".into(), run.id.to_string()),
+        ],
+        masked: crate::agent::adapter::MASKED_PATHS.iter().map(|path| (*path).to_owned()).collect(),
+    };
+    app.git
+        .import(&run.remote, run.repo.id, &workspace.output, run.start(), &rewrite, ImportCaps::default())
+        .await
+}
+
+/// No commit came back: the end depends on how the agent ended.
+async fn nothing_came(app: &App, run: &mut Run, end: AgentEnd) -> Result<Step, EngineError> {
+    let input = match end {
+        AgentEnd::Finished if run.spec.mode == RunMode::ReadOnly => RunInput::Done,
+        AgentEnd::Finished => RunInput::NothingToDo,
+        AgentEnd::Cancelled => {
+            run.outcome.step = Some(Phase::Agent);
+            run.outcome.reason = execute::cancel_reason(run);
+            RunInput::Cancelled
+        }
+        AgentEnd::Failed { class, detail } => {
+            run.outcome.class = Some(class);
+            run.outcome.step = Some(Phase::Agent);
+            run.outcome.reason = detail;
+            RunInput::Failed
+        }
+    };
+    finish(app, run, &input).await?;
+    Ok(Step::Done)
+}
+
+async fn finish(app: &App, run: &mut Run, input: &RunInput) -> Result<(), EngineError> {
+    run.apply(input, app.clock.now())?;
+    tracing::info!(run.id = %run.id, state = run.state.as_str(), "run ended");
+    execute::clean_up(app, run).await;
+    execute::save(app, run, Urgency::State).await
+}
+
+/// Keeps bundle and diff: any worker can go on from them, and refused work is not lost.
+async fn keep(
+    app: &App,
+    run: &mut Run,
+    imported: &Imported,
+    violations: &[Violation],
+) -> Result<(), EngineError> {
+    let now = app.clock.now();
+    let mut tx = app.store.write_tx().await?;
+    store::artifacts::put(&mut tx, &run.id, "bundle", &imported.bundle, now).await?;
+    let diff = app.secrets.mask(&imported.diff);
+    store::artifacts::put(&mut tx, &run.id, "diff", diff.as_bytes(), now).await?;
+    let verdict = if violations.is_empty() { "gate.pass" } else { "gate.refuse" };
+    let detail: Vec<String> =
+        violations.iter().map(|violation| format!("{} {}", violation.rule, violation.path)).collect();
+    ingest::audit(app, &mut tx, None, verdict, run.id.as_str(), &detail.join("; ")).await?;
+    store::runs::save_progress(&mut tx, run).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+async fn refuse(app: &App, run: &mut Run, violations: &[Violation]) -> Result<(), EngineError> {
+    let mut reason = String::from("The changes were not pushed, because:\n");
+    for violation in violations.iter().take(SHOWN_VIOLATIONS) {
+        let path = if violation.path.is_empty() {
+            String::new()
+        } else {
+            format!("`{}`: ", sanitize::one_line(&violation.path, 200).replace('`', "'"))
+        };
+        reason.push_str(&format!(
+            "\n- {path}{} (rule `{}`)",
+            sanitize::one_line(&violation.problem, 300),
+            violation.rule
+        ));
+    }
+    if violations.len() > SHOWN_VIOLATIONS {
+        reason.push_str(&format!("\n- and {} more", violations.len() - SHOWN_VIOLATIONS));
+    }
+    execute::fail(app, run, FailureClass::Gate, reason).await
+}
+
+/// Where the commits go: the run's branch, or for partial work on somebody's pull request a branch of our own.
+fn target(run: &Run, end: &AgentEnd) -> Option<BranchName> {
+    let partial = !matches!(end, AgentEnd::Finished);
+    if partial && run.spec.subject.kind == SubjectKind::PullRequest && run.spec.pull.is_some() {
+        let id = crate::domain::ids::TaskId::new(run.id.as_str());
+        return Some(task::branch_name(run.spec.subject.number, "partial work", &id));
+    }
+    run.spec.push_to.clone()
+}
+
+/// What the branch must hold for the push: the commit the agent started from, or nothing when the branch is new.
+async fn expected(app: &App, run: &Run, branch: &BranchName) -> Result<Option<Sha>, EngineError> {
+    if run.spec.pull.is_some() && run.spec.push_to.as_ref() == Some(branch) {
+        return Ok(Some(run.pinned().clone()));
+    }
+    let head = app.forge.branch_head(&run.repo, branch).await?;
+    // A branch that holds something else than our start is refused by the lease on it.
+    Ok(head.map(|_| run.start().clone()))
+}
+
+async fn push(app: &App, run: &mut Run, imported: Imported, end: AgentEnd) -> Result<Step, EngineError> {
+    let Some(branch) = target(run, &end) else {
+        return Err(EngineError::Defect("a changing run has no branch to push to".into()));
+    };
+    run.progress.phase = Some(Phase::Push);
+    if matches!(end, AgentEnd::Finished)
+        && let Some(pull) = &run.spec.pull
+    {
+        // Once more before the push: the head must still be the one that was meant (or ours already).
+        let head = app.forge.pull(&run.repo, pull.number).await?.head_sha;
+        if head != *run.pinned() && head != imported.changeset.head {
+            let reason = format!("`{branch}` moved while the agent worked, and I never overwrite that.");
+            execute::fail(app, run, FailureClass::Conflict, reason).await?;
+            return Ok(Step::Done);
+        }
+    }
+    let key = format!("branch:{}", run.id);
+    let push = match store::effects::by_key(&app.store, &key).await? {
+        Some(effect) => match effect.payload {
+            Payload::Branch(push) if push.new == imported.changeset.head => push,
+            _ => return Err(EngineError::Defect("the branch effect names other commits".into())),
+        },
+        None => BranchPush {
+            expected: expected(app, run, &branch).await?,
+            new: imported.changeset.head.clone(),
+            branch: branch.clone(),
+        },
+    };
+    intend(app, run, &key, &push).await?;
+    let access = execute::git_access(app, run, GitPermission::Write).await?;
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match app.git.push(&run.remote, run.repo.id, &access, &imported.bundle, &push).await {
+            Ok(()) => break,
+            // Not known whether it took place: repeating it finds the branch at our commit or at the old one.
+            Err(GitError::Unavailable { operation, detail }) if tries < PUSH_TRIES => {
+                tracing::warn!(operation, detail, tries, "push again");
+                store::runs::heartbeat(&app.store, &run.id, run.fence, app.clock.now() + execute::LEASE)
+                    .await?;
+            }
+            Err(error) => {
+                fail_branch(app, &key, &error.to_string()).await?;
+                return Err(error.into());
+            }
+        }
+    }
+    pushed(app, run, imported, push, end).await
+}
+
+/// Commits the intent of the push.
+async fn intend(app: &App, run: &Run, key: &str, push: &BranchPush) -> Result<(), EngineError> {
+    let now = app.clock.now();
+    let effect = NewEffect {
+        run: Some(run.id.clone()),
+        task: Some(run.task.clone()),
+        remote: run.remote.clone(),
+        repo: run.repo.clone(),
+        key: key.to_owned(),
+        priority: EffectPriority::Final,
+        payload: Payload::Branch(push.clone()),
+        not_before: None,
+    };
+    let mut tx = app.store.write_tx().await?;
+    store::effects::put(&mut tx, &EffectId::new(app.ids.next(IdKind::Effect)), &effect, now).await?;
+    if let Some(stored) = store::effects::by_key_tx(&mut tx, key).await?
+        && stored.state == EffectState::Planned
+    {
+        store::effects::sending(&mut tx, &stored.id, stored.revision, now).await?;
+    }
+    let detail = format!("{} to {}", push.new, push.branch);
+    ingest::audit(app, &mut tx, None, "push", run.id.as_str(), &detail).await?;
+    store::runs::save_progress(&mut tx, run).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+async fn fail_branch(app: &App, key: &str, error: &str) -> Result<(), EngineError> {
+    let mut tx = app.store.write_tx().await?;
+    if let Some(stored) = store::effects::by_key_tx(&mut tx, key).await? {
+        store::effects::fail(&mut tx, &stored.id, error).await?;
+    }
+    tx.commit().await?;
+    Ok(())
+}
+
+async fn is_open(app: &App, run: &Run, number: i64) -> Result<bool, EngineError> {
+    match app.forge.pull(&run.repo, number).await {
+        Ok(pull) => Ok(pull.open),
+        Err(error) if error.retry() == Retry::Never => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The branch is there: what follows, in one transaction.
+async fn pushed(
+    app: &App,
+    run: &mut Run,
+    imported: Imported,
+    push: BranchPush,
+    end: AgentEnd,
+) -> Result<Step, EngineError> {
+    run.outcome.branch = Some(push.branch.clone());
+    run.outcome.head = Some(push.new.clone());
+    run.outcome.commits = imported.changeset.commits;
+    let issue = run.spec.pull.is_none();
+    let known = store::tasks::get(&app.store, &run.task).await?;
+    let opened = known.as_ref().and_then(|task| task.pull_number.zip(task.pull_url.clone()));
+    // Closed without our hearing of it: the work needs a new one.
+    let existing = match &opened {
+        Some((number, _)) if issue && !is_open(app, run, *number).await? => None,
+        _ => opened.clone(),
+    };
+    let input = match &end {
+        AgentEnd::Finished if issue && existing.is_none() => RunInput::Pushed,
+        AgentEnd::Finished => {
+            if let (true, Some((number, url))) = (issue, existing) {
+                run.outcome.pull_number = Some(number);
+                run.outcome.pull_url = Some(url);
+            }
+            RunInput::Done
+        }
+        AgentEnd::Cancelled => {
+            run.outcome.step = Some(Phase::Agent);
+            run.outcome.reason = execute::cancel_reason(run);
+            RunInput::Cancelled
+        }
+        AgentEnd::Failed { class, detail } => {
+            run.outcome.class = Some(*class);
+            run.outcome.step = Some(Phase::Agent);
+            run.outcome.reason = detail.clone();
+            RunInput::Failed
+        }
+    };
+    let template = match input {
+        RunInput::Pushed => app.forge.pull_template(&run.repo).await?,
+        _ => None,
+    };
+    run.apply(&input, app.clock.now())?;
+    let mut tx = app.store.write_tx().await?;
+    if let Some(stored) = store::effects::by_key_tx(&mut tx, &format!("branch:{}", run.id)).await? {
+        let remote = RemoteRef { id: push.new.to_string(), ..RemoteRef::default() };
+        store::effects::confirm(&mut tx, &stored.id, stored.revision, &remote, app.clock.now()).await?;
+    }
+    if issue {
+        store::tasks::set_branch(&mut tx, &run.task, &push.branch).await?;
+    }
+    store::runs::save(&mut tx, run).await?;
+    if input == RunInput::Pushed {
+        let links = report::links(app, run, None);
+        let (key, marker) = match &opened {
+            None => (format!("pull:{}", run.task), app.signer.marker(run.task.as_str(), "pull")),
+            Some(_) => (format!("pull:{}", run.id), app.signer.marker(run.id.as_str(), "pull")),
+        };
+        let body = format!("{}\n\n{marker}", wording::pull_body(run, &links, template.as_deref()));
+        let pull = OwnPull {
+            head: push.branch.clone(),
+            base: run.spec.base.clone(),
+            title: wording::pull_title(run),
+            body: app.secrets.mask(&body),
+            draft: true,
+            marker,
+        };
+        report::put(app, &mut tx, &Owner::of(run), key, EffectPriority::Final, Payload::Pull(pull)).await?;
+    }
+    report::report(app, &mut tx, run, Urgency::State).await?;
+    tx.commit().await?;
+    tracing::info!(run.id = %run.id, branch = %push.branch, head = %push.new, state = run.state.as_str(), "pushed");
+    execute::clean_up(app, run).await;
+    app.wakeup.notify(Topic::Effects);
+    app.wakeup.notify(Topic::Logs);
+    Ok(Step::Done)
+}

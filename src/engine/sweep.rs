@@ -1,0 +1,115 @@
+//! Repairs what a crash left, and keeps what is shown true while nothing happens.
+
+use super::EngineError;
+use super::report::{self, Urgency};
+use crate::app::App;
+use crate::domain::ids::RunId;
+use crate::domain::run::{Run, RunInput};
+use crate::queue::Topic;
+use crate::sandbox::SandboxError;
+use crate::store;
+use std::collections::HashSet;
+
+/// Queued runs whose place is looked after; those behind it show an older place.
+const PLACES: i64 = 200;
+
+/// What start-up does before anything is claimed: leases of dead boots end, unclear effects are marked.
+/// Containers of live runs are left alone: their runs are claimed again and adopt them.
+pub async fn boot(app: &App) -> Result<(), EngineError> {
+    if app.config.sandbox.strict {
+        strict(app).await?;
+    }
+    let now = app.clock.now();
+    let mut tx = app.store.write_tx().await?;
+    let leases = store::runs::expire_leases(&mut tx, &app.boot, now).await?;
+    let effects = store::effects::orphaned_to_ambiguous(&mut tx, now).await?;
+    tx.commit().await?;
+    if leases > 0 || effects > 0 {
+        tracing::info!(leases, effects, "taking over from an earlier process");
+    }
+    Ok(())
+}
+
+/// With `sandbox.strict`, nothing starts while any line of the profile differs, recommended ones included.
+async fn strict(app: &App) -> Result<(), EngineError> {
+    let failed: Vec<String> = app
+        .sandbox
+        .self_check()
+        .await
+        .into_iter()
+        .filter(|check| !check.ok)
+        .map(|check| format!("{}: {} ({})", check.name, check.found, check.fix))
+        .collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let detail = format!("sandbox.strict is set, and these differ: {}", failed.join("; "));
+    Err(EngineError::Sandbox(SandboxError::Profile { detail }))
+}
+
+/// One round of repair.
+pub async fn tick(app: &App) -> Result<(), EngineError> {
+    store::nodes::seen(&app.store, &app.boot, "all", app.clock.now()).await?;
+    queued(app).await?;
+    orphans(app).await?;
+    Ok(())
+}
+
+/// Cancels of runs that nobody works on, and places in the queue.
+async fn queued(app: &App) -> Result<(), EngineError> {
+    for mut run in store::runs::queued(&app.store, PLACES).await? {
+        if run.cancel_requested.is_some() {
+            run.outcome.reason = super::execute::cancel_reason(&run);
+            run.outcome.step = Some(crate::domain::run::Phase::Queue);
+            run.apply(&RunInput::Cancelled, app.clock.now())?;
+            match super::execute::save(app, &run, Urgency::State).await {
+                // It was claimed meanwhile: its worker sees the cancel.
+                Err(EngineError::Store(store::StoreError::Fenced { .. })) | Ok(()) => {}
+                Err(error) => return Err(error),
+            }
+            app.wakeup.notify(Topic::Runs);
+        } else {
+            show_place(app, run).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn show_place(app: &App, mut run: Run) -> Result<(), EngineError> {
+    let Some(place) = store::runs::place(&app.store, &run.id).await? else { return Ok(()) };
+    if run.progress.position == Some(place.position) && run.progress.waits_for == place.waits_for {
+        return Ok(());
+    }
+    run.progress.position = Some(place.position);
+    run.progress.waits_for = place.waits_for;
+    let mut tx = app.store.write_tx().await?;
+    match store::runs::save_progress(&mut tx, &run).await {
+        Err(store::StoreError::Fenced { .. }) => return Ok(()),
+        other => other?,
+    }
+    report::report(app, &mut tx, &run, Urgency::Progress).await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Effects);
+    Ok(())
+}
+
+/// Containers and workspaces whose run has ended.
+async fn orphans(app: &App) -> Result<(), EngineError> {
+    // Listed before the runs are read: a container that starts in between is not in the list.
+    let listed = app.sandbox.list().await;
+    let live: Vec<RunId> = store::runs::live(&app.store).await?.into_iter().map(|run| run.id).collect();
+    let wanted: HashSet<&RunId> = live.iter().collect();
+    match listed {
+        Ok(listed) => {
+            for container in listed.iter().filter(|container| !wanted.contains(&container.run)) {
+                tracing::info!(run.id = %container.run, slot = %container.slot, "removing an orphaned container");
+                app.sandbox.remove(&container.slot).await?;
+            }
+        }
+        Err(error) => tracing::warn!(error = %error, "containers cannot be listed"),
+    }
+    let mut kept = live;
+    kept.extend(store::runs::queued(&app.store, PLACES).await?.into_iter().map(|run| run.id));
+    app.git.sweep(&kept).await?;
+    Ok(())
+}

@@ -1,0 +1,298 @@
+//! Purpose: one bare mirror per repository: filled by fetch, read by object id, never collected.
+//!
+//! Seeds, workspaces and imports borrow the mirror's objects through alternates, so nothing ever
+//! removes objects from it.
+
+use super::transport::{Call, FETCH_LIMIT, LIST_LIMIT, classify};
+use super::{Access, Git, GitError, blocking, folder_name, object_error};
+use crate::domain::ids::{BranchName, Sha};
+use std::path::{Path, PathBuf};
+
+/// Commits that one call may ask for.
+const WANTED_CAP: usize = 64;
+/// Pinned commits keep a ref below this.
+pub(crate) const KEEP: &str = "refs/zeblit/keep";
+
+/// Where a repository's mirror is.
+#[derive(Debug, Clone)]
+pub(crate) struct Mirror {
+    pub path: PathBuf,
+    /// The name of its lock.
+    pub lock: String,
+}
+
+impl Mirror {
+    pub fn of(git: &Git, remote: &str, repo_id: i64) -> Result<Self, GitError> {
+        let remote = folder_name("find the mirror", remote)?;
+        Ok(Self { path: git.mirror_path(remote, repo_id), lock: format!("mirror-{remote}-{repo_id}") })
+    }
+
+    pub fn objects(&self) -> PathBuf {
+        self.path.join("objects")
+    }
+}
+
+/// Opens a bare repository of ours by its path, without looking around.
+pub(crate) fn open(operation: &'static str, path: &Path) -> Result<git2::Repository, GitError> {
+    git2::Repository::open_bare(path).map_err(|error| GitError::Failed {
+        operation,
+        detail: format!("{}: {}", path.display(), error.message()),
+    })
+}
+
+/// The object id of a commit id.
+pub(crate) fn oid(operation: &'static str, sha: &Sha) -> Result<git2::Oid, GitError> {
+    git2::Oid::from_str(sha.as_str()).map_err(object_error(operation))
+}
+
+/// The commits of `wanted` that the mirror does not hold; keeps a ref to those that it does.
+fn missing(path: &Path, wanted: &[Sha]) -> Result<Vec<Sha>, GitError> {
+    let operation = "read the mirror";
+    let repository = open(operation, path)?;
+    let mut missing = Vec::new();
+    for sha in wanted {
+        let oid = oid(operation, sha)?;
+        // The tree too: an interrupted fetch must not count as there.
+        if repository.find_commit(oid).and_then(|commit| commit.tree()).is_err() {
+            missing.push(sha.clone());
+            continue;
+        }
+        let name = format!("{KEEP}/{sha}");
+        if repository.refname_to_id(&name).is_err() {
+            repository.reference(&name, oid, true, "").map_err(object_error("keep a commit"))?;
+        }
+    }
+    Ok(missing)
+}
+
+async fn missing_of(path: &Path, wanted: &[Sha]) -> Result<Vec<Sha>, GitError> {
+    let (path, wanted) = (path.to_owned(), wanted.to_vec());
+    blocking("read the mirror", move || missing(&path, &wanted)).await
+}
+
+/// See `Git::ensure`.
+pub(crate) async fn ensure(
+    git: &Git,
+    mirror: Mirror,
+    access: &Access,
+    wanted: &[Sha],
+    pull: Option<i64>,
+) -> Result<(), GitError> {
+    if wanted.len() > WANTED_CAP {
+        return Err(GitError::Failed {
+            operation: "fetch",
+            detail: format!("{} commits asked for at once, at most {WANTED_CAP}", wanted.len()),
+        });
+    }
+    if mirror.path.exists() && !wanted.is_empty() && missing_of(&mirror.path, wanted).await?.is_empty() {
+        return Ok(());
+    }
+    let _held = git.lock(&mirror.lock).await?;
+    create(git, &mirror).await?;
+    // Another run may have fetched it while this one waited.
+    if !wanted.is_empty() && missing_of(&mirror.path, wanted).await?.is_empty() {
+        return Ok(());
+    }
+    let mut refs = vec!["+refs/heads/*:refs/heads/*".to_owned()];
+    if let Some(number) = pull.filter(|number| *number > 0) {
+        refs.push(format!("+refs/pull/{number}/head:refs/pull/{number}/head"));
+    }
+    fetch(git, &mirror, access, &refs).await?;
+    let missing = missing_of(&mirror.path, wanted).await?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    // A commit that no branch holds any more can often still be had by its id.
+    let refs: Vec<String> = missing.iter().map(|sha| format!("+{sha}:{KEEP}/{sha}")).collect();
+    fetch(git, &mirror, access, &refs).await?;
+    let missing = missing_of(&mirror.path, wanted).await?;
+    match missing.first() {
+        None => Ok(()),
+        Some(sha) => Err(GitError::NotFound {
+            operation: "fetch",
+            detail: format!("the remote does not have commit {}", sha.short()),
+        }),
+    }
+}
+
+/// Makes the empty mirror aside and renames it into place.
+async fn create(git: &Git, mirror: &Mirror) -> Result<(), GitError> {
+    let operation = "create the mirror";
+    if mirror.path.join("HEAD").exists() {
+        return Ok(());
+    }
+    let parent = mirror.path.parent().unwrap_or(&git.root);
+    let io_error = |source| GitError::Io { operation, path: mirror.path.clone(), source };
+    std::fs::create_dir_all(parent).map_err(io_error)?;
+    let aside = super::TemporaryFolder(git.fresh_folder(parent, ".build-")?);
+    // 0644: the container's user reads the objects, whatever this process's umask is.
+    Call::local(operation, &git.root)
+        .args(["init", "-q", "--bare", "--template=", "--shared=0644", "--initial-branch=main", "--"])
+        .arg(&aside.0)
+        .run_checked()
+        .await?;
+    std::fs::rename(&aside.0, &mirror.path).map_err(io_error)
+}
+
+async fn fetch(git: &Git, mirror: &Mirror, access: &Access, refs: &[String]) -> Result<(), GitError> {
+    let operation = "fetch";
+    let finished = Call::remote(operation, &git.root, access)?
+        .git_dir(&mirror.path)
+        .args([
+            "fetch",
+            "-q",
+            "--prune",
+            "--no-tags",
+            "--no-write-fetch-head",
+            "--no-auto-maintenance",
+            "--no-recurse-submodules",
+            "--",
+        ])
+        .arg(&access.url)
+        .args(refs)
+        .limit(FETCH_LIMIT)
+        .run()
+        .await?;
+    if finished.success { Ok(()) } else { Err(classify(operation, &finished)) }
+}
+
+/// See `Git::remote_head`.
+pub(crate) async fn remote_head(
+    git: &Git,
+    access: &Access,
+    branch: &BranchName,
+) -> Result<Option<Sha>, GitError> {
+    let operation = "read the remote's branch";
+    let full = branch.full();
+    let finished = Call::remote(operation, &git.root, access)?
+        .args(["ls-remote", "-q", "--refs", "--"])
+        .arg(&access.url)
+        .arg(&full)
+        .limit(LIST_LIMIT)
+        .run()
+        .await?;
+    if !finished.success {
+        return Err(classify(operation, &finished));
+    }
+    // The pattern matches the end of names: only the line with exactly this name counts.
+    let text = String::from_utf8_lossy(&finished.stdout);
+    let line = text.lines().find_map(|line| line.split_once('\t').filter(|(_, name)| *name == full));
+    line.map(|(sha, _)| Sha::parse(sha))
+        .transpose()
+        .map_err(|error| GitError::Failed { operation, detail: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::tests::{REMOTE, REPO, World, git};
+
+    fn commit(world: &World, name: &str) -> Sha {
+        std::fs::write(world.person().join(name), name).unwrap();
+        git(&world.person(), &["add", "-A"]);
+        git(&world.person(), &["commit", "-qm", name]);
+        Sha::parse(&git(&world.person(), &["rev-parse", "HEAD"])).unwrap()
+    }
+
+    fn push(world: &World, refspec: &str) {
+        git(&world.person(), &["push", "-q", "--force", "../remote.git", refspec]);
+    }
+
+    #[tokio::test]
+    async fn what_the_mirror_holds_needs_no_network() {
+        let world = World::new().await;
+        let nowhere = Access { url: "/nonexistent/remote.git".into(), ..world.access.clone() };
+        world.git.ensure(REMOTE, REPO, &nowhere, std::slice::from_ref(&world.start), None).await.unwrap();
+        let error = world.git.ensure(REMOTE, 99, &nowhere, std::slice::from_ref(&world.start), None).await;
+        assert!(matches!(error, Err(GitError::NotFound { .. })), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn new_commits_pull_requests_and_forgotten_commits_are_fetched() {
+        let world = World::new().await;
+        let second = commit(&world, "second");
+        push(&world, "HEAD:refs/heads/topic");
+        world.git.ensure(REMOTE, REPO, &world.access, std::slice::from_ref(&second), None).await.unwrap();
+
+        let pull = commit(&world, "pull");
+        push(&world, "HEAD:refs/pull/5/head");
+        world.git.ensure(REMOTE, REPO, &world.access, std::slice::from_ref(&pull), Some(5)).await.unwrap();
+
+        // Pushed over: no ref of the remote holds it any more, its id still finds it.
+        let gone = commit(&world, "gone");
+        push(&world, "HEAD:refs/heads/topic");
+        push(&world, &format!("{second}:refs/heads/topic"));
+        world.git.ensure(REMOTE, REPO, &world.access, std::slice::from_ref(&gone), None).await.unwrap();
+        let mirror = world.git.mirror_path(REMOTE, REPO);
+        assert_eq!(git(&mirror, &["rev-parse", &format!("{KEEP}/{gone}")]), gone.as_str());
+        assert_eq!(git(&mirror, &["rev-parse", "refs/heads/topic"]), second.as_str());
+    }
+
+    #[tokio::test]
+    async fn branches_that_give_way_to_folders_are_pruned() {
+        let world = World::new().await;
+        push(&world, "HEAD:refs/heads/a");
+        let one = commit(&world, "one");
+        push(&world, "HEAD:refs/heads/main");
+        world.git.ensure(REMOTE, REPO, &world.access, &[one], None).await.unwrap();
+        push(&world, ":refs/heads/a");
+        push(&world, "HEAD:refs/heads/a/b");
+        let two = commit(&world, "two");
+        push(&world, "HEAD:refs/heads/main");
+        world.git.ensure(REMOTE, REPO, &world.access, &[two], None).await.unwrap();
+        let refs =
+            git(&world.git.mirror_path(REMOTE, REPO), &["for-each-ref", "--format=%(refname)", "refs/heads"]);
+        assert_eq!(refs, "refs/heads/a/b\nrefs/heads/main");
+    }
+
+    #[tokio::test]
+    async fn what_the_remote_does_not_have_is_not_found() {
+        let world = World::new().await;
+        let unknown = Sha::parse(&"1".repeat(40)).unwrap();
+        let error = world.git.ensure(REMOTE, REPO, &world.access, &[unknown], None).await;
+        assert!(matches!(error, Err(GitError::NotFound { .. })), "{error:?}");
+        let other = Sha::parse(&"2".repeat(40)).unwrap();
+        let error = world.git.ensure(REMOTE, REPO, &world.access, &[other], Some(77)).await;
+        assert!(matches!(error, Err(GitError::NotFound { .. })), "{error:?}");
+        let many = vec![world.start.clone(); WANTED_CAP + 1];
+        assert!(world.git.ensure(REMOTE, REPO, &world.access, &many, None).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn an_empty_remote_makes_an_empty_mirror() {
+        let world = World::new().await;
+        let empty = world.folder.path().join("empty.git");
+        std::fs::create_dir(&empty).unwrap();
+        git(&empty, &["init", "-q", "--bare"]);
+        let access = Access { url: format!("file://{}", empty.display()), ..world.access.clone() };
+        world.git.ensure(REMOTE, 8, &access, &[], None).await.unwrap();
+        assert!(world.git.mirror_path(REMOTE, 8).join("HEAD").is_file());
+    }
+
+    #[tokio::test]
+    async fn parallel_runs_fetch_one_after_the_other() {
+        let world = World::new().await;
+        let sha = commit(&world, "new");
+        push(&world, "HEAD:refs/heads/main");
+        let calls = (0..6).map(|_| {
+            let (git, access, sha) = (world.git.clone(), world.access.clone(), sha.clone());
+            tokio::spawn(async move { git.ensure(REMOTE, REPO, &access, &[sha], None).await })
+        });
+        for call in calls.collect::<Vec<_>>() {
+            call.await.unwrap().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn the_remote_head_is_that_of_exactly_this_branch() {
+        let world = World::new().await;
+        push(&world, "HEAD~1:refs/heads/other/refs/heads/topic");
+        let read = |name: &str| {
+            let (git, access, branch) =
+                (world.git.clone(), world.access.clone(), BranchName::parse(name).unwrap());
+            async move { git.remote_head(&access, &branch).await }
+        };
+        assert_eq!(read("main").await.unwrap().as_ref(), Some(&world.start));
+        assert_eq!(read("topic").await.unwrap(), None);
+    }
+}

@@ -1,0 +1,516 @@
+//! Purpose: Git on the host: mirrors, seeds, workspaces, the strict way in and the push out.
+//!
+//! The host never runs Git inside a `.git` that an agent could write: what comes back is one bundle file.
+
+pub mod bundle;
+pub mod mirror;
+pub mod transport;
+pub mod workspace;
+
+use crate::domain::effect::BranchPush;
+use crate::domain::gate::Changeset;
+use crate::domain::ids::{BranchName, RunId, Sha};
+use secrecy::SecretString;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How often a folder name that is taken is tried again with another number.
+const NAME_TRIES: usize = 10_000;
+/// How long one operation waits for another process that works on the same mirror.
+const LOCK_LIMIT: Duration = Duration::from_secs(1800);
+/// How often it looks whether that one has finished.
+const LOCK_POLL: Duration = Duration::from_millis(50);
+/// In-process locks that are kept before unused ones are forgotten.
+const LOCKS_KEPT: usize = 1024;
+/// The folders below the root.
+const FOLDERS: &[&str] = &["mirrors", "seeds", "runs", "trash", "tmp", "locks"];
+
+#[derive(Debug, thiserror::Error)]
+pub enum GitError {
+    /// The remote refused our credentials.
+    #[error("{operation}: credentials refused")]
+    Auth { operation: &'static str },
+    #[error("{operation}: repository or ref not found: {detail}")]
+    NotFound { operation: &'static str, detail: String },
+    /// A push was rejected because the ref moved.
+    #[error("push: `{branch}` moved")]
+    Moved { branch: String },
+    /// The remote refused a push for its own reasons (protected branch, hook).
+    #[error("push refused: {detail}")]
+    Refused { detail: String },
+    /// The network or the remote failed; after a push it is not known whether it took place.
+    #[error("{operation}: {detail}")]
+    Unavailable { operation: &'static str, detail: String },
+    /// The bundle breaks a rule of the way in.
+    #[error("the result was refused: {detail}")]
+    Rejected { detail: String },
+    #[error("{operation}: {detail}")]
+    Failed { operation: &'static str, detail: String },
+    #[error("{operation}: {path}: {source}")]
+    Io { operation: &'static str, path: PathBuf, source: std::io::Error },
+}
+
+/// How to reach a repository for one operation. The token goes to Git through `GIT_ASKPASS` only.
+#[derive(Debug, Clone)]
+pub struct Access {
+    pub url: String,
+    pub username: String,
+    pub token: Option<SecretString>,
+}
+
+/// The host's Git store, all below one state directory.
+#[derive(Debug, Clone)]
+pub struct Git {
+    pub(crate) root: PathBuf,
+    /// One lock per mirror or seed for the tasks of this process.
+    locks: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+    /// Makes names of temporary folders differ.
+    counter: Arc<AtomicU64>,
+}
+
+/// What a run's container gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workspace {
+    pub workspace: PathBuf,
+    pub output: PathBuf,
+    pub home: PathBuf,
+    /// The mirror's objects on the host.
+    pub objects: PathBuf,
+}
+
+/// What to prepare a workspace from.
+#[derive(Debug, Clone)]
+pub struct WorkspaceSpec<'a> {
+    pub remote: &'a str,
+    pub repo_id: i64,
+    pub run: &'a RunId,
+    pub start: &'a Sha,
+    /// Trusted copies of masked paths come from here.
+    pub base_sha: &'a Sha,
+    /// Masked paths (files or folders) are replaced by those of `base_sha` (or removed when it has none).
+    pub masked: &'a [&'a str],
+    /// What the alternates file of the workspace must say.
+    pub objects_inside: PathBuf,
+    pub owner: (u32, u32),
+}
+
+/// How the imported commits are rewritten: author and committer are the host's decision.
+#[derive(Debug, Clone)]
+pub struct Rewrite {
+    pub author_name: String,
+    pub author_email: String,
+    /// Seconds since 1970, the time of every commit (so that a repeated import gives equal ids).
+    pub time: i64,
+    /// Appended to each message as trailers, e.g. `Zeblit-Run: …`.
+    pub trailers: Vec<(String, String)>,
+    /// Masked paths: taken from the start commit in every rewritten commit.
+    pub masked: Vec<String>,
+}
+
+/// Caps of the way in.
+#[derive(Debug, Clone, Copy)]
+pub struct ImportCaps {
+    pub bundle_bytes: u64,
+    pub commits: usize,
+}
+
+impl Default for ImportCaps {
+    fn default() -> Self {
+        Self { bundle_bytes: 200 * 1024 * 1024, commits: 100 }
+    }
+}
+
+/// A verified result: rewritten commits and the bundle of them that is kept as an artifact.
+#[derive(Debug, Clone)]
+pub struct Imported {
+    pub changeset: Changeset,
+    /// A bundle `start..head` with one ref, `refs/heads/zeblit-result`, made by the host.
+    pub bundle: Vec<u8>,
+    /// A unified diff for people, capped at 256 KiB.
+    pub diff: String,
+    /// Paths that the agent changed but that were dropped because they are masked.
+    pub dropped: Vec<String>,
+}
+
+impl Git {
+    /// Opens (creating it) the store below `root`; checks that a usable `git` program is there.
+    pub async fn open(root: &Path) -> Result<Self, GitError> {
+        let operation = "open the Git store";
+        let io_error = |source| GitError::Io { operation, path: root.to_owned(), source };
+        std::fs::create_dir_all(root).map_err(io_error)?;
+        let root = root.canonicalize().map_err(io_error)?;
+        let plain =
+            root.to_str().is_some_and(|text| !text.chars().any(|c| c.is_control() || c == '"' || c == ':'));
+        if !plain {
+            return Err(GitError::Failed {
+                operation,
+                detail: "the state directory's path holds control characters, `\"`, `:` or is not UTF-8; \
+                         Git cannot name such a path in an alternates file: choose another one"
+                    .into(),
+            });
+        }
+        for folder in FOLDERS {
+            std::fs::create_dir_all(root.join(folder)).map_err(io_error)?;
+        }
+        transport::install(&root).map_err(io_error)?;
+        transport::check_version(&root).await?;
+        Ok(Self { root, locks: Arc::default(), counter: Arc::default() })
+    }
+
+    pub fn mirror_path(&self, remote: &str, repo_id: i64) -> PathBuf {
+        self.root.join("mirrors").join(remote).join(format!("{repo_id}.git"))
+    }
+
+    /// Makes the mirror hold `wanted` (fetching heads, and `refs/pull/<n>/head` when `pull` is given). No network when it does already.
+    pub async fn ensure(
+        &self,
+        remote: &str,
+        repo_id: i64,
+        access: &Access,
+        wanted: &[Sha],
+        pull: Option<i64>,
+    ) -> Result<(), GitError> {
+        mirror::ensure(self, mirror::Mirror::of(self, remote, repo_id)?, access, wanted, pull).await
+    }
+
+    /// Seed (immutable checkout of `start`, reused) and per-run workspace, output and home folders.
+    /// Repeating it for the same run before the agent started gives a fresh workspace.
+    pub async fn prepare(&self, spec: &WorkspaceSpec<'_>) -> Result<Workspace, GitError> {
+        workspace::prepare(self, spec).await
+    }
+
+    /// The folders of a run that was prepared before (after a crash); `None` when they are not there.
+    pub fn prepared(&self, remote: &str, repo_id: i64, run: &RunId) -> Option<Workspace> {
+        workspace::prepared(self, remote, repo_id, run)
+    }
+
+    /// Reads the bundle file (no-follow, regular file, capped), imports it strictly into a fresh bare
+    /// repository, checks ancestry and linear history, rewrites the commits. `Ok(None)`: no bundle or no change.
+    pub async fn import(
+        &self,
+        remote: &str,
+        repo_id: i64,
+        output: &Path,
+        start: &Sha,
+        rewrite: &Rewrite,
+        caps: ImportCaps,
+    ) -> Result<Option<Imported>, GitError> {
+        bundle::import(self, &mirror::Mirror::of(self, remote, repo_id)?, output, start, rewrite, caps).await
+    }
+
+    /// Pushes the head of a stored bundle: `expected` is the lease (`None`: the branch must not exist), never a force beyond it.
+    /// Finding the branch at the new commit already is success.
+    pub async fn push(
+        &self,
+        remote: &str,
+        repo_id: i64,
+        access: &Access,
+        bundle: &[u8],
+        push: &BranchPush,
+    ) -> Result<(), GitError> {
+        bundle::push(self, &mirror::Mirror::of(self, remote, repo_id)?, access, bundle, push).await
+    }
+
+    /// What a branch of the remote holds now (`git ls-remote`).
+    pub async fn remote_head(&self, access: &Access, branch: &BranchName) -> Result<Option<Sha>, GitError> {
+        mirror::remote_head(self, access, branch).await
+    }
+
+    /// Deletes the folders of a run (moved aside at once, deleted late).
+    pub async fn discard(&self, run: &RunId) -> Result<(), GitError> {
+        workspace::discard(self, run)
+    }
+
+    /// Deletes seeds that no run of `live` needs and that are older than a day, and what `discard` moved aside.
+    pub async fn sweep(&self, live: &[RunId]) -> Result<(), GitError> {
+        let git = self.clone();
+        let live = live.to_vec();
+        blocking("sweep", move || workspace::sweep(&git, &live)).await
+    }
+
+    /// A new empty folder with a name of its own.
+    pub(crate) fn fresh_folder(&self, parent: &Path, prefix: &str) -> Result<PathBuf, GitError> {
+        let mut last = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
+        for _ in 0..NAME_TRIES {
+            let path = self.fresh_name(parent, prefix);
+            match std::fs::create_dir(&path) {
+                Ok(()) => return Ok(path),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => last = error,
+                Err(source) => return Err(GitError::Io { operation: "make a folder", path, source }),
+            }
+        }
+        Err(GitError::Io { operation: "make a folder", path: parent.to_owned(), source: last })
+    }
+
+    /// A name that this process has not used before.
+    pub(crate) fn fresh_name(&self, parent: &Path, prefix: &str) -> PathBuf {
+        let number = self.counter.fetch_add(1, Ordering::Relaxed);
+        parent.join(format!("{prefix}{}-{number}", std::process::id()))
+    }
+
+    /// Waits until nobody else, in this process or another one of this state directory, holds `name`.
+    pub(crate) async fn lock(&self, name: &str) -> Result<Held, GitError> {
+        let operation = "wait for the mirror's lock";
+        let mutex = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            if locks.len() > LOCKS_KEPT {
+                locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+            }
+            locks.entry(name.to_owned()).or_default().clone()
+        };
+        let task = tokio::time::timeout(LOCK_LIMIT, mutex.lock_owned())
+            .await
+            .map_err(|_| GitError::Unavailable { operation, detail: format!("`{name}` stayed busy") })?;
+        let path = self.root.join("locks").join(format!("{name}.lock"));
+        let io_error = |source| GitError::Io { operation, path: path.clone(), source };
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(io_error)?;
+        let waited = tokio::time::timeout(LOCK_LIMIT, async {
+            loop {
+                match file.try_lock() {
+                    Ok(()) => return Ok(()),
+                    Err(std::fs::TryLockError::WouldBlock) => tokio::time::sleep(LOCK_POLL).await,
+                    Err(std::fs::TryLockError::Error(error)) => return Err(error),
+                }
+            }
+        });
+        match waited.await {
+            Ok(locked) => locked.map_err(io_error)?,
+            Err(_) => {
+                return Err(GitError::Unavailable {
+                    operation,
+                    detail: format!("another process kept `{name}` busy"),
+                });
+            }
+        }
+        Ok(Held { _file: file, _task: task })
+    }
+}
+
+/// A lock that is held; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Held {
+    _file: std::fs::File,
+    _task: tokio::sync::OwnedMutexGuard<()>,
+}
+
+/// A folder that disappears with the value.
+#[derive(Debug)]
+pub(crate) struct TemporaryFolder(pub PathBuf);
+
+impl Drop for TemporaryFolder {
+    fn drop(&mut self) {
+        // What cannot be removed now is removed by `sweep`.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Runs file and object work off the async threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    operation: &'static str,
+    work: impl FnOnce() -> Result<T, GitError> + Send + 'static,
+) -> Result<T, GitError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(GitError::Failed { operation, detail: error.to_string() }),
+    }
+}
+
+/// Maps an error of the object library.
+pub(crate) fn object_error(operation: &'static str) -> impl Fn(git2::Error) -> GitError {
+    move |error| GitError::Failed { operation, detail: error.message().to_owned() }
+}
+
+/// One folder name made from an id: refuses whatever could be more than that.
+pub(crate) fn folder_name<'a>(operation: &'static str, name: &'a str) -> Result<&'a str, GitError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if !name.is_empty() && name.len() <= 100 && !name.starts_with('.') && name.chars().all(plain) {
+        Ok(name)
+    } else {
+        let shown: String = name.chars().take(40).map(|c| if plain(c) { c } else { '?' }).collect();
+        Err(GitError::Failed { operation, detail: format!("`{shown}` cannot be the name of a folder") })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    /// Runs real Git as a person or an agent would; the answer without its last line break.
+    pub(crate) fn git(folder: &Path, arguments: &[&str]) -> String {
+        let output = git_output(folder, arguments, b"");
+        assert!(
+            output.status.success(),
+            "git {arguments:?} in {}: {}",
+            folder.display(),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    }
+
+    pub(crate) fn git_output(folder: &Path, arguments: &[&str], input: &[u8]) -> std::process::Output {
+        let mut child = Command::new("git")
+            .args([
+                "-c",
+                "user.name=Agent",
+                "-c",
+                "user.email=agent@example.com",
+                "-c",
+                "init.defaultBranch=main",
+            ])
+            .args(["-c", "core.protectNTFS=false", "-c", "core.protectHFS=false"])
+            .args(arguments)
+            .current_dir(folder)
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), input).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    /// A remote on disk, a store with its mirror, and a place where an agent works.
+    pub(crate) struct World {
+        pub folder: tempfile::TempDir,
+        pub git: Git,
+        pub access: Access,
+        pub start: Sha,
+    }
+
+    pub(crate) const REMOTE: &str = "local";
+    pub(crate) const REPO: i64 = 7;
+
+    impl World {
+        /// A repository with a few files, masked ones among them, and its mirror.
+        pub(crate) async fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let remote = folder.path().join("remote.git");
+            std::fs::create_dir(&remote).unwrap();
+            git(&remote, &["init", "-q", "--bare"]);
+            let seed = folder.path().join("person");
+            std::fs::create_dir(&seed).unwrap();
+            git(&seed, &["init", "-q"]);
+            for (path, text) in [
+                ("README.md", "hello\n"),
+                ("src/main.py", "print(1)\nprint(2)\n"),
+                ("run.sh", "#!/bin/sh\n"),
+                (".claude/settings.json", "{}\n"),
+                ("AGENTS.md", "be kind\n"),
+            ] {
+                std::fs::create_dir_all(seed.join(path).parent().unwrap()).unwrap();
+                std::fs::write(seed.join(path), text).unwrap();
+            }
+            git(&seed, &["add", "-A"]);
+            git(&seed, &["commit", "-qm", "First"]);
+            std::fs::write(seed.join("README.md"), "hello world\n").unwrap();
+            git(&seed, &["commit", "-qam", "Second"]);
+            git(&seed, &["push", "-q", remote.to_str().unwrap(), "main"]);
+            let start = Sha::parse(&git(&seed, &["rev-parse", "HEAD"])).unwrap();
+            let store = Git::open(&folder.path().join("state")).await.unwrap();
+            let access =
+                Access { url: remote.to_str().unwrap().to_owned(), username: String::new(), token: None };
+            store.ensure(REMOTE, REPO, &access, std::slice::from_ref(&start), None).await.unwrap();
+            Self { folder, git: store, access, start }
+        }
+
+        pub(crate) fn remote(&self) -> PathBuf {
+            self.folder.path().join("remote.git")
+        }
+
+        pub(crate) fn person(&self) -> PathBuf {
+            self.folder.path().join("person")
+        }
+
+        pub(crate) fn output(&self) -> PathBuf {
+            let output = self.folder.path().join("output");
+            std::fs::create_dir_all(&output).unwrap();
+            output
+        }
+
+        /// A fresh clone at the start commit, as the workspace of an agent.
+        pub(crate) fn agent(&self) -> PathBuf {
+            let agent = self.folder.path().join("agent");
+            let _ = std::fs::remove_dir_all(&agent);
+            git(self.folder.path(), &["clone", "-q", "remote.git", "agent"]);
+            git(&agent, &["checkout", "-q", "-B", "zeblit-work", self.start.as_str()]);
+            agent
+        }
+
+        /// What the program in the container does at the end.
+        pub(crate) fn bundle(&self, agent: &Path) {
+            git(agent, &["update-ref", "refs/heads/zeblit-result", "HEAD"]);
+            let file = self.output().join(bundle::BUNDLE_FILE);
+            let range = format!("{}..refs/heads/zeblit-result", self.start);
+            git(agent, &["bundle", "create", "-q", file.to_str().unwrap(), &range]);
+        }
+
+        pub(crate) fn rewrite() -> Rewrite {
+            Rewrite {
+                author_name: "zeblit[bot]".into(),
+                author_email: "1+zeblit[bot]@users.noreply.github.com".into(),
+                time: 1_700_000_000,
+                trailers: vec![("Zeblit-Run".into(), "run_0001".into())],
+                masked: vec![".claude".into(), "AGENTS.md".into(), ".github/agents.md".into()],
+            }
+        }
+
+        pub(crate) async fn import(&self) -> Result<Option<Imported>, GitError> {
+            self.import_capped(ImportCaps::default()).await
+        }
+
+        pub(crate) async fn import_capped(&self, caps: ImportCaps) -> Result<Option<Imported>, GitError> {
+            self.git.import(REMOTE, REPO, &self.output(), &self.start, &Self::rewrite(), caps).await
+        }
+    }
+
+    #[tokio::test]
+    async fn the_store_opens_again_and_refuses_paths_that_git_cannot_name() {
+        let folder = tempfile::tempdir().unwrap();
+        Git::open(&folder.path().join("state")).await.unwrap();
+        Git::open(&folder.path().join("state")).await.unwrap();
+        for bad in ["a\nb", "a:b", "a\"b"] {
+            let error = Git::open(&folder.path().join(bad)).await.unwrap_err();
+            assert!(error.to_string().contains("choose another"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn names_from_outside_are_never_more_than_one_folder() {
+        let world = World::new().await;
+        for bad in ["", ".", "..", "../x", "a/b", ".hidden", "a\0b", "a b", &"x".repeat(101)] {
+            assert!(folder_name("test", bad).is_err(), "{bad}");
+            assert!(world.git.ensure(bad, 1, &world.access, &[], None).await.is_err(), "{bad}");
+            assert!(world.git.discard(&RunId::new(bad)).await.is_err(), "{bad}");
+            assert!(world.git.prepared(REMOTE, REPO, &RunId::new(bad)).is_none(), "{bad}");
+        }
+        assert!(folder_name("test", "github.example-1_a").is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_lock_is_held_by_one_at_a_time_and_given_back() {
+        let world = World::new().await;
+        let held = world.git.lock("test").await.unwrap();
+        // Another process sees the file lock.
+        let file = std::fs::File::open(world.git.root.join("locks/test.lock")).unwrap();
+        assert!(matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)));
+        let waiting = tokio::spawn({
+            let git = world.git.clone();
+            async move { git.lock("test").await.map(drop) }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(held);
+        waiting.await.unwrap().unwrap();
+    }
+}

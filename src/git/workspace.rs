@@ -1,0 +1,833 @@
+//! Purpose: immutable seed checkouts, the folders of each run, and their removal.
+//!
+//! A seed is made by the host alone and never written again. A run's workspace is made from it; after
+//! the agent had it, the host never runs Git in it and only moves and deletes it.
+
+use super::mirror::{self, Mirror};
+use super::transport::{Call, Input};
+use super::{Git, GitError, TemporaryFolder, Workspace, WorkspaceSpec, blocking, folder_name, object_error};
+use crate::domain::ids::{RunId, Sha};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, SystemTime};
+use tokio::process::Command;
+
+/// Seeds and leftovers live at least this long.
+const SEED_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// Refs that keep pinned commits are dropped after this; their objects stay.
+const KEEP_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Files that the masked paths may hold together.
+const MASKED_FILES_CAP: usize = 5_000;
+/// One masked file (bytes).
+const MASKED_FILE_BYTES: usize = 16 * 1024 * 1024;
+/// Folder depth of masked trees.
+const DEPTH_CAP: usize = 64;
+/// Copying a seed.
+const COPY_LIMIT: Duration = Duration::from_secs(600);
+/// The branch that the workspace stands on.
+const WORK_BRANCH: &str = "zeblit-work";
+/// The file of a run's folder that names its seed.
+const SEED_NOTE: &str = "seed";
+
+/// The configuration of a seed: no remote, no hooks, and an index that survives being copied.
+const SEED_CONFIG: &str = "[core]\n\
+    \trepositoryformatversion = 0\n\
+    \tfilemode = true\n\
+    \tbare = false\n\
+    \tlogallrefupdates = true\n\
+    \tcheckStat = minimal\n\
+    \ttrustctime = false\n\
+    [user]\n\
+    \tname = Zeblit agent\n\
+    \temail = agent@zeblit.invalid\n\
+    [commit]\n\
+    \tgpgSign = false\n\
+    [gc]\n\
+    \tauto = 0\n\
+    [maintenance]\n\
+    \tauto = false\n";
+
+fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> GitError {
+    let path = path.to_owned();
+    move |source| GitError::Io { operation, path, source }
+}
+
+/// See `Git::prepare`.
+pub(crate) async fn prepare(git: &Git, spec: &WorkspaceSpec<'_>) -> Result<Workspace, GitError> {
+    let operation = "prepare the workspace";
+    let run = folder_name(operation, spec.run.as_str())?;
+    let mirror = Mirror::of(git, spec.remote, spec.repo_id)?;
+    let seed = seed(git, &mirror, spec).await?;
+
+    let runs = git.root.join("runs");
+    let aside = TemporaryFolder(git.fresh_folder(&runs, ".build-")?);
+    let workspace = aside.0.join("workspace");
+    materialise(&seed, &workspace).await?;
+    if spec.start != spec.base_sha && !spec.masked.is_empty() {
+        mask(git, &mirror, spec, &workspace).await?;
+    }
+    for (name, mode) in [("output", 0o755), ("home", 0o700)] {
+        let folder = aside.0.join(name);
+        std::fs::create_dir(&folder).map_err(io_error(operation, &folder))?;
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(mode))
+            .map_err(io_error(operation, &folder))?;
+        own(&folder, spec.owner)?;
+    }
+    let note = aside.0.join(SEED_NOTE);
+    std::fs::write(&note, seed.as_os_str().as_encoded_bytes()).map_err(io_error(operation, &note))?;
+
+    let folder = runs.join(run);
+    discard(git, spec.run)?;
+    std::fs::rename(&aside.0, &folder).map_err(io_error(operation, &folder))?;
+    Ok(folders(&folder, &mirror))
+}
+
+fn folders(run: &Path, mirror: &Mirror) -> Workspace {
+    Workspace {
+        workspace: run.join("workspace"),
+        output: run.join("output"),
+        home: run.join("home"),
+        objects: mirror.objects(),
+    }
+}
+
+/// See `Git::prepared`.
+pub(crate) fn prepared(git: &Git, remote: &str, repo_id: i64, run: &RunId) -> Option<Workspace> {
+    let run = folder_name("find the workspace", run.as_str()).ok()?;
+    let mirror = Mirror::of(git, remote, repo_id).ok()?;
+    let folders = folders(&git.root.join("runs").join(run), &mirror);
+    let there = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_dir());
+    (there(&folders.workspace) && there(&folders.output) && there(&folders.home)).then_some(folders)
+}
+
+/// Distinguishes seeds of one commit: what they say inside, whose they are, and the boot that made
+/// them (a power loss may have left files of an older one empty).
+fn seed_name(spec: &WorkspaceSpec<'_>) -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let mut hash = Sha256::new();
+    hash.update(spec.objects_inside.as_os_str().as_encoded_bytes());
+    hash.update(format!("\0{}:{}\0{}\0{SEED_CONFIG}", spec.owner.0, spec.owner.1, boot.trim()));
+    let digest = hex::encode(hash.finalize());
+    format!("{}-{}", spec.start, digest.get(..12).unwrap_or(&digest))
+}
+
+/// The immutable checkout of the start commit, made when it is not there.
+async fn seed(git: &Git, mirror: &Mirror, spec: &WorkspaceSpec<'_>) -> Result<PathBuf, GitError> {
+    let operation = "build the seed";
+    let parent =
+        git.root.join("seeds").join(folder_name(operation, spec.remote)?).join(spec.repo_id.to_string());
+    let name = seed_name(spec);
+    let seed = parent.join(&name);
+    let _held = git.lock(&format!("seed-{}-{}", spec.remote, spec.repo_id)).await?;
+    std::fs::create_dir_all(&parent).map_err(io_error(operation, &parent))?;
+    let used = parent.join(format!("{name}.used"));
+    std::fs::write(&used, b"").map_err(io_error(operation, &used))?;
+    if seed.is_dir() {
+        return Ok(seed);
+    }
+    let inside = spec.objects_inside.to_str().unwrap_or_default();
+    if !inside.starts_with('/') || inside.chars().any(|c| c.is_control() || c == '"') {
+        return Err(GitError::Failed {
+            operation,
+            detail: "the path of the objects inside the container must be absolute and plain".into(),
+        });
+    }
+    let aside = TemporaryFolder(git.fresh_folder(&parent, ".build-")?);
+    checkout(git, mirror, spec.start, &aside.0).await?;
+    write(operation, &aside.0.join(".git/objects/info/alternates"), format!("{inside}\n").as_bytes())?;
+    let (folder, owner) = (aside.0.clone(), spec.owner);
+    blocking(operation, move || own_all(&folder, owner)).await?;
+    std::fs::rename(&aside.0, &seed).map_err(io_error(operation, &seed))?;
+    Ok(seed)
+}
+
+fn write(operation: &'static str, path: &Path, bytes: &[u8]) -> Result<(), GitError> {
+    std::fs::write(path, bytes).map_err(io_error(operation, path))
+}
+
+/// A repository of our own making around a checkout; its objects are the mirror's.
+async fn checkout(git: &Git, mirror: &Mirror, start: &Sha, folder: &Path) -> Result<(), GitError> {
+    let operation = "check out the start commit";
+    let dot_git = folder.join(".git");
+    for part in ["objects/info", "objects/pack", "refs/heads", "refs/tags", "info"] {
+        let path = dot_git.join(part);
+        std::fs::create_dir_all(&path).map_err(io_error(operation, &path))?;
+    }
+    write(operation, &dot_git.join("config"), SEED_CONFIG.as_bytes())?;
+    write(operation, &dot_git.join("HEAD"), format!("ref: refs/heads/{WORK_BRANCH}\n").as_bytes())?;
+    write(operation, &dot_git.join(format!("refs/heads/{WORK_BRANCH}")), format!("{start}\n").as_bytes())?;
+    let objects = mirror.objects();
+    let alternates = format!("{}\n", objects.display());
+    write(operation, &dot_git.join("objects/info/alternates"), alternates.as_bytes())?;
+    Call::local(operation, &git.root)
+        .git_dir(&dot_git)
+        .arg("--work-tree")
+        .arg(folder)
+        .args([
+            "-c",
+            "checkout.workers=0",
+            "checkout",
+            "-q",
+            "-f",
+            "--no-recurse-submodules",
+            WORK_BRANCH,
+            "--",
+        ])
+        .run_checked()
+        .await?;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))
+        .map_err(io_error(operation, folder))
+}
+
+/// The workspace of a run from its seed: a copy (an overlay may take its place).
+async fn materialise(seed: &Path, workspace: &Path) -> Result<(), GitError> {
+    let operation = "copy the seed";
+    let mut command = Command::new("cp");
+    command
+        .args(["-a", "--reflink=auto", "--"])
+        .arg(seed)
+        .arg(workspace)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let ended = tokio::time::timeout(COPY_LIMIT, command.output()).await;
+    let failed = |detail: String| GitError::Failed { operation, detail };
+    let output = ended
+        .map_err(|_| failed(format!("not done within {} seconds", COPY_LIMIT.as_secs())))?
+        .map_err(io_error(operation, Path::new("cp")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text: String = String::from_utf8_lossy(&output.stderr).lines().take(3).collect::<Vec<_>>().join("; ");
+    Err(failed(text))
+}
+
+/// Gives one path to the container's user.
+fn own(path: &Path, owner: (u32, u32)) -> Result<(), GitError> {
+    let operation = "give a file to the agent's user";
+    let found = path.symlink_metadata().map_err(io_error(operation, path))?;
+    if (found.uid(), found.gid()) == owner {
+        return Ok(());
+    }
+    std::os::unix::fs::lchown(path, Some(owner.0), Some(owner.1)).map_err(io_error(operation, path))
+}
+
+/// Gives a whole tree of ours to the container's user.
+fn own_all(folder: &Path, owner: (u32, u32)) -> Result<(), GitError> {
+    let operation = "give a file to the agent's user";
+    let top = folder.symlink_metadata().map_err(io_error(operation, folder))?;
+    if (top.uid(), top.gid()) == owner {
+        return Ok(());
+    }
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        own(&folder, owner)?;
+        for entry in std::fs::read_dir(&folder).map_err(io_error(operation, &folder))? {
+            let entry = entry.map_err(io_error(operation, &folder))?;
+            if entry.file_type().map_err(io_error(operation, &folder))?.is_dir() {
+                folders.push(entry.path());
+            } else {
+                own(&entry.path(), owner)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A masked file as a commit has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct MaskedFile {
+    mode: i32,
+    id: git2::Oid,
+}
+
+/// The files of one commit below the masked paths.
+fn masked_files(
+    repository: &git2::Repository,
+    commit: &Sha,
+    masked: &[String],
+) -> Result<BTreeMap<String, MaskedFile>, GitError> {
+    let operation = "read the masked files";
+    let tree = repository
+        .find_commit(mirror::oid(operation, commit)?)
+        .and_then(|commit| commit.tree())
+        .map_err(object_error(operation))?;
+    let mut files = BTreeMap::new();
+    for path in masked {
+        let Ok(entry) = tree.get_path(Path::new(path)) else { continue };
+        let mut open = vec![(path.trim_end_matches('/').to_owned(), entry.id(), entry.filemode(), 0)];
+        while let Some((path, id, mode, depth)) = open.pop() {
+            if mode != 0o040_000 {
+                files.insert(path, MaskedFile { mode, id });
+                if files.len() > MASKED_FILES_CAP {
+                    let detail = format!("more than {MASKED_FILES_CAP} files in the agents' own folders");
+                    return Err(GitError::Failed { operation, detail });
+                }
+                continue;
+            }
+            if depth >= DEPTH_CAP {
+                return Err(GitError::Failed { operation, detail: format!("`{path}` is nested too deeply") });
+            }
+            let tree = repository.find_tree(id).map_err(object_error(operation))?;
+            for entry in &tree {
+                // Names that are not UTF-8 cannot be what an agent's program looks for.
+                if let Ok(name) = entry.name() {
+                    open.push((format!("{path}/{name}"), entry.id(), entry.filemode(), depth + 1));
+                }
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Replaces the masked files of the workspace by the base commit's, and hides that from `git status`.
+async fn mask(
+    git: &Git,
+    mirror: &Mirror,
+    spec: &WorkspaceSpec<'_>,
+    workspace: &Path,
+) -> Result<(), GitError> {
+    let operation = "mask the agents' own files";
+    let masked: Vec<String> = spec.masked.iter().map(|path| path.trim_matches('/').to_owned()).collect();
+    if let Some(bad) = masked.iter().find(|path| parts(path).is_none()) {
+        return Err(GitError::Failed { operation, detail: format!("`{bad}` is not a path to mask") });
+    }
+    let (path, start, base) = (mirror.path.clone(), spec.start.clone(), spec.base_sha.clone());
+    let (folder, owner) = (workspace.to_owned(), spec.owner);
+    let changed = blocking(operation, move || {
+        let repository = mirror::open(operation, &path)?;
+        let before = masked_files(&repository, &start, &masked)?;
+        let after = masked_files(&repository, &base, &masked)?;
+        if before == after {
+            return Ok(None);
+        }
+        for name in &masked {
+            // Whole folders: a trusted one must not keep a file that the head added.
+            remove(&folder, name)?;
+        }
+        for (name, file) in &after {
+            restore(&repository, &folder, name, file, owner)?;
+        }
+        let tracked: BTreeSet<String> = before.keys().cloned().collect();
+        let added: Vec<String> = after.keys().filter(|name| !tracked.contains(*name)).cloned().collect();
+        Ok(Some((tracked, added)))
+    })
+    .await?;
+    let Some((tracked, added)) = changed else { return Ok(()) };
+
+    let dot_git = workspace.join(".git");
+    if !added.is_empty() {
+        let exclude = dot_git.join("info/exclude");
+        let lines: String = added.iter().map(|name| format!("/{}\n", escaped_pattern(name))).collect();
+        write(operation, &exclude, lines.as_bytes())?;
+        own(&exclude, spec.owner)?;
+    }
+    if !tracked.is_empty() {
+        let mut names = Vec::new();
+        for name in &tracked {
+            names.extend_from_slice(name.as_bytes());
+            names.push(0);
+        }
+        // The agent has not had this workspace yet: its `.git` is still the copy of our seed.
+        // (Not `--skip-worktree`: `git rm` refuses such paths, and the collector puts them back with it.)
+        Call::local(operation, &git.root)
+            .env("GIT_ALTERNATE_OBJECT_DIRECTORIES", mirror.objects())
+            .git_dir(&dot_git)
+            .arg("--work-tree")
+            .arg(workspace)
+            .args(["update-index", "--assume-unchanged", "-z", "--stdin"])
+            .input(Input::Bytes(names))
+            .run_checked()
+            .await?;
+        own(&dot_git.join("index"), spec.owner)?;
+    }
+    Ok(())
+}
+
+/// A path as a line of an exclude file, taken literally.
+fn escaped_pattern(path: &str) -> String {
+    path.chars()
+        .flat_map(|c| {
+            let special = matches!(c, '*' | '?' | '[' | ']' | '\\' | '!' | '#' | ' ');
+            special.then_some('\\').into_iter().chain(std::iter::once(c))
+        })
+        .collect()
+}
+
+/// The plain components of a relative path that stays where it is and out of `.git`.
+fn parts(path: &str) -> Option<Vec<&str>> {
+    let mut parts = Vec::new();
+    for component in Path::new(path).components() {
+        match component {
+            Component::Normal(part) => parts.push(part.to_str().filter(|part| *part != ".git")?),
+            _ => return None,
+        }
+    }
+    (!parts.is_empty() && !path.contains('\n')).then_some(parts)
+}
+
+/// Removes a masked path. A symbolic link on the way is not followed: what is behind it has another path.
+fn remove(workspace: &Path, name: &str) -> Result<(), GitError> {
+    let operation = "remove a masked file";
+    let Some(parts) = parts(name) else { return Ok(()) };
+    let mut path = workspace.to_owned();
+    let last = parts.len().saturating_sub(1);
+    for (index, part) in parts.iter().enumerate() {
+        path.push(part);
+        let found = match path.symlink_metadata() {
+            Ok(found) => found,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(());
+            }
+            Err(error) => return Err(io_error(operation, &path)(error)),
+        };
+        if index == last && found.is_dir() {
+            return std::fs::remove_dir_all(&path).map_err(io_error(operation, &path));
+        }
+        if index == last || !found.is_dir() {
+            // A link or file in the place of a parent: the masked path could be reached through it.
+            let through_link = found.file_type().is_symlink();
+            if index == last || through_link {
+                return std::fs::remove_file(&path).map_err(io_error(operation, &path));
+            }
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Writes one trusted file, never through a symbolic link.
+fn restore(
+    repository: &git2::Repository,
+    workspace: &Path,
+    name: &str,
+    file: &MaskedFile,
+    owner: (u32, u32),
+) -> Result<(), GitError> {
+    let operation = "write a masked file";
+    let Some(parts) = parts(name) else { return Ok(()) };
+    if file.mode == 0o160_000 {
+        return Ok(());
+    }
+    let size =
+        repository.odb().and_then(|objects| objects.read_header(file.id)).map_err(object_error(operation))?.0;
+    if size > MASKED_FILE_BYTES {
+        return Err(GitError::Failed { operation, detail: format!("`{name}` is larger than 16 MiB") });
+    }
+    let blob = repository.find_blob(file.id).map_err(object_error(operation))?;
+    let mut path = workspace.to_owned();
+    let last = parts.len().saturating_sub(1);
+    for (index, part) in parts.iter().enumerate() {
+        path.push(part);
+        let found = path.symlink_metadata().ok();
+        if index < last {
+            if found.as_ref().is_some_and(|found| found.is_dir()) {
+                continue;
+            }
+            if found.is_some() {
+                std::fs::remove_file(&path).map_err(io_error(operation, &path))?;
+            }
+            std::fs::create_dir(&path).map_err(io_error(operation, &path))?;
+            own(&path, owner)?;
+        } else if let Some(found) = found {
+            let removed =
+                if found.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            removed.map_err(io_error(operation, &path))?;
+        }
+    }
+    if file.mode == 0o120_000 {
+        use std::os::unix::ffi::OsStrExt;
+        let target = std::ffi::OsStr::from_bytes(blob.content());
+        std::os::unix::fs::symlink(target, &path).map_err(io_error(operation, &path))?;
+    } else {
+        write(operation, &path, blob.content())?;
+        let mode = if file.mode == 0o100_755 { 0o755 } else { 0o644 };
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
+            .map_err(io_error(operation, &path))?;
+    }
+    own(&path, owner)
+}
+
+/// See `Git::discard`.
+pub(crate) fn discard(git: &Git, run: &RunId) -> Result<(), GitError> {
+    let operation = "discard the workspace";
+    let name = folder_name(operation, run.as_str())?;
+    let folder = git.root.join("runs").join(name);
+    let aside = git.fresh_folder(&git.root.join("trash"), &format!("{name}-"))?;
+    match std::fs::rename(&folder, aside.join("run")) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            std::fs::remove_dir(&aside).map_err(io_error(operation, &aside))
+        }
+        Err(error) => Err(io_error(operation, &folder)(error)),
+    }
+}
+
+/// See `Git::sweep`. Goes on after a problem and tells the first one at the end.
+pub(crate) fn sweep(git: &Git, live: &[RunId]) -> Result<(), GitError> {
+    let operation = "sweep the Git store";
+    let mut first: Option<GitError> = None;
+    let mut note = |done: Result<(), GitError>| {
+        if let Err(error) = done {
+            first.get_or_insert(error);
+        }
+    };
+    for folder in entries(&git.root.join("trash")) {
+        note(remove_tree(&folder));
+    }
+    let now = file_system_time(git)?;
+    let old = |path: &Path, life: Duration| {
+        let changed = path.symlink_metadata().and_then(|found| found.modified());
+        changed.is_ok_and(|changed| now.duration_since(changed).is_ok_and(|age| age > life))
+    };
+    for parent in ["tmp", "runs"] {
+        for folder in entries(&git.root.join(parent)) {
+            // Below `runs` only what a crash left half made: whole runs are for `discard`.
+            if (parent == "tmp" || hidden(&folder)) && old(&folder, SEED_LIFE) {
+                note(remove_tree(&folder));
+            }
+        }
+    }
+    let needed: BTreeSet<PathBuf> = live
+        .iter()
+        .filter_map(|run| folder_name(operation, run.as_str()).ok())
+        .filter_map(|run| std::fs::read_to_string(git.root.join("runs").join(run).join(SEED_NOTE)).ok())
+        .map(PathBuf::from)
+        .collect();
+    for repository in entries(&git.root.join("seeds")).iter().flat_map(|remote| entries(remote)) {
+        for seed in entries(&repository) {
+            if !seed.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+                continue;
+            }
+            let used = repository.join(format!("{}.used", name_of(&seed)));
+            let idle = if used.exists() { old(&used, SEED_LIFE) } else { old(&seed, SEED_LIFE) };
+            if !idle || needed.contains(&seed) {
+                continue;
+            }
+            // Moved aside first: a half deleted seed must never be found under its name.
+            let aside = git.fresh_name(&git.root.join("trash"), "seed-");
+            note(std::fs::rename(&seed, &aside).map_err(io_error(operation, &seed)));
+            let _ = std::fs::remove_file(&used);
+            note(remove_tree(&aside));
+        }
+    }
+    for mirror in entries(&git.root.join("mirrors")).iter().flat_map(|remote| entries(remote)) {
+        if hidden(&mirror) {
+            if old(&mirror, SEED_LIFE) {
+                note(remove_tree(&mirror));
+            }
+            continue;
+        }
+        for kept in entries(&mirror.join(mirror::KEEP)) {
+            if old(&kept, KEEP_LIFE) {
+                note(std::fs::remove_file(&kept).map_err(io_error(operation, &kept)));
+            }
+        }
+    }
+    first.map_or(Ok(()), Err)
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn hidden(path: &Path) -> bool {
+    name_of(path).starts_with('.')
+}
+
+/// What a folder holds; nothing when it is not there.
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+/// The time by the clock that stamps files, which is the one that their ages are measured with.
+fn file_system_time(git: &Git) -> Result<SystemTime, GitError> {
+    let operation = "read the file system's time";
+    let probe = TemporaryFolder(git.fresh_folder(&git.root.join("tmp"), "now-")?);
+    let found = probe.0.metadata().and_then(|found| found.modified());
+    found.map_err(io_error(operation, &probe.0))
+}
+
+/// Deletes a tree that an agent may have filled: links are not followed, closed folders are opened.
+fn remove_tree(path: &Path) -> Result<(), GitError> {
+    let operation = "delete a folder";
+    let found = match path.symlink_metadata() {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io_error(operation, path)(error)),
+    };
+    if !found.is_dir() {
+        return std::fs::remove_file(path).map_err(io_error(operation, path));
+    }
+    match std::fs::remove_dir_all(path) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(_) => {}
+    }
+    let mut folders = vec![path.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let _ = std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700));
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                folders.push(entry.path());
+            }
+        }
+    }
+    std::fs::remove_dir_all(path).map_err(io_error(operation, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::tests::{REMOTE, REPO, World, git, git_output};
+
+    const MASKED: &[&str] = &[".claude", "AGENTS.md", ".mcp.json", "CLAUDE.md"];
+
+    fn me(world: &World) -> (u32, u32) {
+        let found = world.folder.path().metadata().unwrap();
+        (found.uid(), found.gid())
+    }
+
+    async fn prepare_for(world: &World, run: &str, start: &Sha, owner: (u32, u32)) -> Workspace {
+        let run = RunId::new(run);
+        let spec = WorkspaceSpec {
+            remote: REMOTE,
+            repo_id: REPO,
+            run: &run,
+            start,
+            base_sha: &world.start,
+            masked: MASKED,
+            objects_inside: PathBuf::from("/zeblit/objects"),
+            owner,
+        };
+        world.git.prepare(&spec).await.unwrap()
+    }
+
+    /// Git in the workspace, with the objects where they are on this machine.
+    fn inside(world: &World, workspace: &Workspace, arguments: &[&str]) -> String {
+        let alternates = workspace.workspace.join(".git/objects/info/alternates");
+        std::fs::write(&alternates, format!("{}\n", workspace.objects.display())).unwrap();
+        let uid = workspace.workspace.metadata().unwrap().uid();
+        assert_eq!(uid, me(world).0);
+        git(&workspace.workspace, arguments)
+    }
+
+    #[tokio::test]
+    async fn a_workspace_is_a_clean_checkout_without_a_way_out() {
+        let world = World::new().await;
+        let made = prepare_for(&world, "run_1", &world.start, me(&world)).await;
+        let read = |path: &str| std::fs::read_to_string(made.workspace.join(path)).unwrap();
+        assert_eq!(read("README.md"), "hello world\n");
+        assert_eq!(read(".git/objects/info/alternates"), "/zeblit/objects\n");
+        assert_eq!(made.objects, world.git.mirror_path(REMOTE, REPO).join("objects"));
+        assert!(made.output.is_dir() && made.home.is_dir());
+        assert!(!made.workspace.join(".git/hooks").exists());
+        assert_eq!(inside(&world, &made, &["status", "--porcelain"]), "");
+        assert_eq!(inside(&world, &made, &["remote"]), "");
+        assert_eq!(inside(&world, &made, &["branch", "--show-current"]), WORK_BRANCH);
+        assert_eq!(inside(&world, &made, &["rev-parse", "HEAD"]), world.start.as_str());
+        assert_eq!(inside(&world, &made, &["fsck"]), "");
+        inside(&world, &made, &["commit", "-q", "--allow-empty", "-m", "works"]);
+    }
+
+    #[tokio::test]
+    async fn seeds_are_reused_and_a_second_preparation_starts_afresh() {
+        let world = World::new().await;
+        let first = prepare_for(&world, "run_1", &world.start, me(&world)).await;
+        std::fs::write(first.workspace.join("README.md"), "changed").unwrap();
+        std::fs::write(first.home.join("session"), "x").unwrap();
+        let again = prepare_for(&world, "run_1", &world.start, me(&world)).await;
+        assert_eq!(first, again);
+        assert_eq!(std::fs::read_to_string(again.workspace.join("README.md")).unwrap(), "hello world\n");
+        assert!(!again.home.join("session").exists());
+        let seeds = entries(&world.git.root.join("seeds").join(REMOTE).join(REPO.to_string()));
+        assert_eq!(seeds.iter().filter(|path| path.is_dir()).count(), 1, "{seeds:?}");
+        assert_eq!(world.git.prepared(REMOTE, REPO, &RunId::new("run_1")), Some(again));
+        assert_eq!(world.git.prepared(REMOTE, REPO, &RunId::new("run_2")), None);
+    }
+
+    #[tokio::test]
+    async fn files_belong_to_the_agents_user() {
+        let world = World::new().await;
+        if me(&world).0 != 0 {
+            return; // Only root can give files away.
+        }
+        let made = prepare_for(&world, "run_1", &world.start, (10_001, 10_001)).await;
+        for path in [&made.workspace, &made.output, &made.home] {
+            assert_eq!(path.metadata().unwrap().uid(), 10_001, "{}", path.display());
+        }
+        for path in ["README.md", ".git/index", ".git/HEAD", ".claude/settings.json"] {
+            assert_eq!(made.workspace.join(path).metadata().unwrap().uid(), 10_001, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn masked_files_come_from_the_base_and_git_does_not_mind() {
+        let world = World::new().await;
+        let person = world.person();
+        std::fs::write(person.join(".claude/settings.json"), "{\"hooks\":1}").unwrap();
+        std::fs::write(person.join(".claude/evil.sh"), "evil").unwrap();
+        std::fs::write(person.join(".mcp.json"), "{}").unwrap();
+        std::fs::remove_file(person.join("AGENTS.md")).unwrap();
+        // A link in the place of a masked file, and the way it would be followed.
+        std::fs::create_dir(person.join("victim")).unwrap();
+        std::fs::write(person.join("victim/file"), "mine").unwrap();
+        std::os::unix::fs::symlink("victim/file", person.join("AGENTS.md")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", person.join("CLAUDE.md")).unwrap();
+        git(&person, &["add", "-A"]);
+        git(&person, &["commit", "-qm", "Hostile head"]);
+        git(&person, &["push", "-q", "../remote.git", "HEAD:refs/pull/3/head"]);
+        let head = Sha::parse(&git(&person, &["rev-parse", "HEAD"])).unwrap();
+        world.git.ensure(REMOTE, REPO, &world.access, std::slice::from_ref(&head), Some(3)).await.unwrap();
+
+        let made = prepare_for(&world, "run_1", &head, me(&world)).await;
+        let read = |path: &str| std::fs::read_to_string(made.workspace.join(path)).unwrap();
+        assert_eq!(read(".claude/settings.json"), "{}\n");
+        assert_eq!(read("AGENTS.md"), "be kind\n");
+        assert_eq!(read("victim/file"), "mine");
+        assert!(made.workspace.join("AGENTS.md").symlink_metadata().unwrap().is_file());
+        for gone in [".claude/evil.sh", ".mcp.json", "CLAUDE.md"] {
+            assert!(made.workspace.join(gone).symlink_metadata().is_err(), "{gone}");
+        }
+        assert_eq!(inside(&world, &made, &["status", "--porcelain"]), "");
+        assert_eq!(inside(&world, &made, &["rev-parse", "HEAD"]), head.as_str());
+        // What the agent changes is committed without them, and the collector can put them back.
+        std::fs::write(made.workspace.join("README.md"), "changed\n").unwrap();
+        inside(&world, &made, &["add", "--all"]);
+        assert_eq!(inside(&world, &made, &["diff", "--cached", "--name-only", "HEAD"]), "README.md");
+        for masked in MASKED {
+            inside(&world, &made, &["rm", "-r", "-q", "-f", "--cached", "--ignore-unmatch", "--", masked]);
+            let _ = std::fs::remove_dir_all(made.workspace.join(masked));
+            let _ = std::fs::remove_file(made.workspace.join(masked));
+        }
+        let there = [".claude", "AGENTS.md", ".mcp.json", "CLAUDE.md"];
+        inside(&world, &made, &[&["checkout", "-q", "-f", head.as_str(), "--"], &there[..]].concat());
+        inside(&world, &made, &["add", "--all"]);
+        assert_eq!(inside(&world, &made, &["diff", "--cached", "--name-only", "HEAD"]), "README.md");
+        assert_eq!(read(".claude/evil.sh"), "evil");
+    }
+
+    #[tokio::test]
+    async fn links_in_the_place_of_folders_are_not_followed() {
+        let world = World::new().await;
+        let person = world.person();
+        git(&person, &["rm", "-rq", ".claude"]);
+        std::fs::create_dir(person.join("other")).unwrap();
+        std::fs::write(person.join("other/settings.json"), "theirs").unwrap();
+        std::os::unix::fs::symlink("other", person.join(".claude")).unwrap();
+        git(&person, &["add", "-A"]);
+        git(&person, &["commit", "-qm", "Link"]);
+        git(&person, &["push", "-q", "../remote.git", "HEAD:refs/pull/3/head"]);
+        let head = Sha::parse(&git(&person, &["rev-parse", "HEAD"])).unwrap();
+        world.git.ensure(REMOTE, REPO, &world.access, std::slice::from_ref(&head), Some(3)).await.unwrap();
+        let made = prepare_for(&world, "run_1", &head, me(&world)).await;
+        let read = |path: &str| std::fs::read_to_string(made.workspace.join(path)).unwrap();
+        assert!(made.workspace.join(".claude").symlink_metadata().unwrap().is_dir());
+        assert_eq!(read(".claude/settings.json"), "{}\n");
+        assert_eq!(read("other/settings.json"), "theirs");
+    }
+
+    #[test]
+    fn masked_writes_go_through_no_link_and_stay_inside() {
+        let folder = tempfile::tempdir().unwrap();
+        let outside = folder.path().join("outside");
+        let workspace = folder.path().join("workspace");
+        std::fs::create_dir_all(&outside).unwrap();
+        std::fs::create_dir_all(&workspace).unwrap();
+        std::fs::write(outside.join("file"), "safe").unwrap();
+        std::os::unix::fs::symlink(&outside, workspace.join("dir")).unwrap();
+        remove(&workspace, "dir/file").unwrap();
+        assert_eq!(std::fs::read_to_string(outside.join("file")).unwrap(), "safe");
+        assert!(workspace.join("dir").symlink_metadata().is_err(), "the link itself is gone");
+        for bad in ["", "..", "../x", "/etc/passwd", "a/../b", ".git", ".git/config", "a/.git/hooks", "a\nb"]
+        {
+            assert_eq!(parts(bad), None, "{bad}");
+        }
+        assert_eq!(parts(".github/x"), Some(vec![".github", "x"]));
+    }
+
+    #[tokio::test]
+    async fn discarded_runs_are_gone_and_swept_even_with_closed_folders() {
+        let world = World::new().await;
+        let made = prepare_for(&world, "run_1", &world.start, me(&world)).await;
+        let closed = made.workspace.join("closed/inner");
+        std::fs::create_dir_all(&closed).unwrap();
+        std::fs::set_permissions(made.workspace.join("closed"), std::fs::Permissions::from_mode(0o000))
+            .unwrap();
+        let outside = world.folder.path().join("outside");
+        std::fs::write(&outside, "safe").unwrap();
+        std::os::unix::fs::symlink(&outside, made.workspace.join("link")).unwrap();
+        let run = RunId::new("run_1");
+        world.git.discard(&run).await.unwrap();
+        world.git.discard(&run).await.unwrap();
+        assert_eq!(world.git.prepared(REMOTE, REPO, &run), None);
+        world.git.sweep(&[]).await.unwrap();
+        assert!(entries(&world.git.root.join("trash")).is_empty());
+        assert!(outside.is_file());
+    }
+
+    #[tokio::test]
+    async fn old_seeds_are_swept_unless_a_live_run_needs_them() {
+        let world = World::new().await;
+        let live = RunId::new("run_1");
+        prepare_for(&world, "run_1", &world.start, me(&world)).await;
+        let folder = world.git.root.join("seeds").join(REMOTE).join(REPO.to_string());
+        let seeds = || entries(&folder).iter().filter(|path| path.is_dir()).count();
+        world.git.sweep(&[]).await.unwrap();
+        assert_eq!(seeds(), 1, "a young seed stays");
+        let past = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        for used in entries(&folder).iter().filter(|path| path.is_file()) {
+            std::fs::File::options().write(true).open(used).unwrap().set_modified(past).unwrap();
+        }
+        world.git.sweep(std::slice::from_ref(&live)).await.unwrap();
+        assert_eq!(seeds(), 1, "a live run needs it");
+        world.git.sweep(&[]).await.unwrap();
+        assert_eq!(seeds(), 0);
+        prepare_for(&world, "run_2", &world.start, me(&world)).await;
+        assert_eq!(seeds(), 1, "and it is built again");
+    }
+
+    #[test]
+    fn exclude_lines_are_taken_literally() {
+        assert_eq!(escaped_pattern("a b/[x]*?!#\\.md"), "a\\ b/\\[x\\]\\*\\?\\!\\#\\\\.md");
+    }
+
+    #[tokio::test]
+    async fn a_checkout_runs_nothing_that_the_repository_asks_for() {
+        let world = World::new().await;
+        let person = world.person();
+        let canary = world.folder.path().join("canary");
+        let touch = format!("touch {}", canary.display());
+        std::fs::write(person.join(".gitattributes"), "* filter=evil diff=evil merge=evil\n").unwrap();
+        std::fs::write(
+            person.join(".gitconfig"),
+            format!(
+                "[filter \"evil\"]\n\tsmudge = {touch}\n\tclean = {touch}\n[core]\n\tfsmonitor = {touch}\n"
+            ),
+        )
+        .unwrap();
+        std::fs::create_dir_all(person.join("hooks")).unwrap();
+        std::fs::write(person.join("hooks/post-checkout"), format!("#!/bin/sh\n{touch}\n")).unwrap();
+        git(&person, &["add", "-A"]);
+        let id = git(&person, &["rev-parse", "HEAD"]);
+        git(&person, &["update-index", "--add", "--cacheinfo", &format!("160000,{id},module")]);
+        git(&person, &["commit", "-qm", "Payloads"]);
+        git(&person, &["push", "-q", "../remote.git", "HEAD:refs/heads/main"]);
+        let head = Sha::parse(&git(&person, &["rev-parse", "HEAD"])).unwrap();
+        world.git.ensure(REMOTE, REPO, &world.access, std::slice::from_ref(&head), None).await.unwrap();
+        let made = prepare_for(&world, "run_1", &head, me(&world)).await;
+        assert!(made.workspace.join("module").is_dir(), "a submodule is an empty folder");
+        assert!(!canary.exists());
+        let status = git_output(&made.workspace, &["config", "--get-regexp", "filter"], b"");
+        assert!(!status.status.success());
+    }
+}

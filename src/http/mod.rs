@@ -1,0 +1,134 @@
+//! HTTP: the router and its layers.
+
+pub mod api;
+pub mod error;
+pub mod health;
+pub mod server;
+pub mod view;
+pub mod web;
+pub mod webhooks;
+
+use crate::app::App;
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use error::HttpError;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tower_http::set_header::SetResponseHeaderLayer;
+use tower_http::timeout::TimeoutLayer;
+
+/// Seconds that an answer other than a delivery's or a live log's may take.
+const REQUEST_TIMEOUT_SECONDS: u64 = 30;
+/// Largest body of an API request, in bytes; they hold a reason at most.
+const API_BODY_BYTES: usize = 64 * 1024;
+/// Live logs open at one time; each holds a connection.
+const MAX_LIVE_VIEWERS: usize = 256;
+
+/// Nothing from elsewhere, no inline code, no frames: pages show text that agents wrote.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
+
+/// What the handlers share.
+#[derive(Debug, Clone)]
+pub struct Http(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    app: Arc<App>,
+    budget: Arc<Semaphore>,
+    live: Arc<Semaphore>,
+    kept: Mutex<health::Kept>,
+    stop: CancellationToken,
+}
+
+impl Http {
+    fn new(app: Arc<App>, stop: CancellationToken) -> Self {
+        let budget = webhooks::budget(&app.config);
+        Self(Arc::new(Shared {
+            app,
+            budget,
+            live: Arc::new(Semaphore::new(MAX_LIVE_VIEWERS)),
+            kept: Mutex::default(),
+            stop,
+        }))
+    }
+
+    pub(crate) fn app(&self) -> &Arc<App> {
+        &self.0.app
+    }
+    pub(crate) fn budget(&self) -> &Arc<Semaphore> {
+        &self.0.budget
+    }
+    pub(crate) fn live(&self) -> &Arc<Semaphore> {
+        &self.0.live
+    }
+    pub(crate) fn kept(&self) -> &Mutex<health::Kept> {
+        &self.0.kept
+    }
+    pub(crate) fn stop(&self) -> &CancellationToken {
+        &self.0.stop
+    }
+}
+
+/// Every route of the server.
+pub fn router(app: Arc<App>) -> Router {
+    router_until(app, CancellationToken::new())
+}
+
+/// `router`, whose live logs end when `stop` is cancelled.
+pub fn router_until(app: Arc<App>, stop: CancellationToken) -> Router {
+    // The recorder must be there before the first counter is touched.
+    crate::telemetry::prometheus();
+    let http = Http::new(app, stop);
+    let timeout = TimeoutLayer::with_status_code(
+        StatusCode::SERVICE_UNAVAILABLE,
+        Duration::from_secs(REQUEST_TIMEOUT_SECONDS),
+    );
+    let api = api::routes(&http).layer(DefaultBodyLimit::max(API_BODY_BYTES)).layer(timeout);
+    let pages = Router::new()
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .route("/metrics", get(health::metrics))
+        .merge(web::pages())
+        .layer(timeout);
+    // Not under the timeout: they have their own, and a live log lasts as long as its run.
+    let streams = Router::new().route("/webhooks/{source}", post(webhooks::receive)).merge(web::streams());
+    Router::new()
+        .merge(pages)
+        .merge(streams)
+        .nest("/api/v1", api)
+        .fallback(|| async { HttpError::not_found("there is nothing at this address").into_response() })
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(axum::middleware::from_fn(no_index))
+        .layer(set(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY))
+        .layer(set(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .layer(set(header::REFERRER_POLICY, "no-referrer"))
+        .layer(set(header::CACHE_CONTROL, "no-store"))
+        .with_state(http)
+}
+
+fn set(name: HeaderName, value: &'static str) -> SetResponseHeaderLayer<HeaderValue> {
+    SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value))
+}
+
+async fn method_not_allowed() -> Response {
+    HttpError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this address takes another method")
+        .into_response()
+}
+
+/// Signed links are for people who have them, not for search engines.
+async fn no_index(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    response
+        .headers_mut()
+        .insert(HeaderName::from_static("x-robots-tag"), HeaderValue::from_static("noindex, nofollow"));
+    response
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,5 @@
+//! The `zeblit` program: everything happens in the library.
+
+fn main() -> std::process::ExitCode {
+    zeblit::cli::main()
+}

@@ -1,0 +1,393 @@
+//! Purpose: the container profile: what is asked of the engine, and the comparison with what it says it did.
+//!
+//! Every required line stands twice here, on purpose: once in `body` (asked) and once in `differences`
+//! (read back from the created container before it is started).
+
+use super::{Duty, SandboxSpec, paths};
+use crate::shim::variables;
+use bollard::models::{
+    ContainerCreateBody, ContainerInspectResponse, HealthConfig, HostConfig, HostConfigLogConfig, Mount,
+    MountBindOptions, MountBindOptionsPropagationEnum, MountType, RestartPolicy, RestartPolicyNameEnum,
+};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Labels of our containers.
+pub mod labels {
+    pub const INSTANCE: &str = "zeblit.instance";
+    pub const SLOT: &str = "zeblit.slot";
+    pub const RUN: &str = "zeblit.run";
+    pub const DUTY: &str = "zeblit.duty";
+}
+
+/// `/tmp` inside; it counts as the container's memory.
+const TMP_BYTES: i64 = 1024 * 1024 * 1024;
+/// The engine's log of one byte of our lines: JSON in JSON, its own frame per line; measured below 8.
+const LOG_GROWTH: i64 = 8;
+/// Log space besides the agent's lines.
+const LOG_RESERVE_BYTES: i64 = 16 * 1024 * 1024;
+/// Billionths of a CPU in a thousandth.
+const NANO_PER_MILLI: i64 = 1_000_000;
+
+/// What a container is made from, besides its spec.
+#[derive(Debug, Clone)]
+pub struct Setting<'a> {
+    pub instance: &'a str,
+    pub shim: &'a Path,
+    pub owner: (u32, u32),
+    /// The shim's mode: `agent`, `collect` or `probe`.
+    pub mode: &'a str,
+    /// The collect job, cut into variables.
+    pub job: Vec<(String, String)>,
+}
+
+/// The mounts, the whole list: (host path, path inside, read-only).
+fn mounts(spec: &SandboxSpec, setting: &Setting<'_>) -> Vec<(String, &'static str, bool)> {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let mut list = vec![
+        (text(setting.shim), paths::SHIM, true),
+        (text(&spec.objects), paths::OBJECTS, true),
+        (text(&spec.workspace), paths::WORKSPACE, false),
+        (text(&spec.output), paths::OUTPUT, false),
+        (text(&spec.home), paths::HOME, false),
+    ];
+    if let Some(sockets) = &spec.sockets {
+        list.push((text(sockets), paths::SOCKETS, true));
+    }
+    list
+}
+
+fn tmpfs() -> HashMap<String, String> {
+    HashMap::from([("/tmp".to_owned(), format!("rw,exec,nosuid,nodev,size={TMP_BYTES},mode=1777"))])
+}
+
+fn user(setting: &Setting<'_>) -> String {
+    format!("{}:{}", setting.owner.0, setting.owner.1)
+}
+
+/// One file that never rotates before the shim's own cap is reached.
+fn log_options(spec: &SandboxSpec) -> HashMap<String, String> {
+    let bytes = spec.limits.log_bytes.max(0).saturating_mul(LOG_GROWTH).saturating_add(LOG_RESERVE_BYTES);
+    HashMap::from([("max-size".to_owned(), format!("{bytes}")), ("max-file".to_owned(), "1".to_owned())])
+}
+
+/// What to create.
+pub fn body(spec: &SandboxSpec, setting: &Setting<'_>) -> ContainerCreateBody {
+    let duty = match spec.duty {
+        Duty::Agent(_) => "agent",
+        Duty::Collect(_) => "collect",
+    };
+    let mounts = mounts(spec, setting)
+        .into_iter()
+        .map(|(source, target, read_only)| Mount {
+            typ: Some(MountType::BIND),
+            source: Some(source),
+            target: Some(target.to_owned()),
+            read_only: Some(read_only),
+            bind_options: Some(MountBindOptions {
+                propagation: Some(MountBindOptionsPropagationEnum::RPRIVATE),
+                ..MountBindOptions::default()
+            }),
+            ..Mount::default()
+        })
+        .collect();
+    let host = HostConfig {
+        network_mode: Some("none".into()),
+        cap_drop: Some(vec!["ALL".into()]),
+        security_opt: Some(vec!["no-new-privileges".into()]),
+        readonly_rootfs: Some(true),
+        privileged: Some(false),
+        ipc_mode: Some("private".into()),
+        pids_limit: Some(spec.limits.pids),
+        memory: Some(spec.limits.memory_bytes),
+        memory_swap: Some(spec.limits.memory_bytes),
+        nano_cpus: Some(spec.limits.millicpus.saturating_mul(NANO_PER_MILLI)),
+        init: Some(false),
+        restart_policy: Some(RestartPolicy {
+            name: Some(RestartPolicyNameEnum::NO),
+            ..RestartPolicy::default()
+        }),
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("json-file".into()),
+            config: Some(log_options(spec)),
+        }),
+        tmpfs: Some(tmpfs()),
+        mounts: Some(mounts),
+        ..HostConfig::default()
+    };
+    let mut env = vec![format!("{}={}", variables::OBJECTS, paths::OBJECTS)];
+    env.extend(setting.job.iter().map(|(name, value)| format!("{name}={value}")));
+    let label = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    ContainerCreateBody {
+        image: Some(spec.image.clone()),
+        entrypoint: Some(vec![paths::SHIM.into()]),
+        cmd: Some(vec![setting.mode.into()]),
+        user: Some(user(setting)),
+        working_dir: Some("/".into()),
+        hostname: Some("zeblit".into()),
+        env: Some(env),
+        tty: Some(false),
+        open_stdin: Some(false),
+        network_disabled: Some(true),
+        healthcheck: Some(HealthConfig { test: Some(vec!["NONE".into()]), ..HealthConfig::default() }),
+        labels: Some(HashMap::from([
+            label(labels::INSTANCE, setting.instance),
+            label(labels::SLOT, spec.slot.as_str()),
+            label(labels::RUN, spec.run.as_str()),
+            label(labels::DUTY, duty),
+        ])),
+        host_config: Some(host),
+        ..ContainerCreateBody::default()
+    }
+}
+
+/// Every required line that the engine reports otherwise; empty: the profile holds.
+pub fn differences(
+    found: &ContainerInspectResponse,
+    spec: &SandboxSpec,
+    setting: &Setting<'_>,
+) -> Vec<String> {
+    let mut list = Differences::default();
+    let Some(host) = &found.host_config else {
+        return vec!["the engine reports no host configuration".into()];
+    };
+    let Some(config) = &found.config else {
+        return vec!["the engine reports no container configuration".into()];
+    };
+    list.same("network", &host.network_mode.as_deref(), &Some("none"));
+    let dropped = host.cap_drop.iter().flatten().any(|name| name.eq_ignore_ascii_case("all"));
+    list.holds("capabilities dropped", dropped, &host.cap_drop);
+    list.none("capabilities added", &host.cap_add);
+    let options: Vec<&str> = host.security_opt.iter().flatten().map(String::as_str).collect();
+    let no_new_privileges = options.iter().any(|option| {
+        matches!(*option, "no-new-privileges" | "no-new-privileges:true" | "no-new-privileges=true")
+    });
+    list.holds("no-new-privileges", no_new_privileges, &options);
+    let confined =
+        options.iter().all(|option| !option.contains("unconfined") && !option.ends_with("disable"));
+    list.holds("seccomp and other confinement", confined, &options);
+    list.same("read-only root", &host.readonly_rootfs, &Some(true));
+    list.holds("privileged", host.privileged != Some(true), &host.privileged);
+    list.same("user", &config.user.as_deref(), &Some(user(setting).as_str()));
+    list.same("pids limit", &host.pids_limit, &Some(spec.limits.pids));
+    list.same("memory limit", &host.memory, &Some(spec.limits.memory_bytes));
+    list.same("memory and swap limit", &host.memory_swap, &Some(spec.limits.memory_bytes));
+    list.same("cpu limit", &host.nano_cpus, &Some(spec.limits.millicpus.saturating_mul(NANO_PER_MILLI)));
+    list.same("ipc", &host.ipc_mode.as_deref(), &Some("private"));
+    for (name, mode) in [
+        ("pid namespace", &host.pid_mode),
+        ("uts namespace", &host.uts_mode),
+        ("user namespace", &host.userns_mode),
+        ("cgroup parent", &host.cgroup_parent),
+    ] {
+        list.holds(name, mode.as_deref().unwrap_or("").is_empty(), mode);
+    }
+    list.holds("out-of-memory killer", host.oom_kill_disable != Some(true), &host.oom_kill_disable);
+    list.holds("init", host.init != Some(true), &host.init);
+    list.none("devices", &host.devices);
+    list.none("device requests", &host.device_requests);
+    list.none("device rules", &host.device_cgroup_rules);
+    list.none("binds", &host.binds);
+    list.none("volumes from", &host.volumes_from);
+    list.none("extra groups", &host.group_add);
+    list.holds(
+        "masked kernel paths",
+        host.masked_paths.iter().flatten().next().is_some(),
+        &host.masked_paths,
+    );
+    let restart = host.restart_policy.as_ref().and_then(|policy| policy.name);
+    let no_restart = matches!(restart, None | Some(RestartPolicyNameEnum::NO | RestartPolicyNameEnum::EMPTY));
+    list.holds("restart policy", no_restart, &restart);
+    let log = host.log_config.as_ref();
+    list.same("log driver", &log.and_then(|log| log.typ.as_deref()), &Some("json-file"));
+    list.same("log limits", &log.and_then(|log| log.config.as_ref()), &Some(&log_options(spec)));
+    list.same("tmpfs", &host.tmpfs, &Some(tmpfs()));
+    let mut wanted: Vec<_> = mounts(spec, setting)
+        .into_iter()
+        .map(|(source, target, read_only)| {
+            format!("{source} at {target} {}", if read_only { "ro" } else { "rw" })
+        })
+        .collect();
+    let mut mounted: Vec<_> = found
+        .mounts
+        .iter()
+        .flatten()
+        .map(|mount| {
+            format!(
+                "{} at {} {}",
+                mount.source.as_deref().or(mount.name.as_deref()).unwrap_or("?"),
+                mount.destination.as_deref().unwrap_or("?"),
+                if mount.rw == Some(false) { "ro" } else { "rw" }
+            )
+        })
+        .collect();
+    wanted.sort();
+    mounted.sort();
+    list.same("mounts", &mounted, &wanted);
+    for mount in found.mounts.iter().flatten() {
+        list.holds("mount propagation", mount.propagation.as_deref() == Some("rprivate"), &mount.propagation);
+    }
+    list.same("entry point", &config.entrypoint, &Some(vec![paths::SHIM.to_owned()]));
+    list.same("command", &config.cmd, &Some(vec![setting.mode.to_owned()]));
+    list.0
+}
+
+#[derive(Default)]
+struct Differences(Vec<String>);
+
+impl Differences {
+    fn holds(&mut self, name: &str, holds: bool, found: &impl std::fmt::Debug) {
+        if !holds {
+            self.0.push(format!("{name}: {found:?}"));
+        }
+    }
+
+    fn same<T: PartialEq + std::fmt::Debug>(&mut self, name: &str, found: &T, wanted: &T) {
+        if found != wanted {
+            self.0.push(format!("{name}: asked {wanted:?}, found {found:?}"));
+        }
+    }
+
+    fn none<T: std::fmt::Debug>(&mut self, name: &str, found: &Option<Vec<T>>) {
+        self.holds(name, found.iter().flatten().next().is_none(), found);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ids::{RunId, SlotId};
+    use crate::sandbox::{CollectJob, Job, Limits};
+    use bollard::models::{ContainerConfig, DeviceMapping, MountPoint};
+    use std::path::PathBuf;
+
+    fn spec() -> SandboxSpec {
+        SandboxSpec {
+            slot: SlotId::new("s1"),
+            run: RunId::new("r1"),
+            image: "image".into(),
+            limits: Limits { memory_bytes: 1 << 30, millicpus: 1500, pids: 512, log_bytes: 1 << 20 },
+            duty: Duty::Agent(Job::default()),
+            workspace: PathBuf::from("/h/w"),
+            output: PathBuf::from("/h/o"),
+            home: PathBuf::from("/h/h"),
+            sockets: Some(PathBuf::from("/h/s")),
+            objects: PathBuf::from("/h/b"),
+        }
+    }
+
+    fn setting() -> Setting<'static> {
+        Setting {
+            instance: "i",
+            shim: Path::new("/h/shim"),
+            owner: (10001, 10001),
+            mode: "agent",
+            job: Vec::new(),
+        }
+    }
+
+    /// What an engine reports that did exactly what was asked.
+    fn obedient() -> ContainerInspectResponse {
+        let (spec, setting) = (spec(), setting());
+        let body = body(&spec, &setting);
+        let mut host = body.host_config.unwrap();
+        host.masked_paths = Some(vec!["/proc/kcore".into()]);
+        let mounts = mounts(&spec, &setting)
+            .into_iter()
+            .map(|(source, target, read_only)| MountPoint {
+                typ: Some("bind".into()),
+                source: Some(source),
+                destination: Some(target.into()),
+                rw: Some(!read_only),
+                propagation: Some("rprivate".into()),
+                ..MountPoint::default()
+            })
+            .collect();
+        ContainerInspectResponse {
+            host_config: Some(host),
+            config: Some(ContainerConfig {
+                user: body.user,
+                entrypoint: body.entrypoint,
+                cmd: body.cmd,
+                ..ContainerConfig::default()
+            }),
+            mounts: Some(mounts),
+            ..ContainerInspectResponse::default()
+        }
+    }
+
+    #[test]
+    fn an_engine_that_did_what_was_asked_passes() {
+        assert_eq!(differences(&obedient(), &spec(), &setting()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_broken_line_is_named() {
+        type Break = fn(&mut HostConfig);
+        let breaks: [(&str, Break); 26] = [
+            ("network", |h| h.network_mode = Some("bridge".into())),
+            ("capabilities dropped", |h| h.cap_drop = None),
+            ("capabilities added", |h| h.cap_add = Some(vec!["SYS_ADMIN".into()])),
+            ("no-new-privileges", |h| h.security_opt = None),
+            ("seccomp", |h| h.security_opt.as_mut().unwrap().push("seccomp=unconfined".into())),
+            ("read-only root", |h| h.readonly_rootfs = Some(false)),
+            ("privileged", |h| h.privileged = Some(true)),
+            ("pids limit", |h| h.pids_limit = None),
+            ("memory limit", |h| h.memory = Some(0)),
+            ("memory and swap", |h| h.memory_swap = Some(-1)),
+            ("cpu limit", |h| h.nano_cpus = Some(0)),
+            ("ipc", |h| h.ipc_mode = Some("host".into())),
+            ("pid namespace", |h| h.pid_mode = Some("host".into())),
+            ("uts namespace", |h| h.uts_mode = Some("host".into())),
+            ("user namespace", |h| h.userns_mode = Some("host".into())),
+            ("cgroup parent", |h| h.cgroup_parent = Some("/".into())),
+            ("out-of-memory", |h| h.oom_kill_disable = Some(true)),
+            ("init", |h| h.init = Some(true)),
+            ("devices", |h| h.devices = Some(vec![DeviceMapping::default()])),
+            ("binds", |h| h.binds = Some(vec!["/:/host".into()])),
+            ("volumes from", |h| h.volumes_from = Some(vec!["x".into()])),
+            ("extra groups", |h| h.group_add = Some(vec!["docker".into()])),
+            ("masked", |h| h.masked_paths = Some(Vec::new())),
+            ("restart", |h| h.restart_policy.as_mut().unwrap().name = Some(RestartPolicyNameEnum::ALWAYS)),
+            ("log", |h| h.log_config = None),
+            ("tmpfs", |h| h.tmpfs.as_mut().unwrap().clear()),
+        ];
+        for (name, break_it) in breaks {
+            let mut found = obedient();
+            break_it(found.host_config.as_mut().unwrap());
+            let list = differences(&found, &spec(), &setting());
+            assert!(list.iter().any(|line| line.starts_with(name)), "{name}: {list:?}");
+        }
+    }
+
+    #[test]
+    fn other_mounts_and_users_are_named() {
+        let mut extra = obedient();
+        extra
+            .mounts
+            .as_mut()
+            .unwrap()
+            .push(MountPoint { name: Some("volume".into()), ..MountPoint::default() });
+        let mut writable = obedient();
+        writable.mounts.as_mut().unwrap()[0].rw = Some(true);
+        let mut shared = obedient();
+        shared.mounts.as_mut().unwrap()[0].propagation = Some("rshared".into());
+        let mut root = obedient();
+        root.config.as_mut().unwrap().user = Some("0:0".into());
+        for (name, found) in
+            [("mounts", extra), ("mounts", writable), ("mount propagation", shared), ("user", root)]
+        {
+            let list = differences(&found, &spec(), &setting());
+            assert!(list.iter().any(|line| line.starts_with(name)), "{name}: {list:?}");
+        }
+    }
+
+    #[test]
+    fn a_collector_has_no_sockets() {
+        let spec = SandboxSpec { sockets: None, duty: Duty::Collect(CollectJob::default()), ..spec() };
+        let body = body(&spec, &setting());
+        let mounts = body.host_config.unwrap().mounts.unwrap();
+        assert!(mounts.iter().all(|mount| mount.target.as_deref() != Some(paths::SOCKETS)));
+        assert_eq!(body.labels.unwrap()[labels::DUTY], "collect");
+    }
+}

@@ -1,0 +1,545 @@
+//! Purpose: turn what stands in the workspace into commits and a bundle with one ref.
+//!
+//! The agent may have left anything: locks, a merge in progress, another branch, no `.git` at all. So the
+//! result is made with plumbing that needs no clean state, and when the repository is unusable, in a
+//! fresh one on the mirror's objects.
+
+use super::Folders;
+use super::job::WireJob;
+use super::output::Output;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Component, Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// The one ref of the bundle.
+pub const RESULT_REF: &str = "refs/heads/zeblit-result";
+/// The bundle's name in the output folder.
+pub const BUNDLE_FILE: &str = "changes.bundle";
+/// Who the commits are by until the host sets author and committer.
+const IDENTITY: [(&str, &str); 4] = [
+    ("GIT_AUTHOR_NAME", "Zeblit"),
+    ("GIT_AUTHOR_EMAIL", "zeblit@localhost"),
+    ("GIT_COMMITTER_NAME", "Zeblit"),
+    ("GIT_COMMITTER_EMAIL", "zeblit@localhost"),
+];
+const DEFAULT_MESSAGE: &str = "Changes by the agent";
+/// One Git step: `add` and `bundle` on a large tree take seconds, never minutes.
+const STEP_LIMIT: Duration = Duration::from_secs(120);
+/// How long a step's output may stay open after it ended.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes of a step's output that are kept.
+const STEP_OUTPUT_BYTES: u64 = 4 * 1024 * 1024;
+/// Paths in one command line.
+const PATHS_AT_ONCE: usize = 200;
+/// What an interrupted Git leaves that stops the next one.
+const STALE_LOCKS: [&str; 5] =
+    ["index.lock", "HEAD.lock", "config.lock", "packed-refs.lock", "refs/heads/zeblit-result.lock"];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Collected {
+    Nothing,
+    Commits(u64),
+}
+
+/// Makes `<output>/changes.bundle` with `base..result`, or finds that nothing changed.
+pub fn collect(folders: &Folders, job: &WireJob, output: &Output) -> Result<Collected, String> {
+    if job.base.len() != 40 || !job.base.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(format!("the job's base `{}` is not a full commit id", job.base));
+    }
+    let exclude = clean_paths(&job.exclude)?;
+    let own = Repository { workspace: folders.workspace.clone(), git_dir: None };
+    match own.result(folders, job, &exclude) {
+        Ok(collected) => Ok(collected),
+        Err(first) => {
+            output.error("collect-in-place", &first);
+            let fresh = Repository::fresh(folders).map_err(|error| format!("{first}; {error}"))?;
+            let result = fresh.result(folders, job, &exclude).map_err(|error| format!("{first}; {error}"));
+            fresh.discard();
+            result
+        }
+    }
+}
+
+/// Relative paths without `..`, so that nothing outside the workspace is put back.
+fn clean_paths(paths: &[String]) -> Result<Vec<String>, String> {
+    paths
+        .iter()
+        .map(|path| path.trim_end_matches('/'))
+        .filter(|path| !path.is_empty())
+        .map(|path| {
+            let plain = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+            if plain {
+                Ok(path.to_owned())
+            } else {
+                Err(format!("excluded path `{path}` is not a plain relative path"))
+            }
+        })
+        .collect()
+}
+
+struct Repository {
+    workspace: PathBuf,
+    /// Apart from the workspace's own `.git`.
+    git_dir: Option<PathBuf>,
+}
+
+impl Repository {
+    /// An empty repository beside the bundle, on the mirror's objects, with the workspace as its tree.
+    fn fresh(folders: &Folders) -> Result<Self, String> {
+        let git_dir = folders.output.join("collect.git");
+        remove(&git_dir).map_err(|error| format!("{}: {error}", git_dir.display()))?;
+        let repository = Self { workspace: folders.workspace.clone(), git_dir: Some(git_dir.clone()) };
+        let path = git_dir.to_string_lossy().into_owned();
+        let plain = Self { workspace: folders.output.clone(), git_dir: None };
+        plain.git(&["init", "-q", "--bare", &path], b"")?;
+        let alternates = git_dir.join("objects/info/alternates");
+        fs::write(&alternates, format!("{}\n", folders.objects.display()))
+            .map_err(|error| format!("{}: {error}", alternates.display()))?;
+        Ok(repository)
+    }
+
+    fn discard(&self) {
+        if let Some(git_dir) = &self.git_dir {
+            let _ = remove(git_dir);
+        }
+    }
+
+    fn result(&self, folders: &Folders, job: &WireJob, exclude: &[String]) -> Result<Collected, String> {
+        let base = job.base.as_str();
+        match &self.git_dir {
+            Some(_) => {
+                self.git(&["update-ref", "--no-deref", "HEAD", base], b"")?;
+                self.git(&["read-tree", base], b"")?;
+            }
+            None => {
+                let git_dir = self.workspace.join(".git");
+                if !fs::symlink_metadata(&git_dir).is_ok_and(|found| found.is_dir()) {
+                    return Err("the workspace's .git is not a folder any more".into());
+                }
+                for lock in STALE_LOCKS {
+                    let _ = fs::remove_file(git_dir.join(lock));
+                }
+            }
+        }
+        let base_tree = self.line(&["rev-parse", "--verify", "--quiet", &format!("{base}^{{tree}}")])?;
+        self.put_back(base, exclude)?;
+        self.git(&["add", "--all"], b"")?;
+        let tree = self.line(&["write-tree"])?;
+        if tree == base_tree {
+            return Ok(Collected::Nothing);
+        }
+        let head = self.head_on(base);
+        let result = match head {
+            Some((head, head_tree)) if head_tree == tree => head,
+            head => {
+                let parent = head.map_or_else(|| base.to_owned(), |(head, _)| head);
+                let message = if job.message.trim().is_empty() { DEFAULT_MESSAGE } else { &job.message };
+                self.line_with(&["commit-tree", &tree, "-p", &parent, "-F", "-"], message.as_bytes())?
+            }
+        };
+        self.git(&["update-ref", RESULT_REF, &result], b"")?;
+        let range = format!("{base}..{RESULT_REF}");
+        let commits = self.line(&["rev-list", "--count", &range])?;
+        let commits = commits.parse().map_err(|_| format!("git rev-list --count said `{commits}`"))?;
+        let bundle = folders.output.join(BUNDLE_FILE);
+        let aside = folders.output.join(format!("{BUNDLE_FILE}.tmp"));
+        // The agent may have left anything under these names.
+        for path in [&bundle, &aside] {
+            remove(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+        self.git(&["bundle", "create", "--quiet", &aside.to_string_lossy(), &range], b"")?;
+        fs::rename(&aside, &bundle).map_err(|error| format!("{}: {error}", bundle.display()))?;
+        Ok(Collected::Commits(commits))
+    }
+
+    /// HEAD and its tree, when HEAD stands on `base`; otherwise the result becomes one commit on `base`.
+    fn head_on(&self, base: &str) -> Option<(String, String)> {
+        let head = self.line(&["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]).ok()?;
+        self.git(&["merge-base", "--is-ancestor", base, &head], b"").ok()?;
+        let tree = self.line(&["rev-parse", "--verify", "--quiet", &format!("{head}^{{tree}}")]).ok()?;
+        Some((head, tree))
+    }
+
+    /// Excluded paths look as they do in `base` again, in the index and in the tree.
+    fn put_back(&self, base: &str, exclude: &[String]) -> Result<(), String> {
+        for paths in exclude.chunks(PATHS_AT_ONCE) {
+            let with_paths = |start: &[&str], paths: &[String]| -> Vec<String> {
+                start.iter().map(|part| (*part).to_owned()).chain(paths.iter().cloned()).collect()
+            };
+            self.git_owned(&with_paths(
+                &["rm", "-r", "-q", "-f", "--cached", "--ignore-unmatch", "--"],
+                paths,
+            ))?;
+            for path in paths {
+                if parents_are_folders(&self.workspace, path) {
+                    let target = self.workspace.join(path);
+                    remove(&target).map_err(|error| format!("{}: {error}", target.display()))?;
+                }
+            }
+            let listed = self.git_owned(&with_paths(&["ls-tree", "-z", "--name-only", base, "--"], paths))?;
+            let in_base: Vec<String> =
+                listed.split('\0').filter(|path| !path.is_empty()).map(str::to_owned).collect();
+            if !in_base.is_empty() {
+                self.git_owned(&with_paths(&["checkout", "-q", "-f", base, "--"], &in_base))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn line(&self, arguments: &[&str]) -> Result<String, String> {
+        self.line_with(arguments, b"")
+    }
+
+    fn line_with(&self, arguments: &[&str], stdin: &[u8]) -> Result<String, String> {
+        self.git(arguments, stdin).map(|text| text.trim().to_owned())
+    }
+
+    fn git_owned(&self, arguments: &[String]) -> Result<String, String> {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        self.git(&arguments, b"")
+    }
+
+    /// One Git step: its standard output, or an error that names the step.
+    fn git(&self, arguments: &[&str], stdin: &[u8]) -> Result<String, String> {
+        let mut command = Command::new("git");
+        for setting in [
+            "core.hooksPath=/dev/null",
+            "core.fsmonitor=false",
+            "core.untrackedCache=false",
+            "core.excludesFile=/dev/null",
+            "core.attributesFile=/dev/null",
+            "safe.directory=*",
+            "commit.gpgSign=false",
+            "gc.auto=0",
+            "advice.addEmbeddedRepo=false",
+            "core.quotePath=false",
+        ] {
+            command.args(["-c", setting]);
+        }
+        command.arg("--literal-pathspecs");
+        if let Some(git_dir) = &self.git_dir {
+            command.arg("--git-dir").arg(git_dir).arg("--work-tree").arg(&self.workspace);
+        }
+        command.args(arguments).current_dir(&self.workspace).env_clear().envs(IDENTITY);
+        command
+            .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into()));
+        for (name, value) in [
+            ("HOME", "/nonexistent"),
+            ("GIT_CONFIG_NOSYSTEM", "1"),
+            ("GIT_CONFIG_GLOBAL", "/dev/null"),
+            ("GIT_TERMINAL_PROMPT", "0"),
+            ("GIT_NO_REPLACE_OBJECTS", "1"),
+            ("LC_ALL", "C"),
+        ] {
+            command.env(name, value);
+        }
+        let step = format!("git {}", arguments.iter().take(3).copied().collect::<Vec<_>>().join(" "));
+        run_step(command, stdin, STEP_LIMIT).map_err(|detail| format!("{step}: {detail}"))
+    }
+}
+
+/// Runs a command to its end or to the limit, then kills its group.
+fn run_step(mut command: Command, stdin: &[u8], limit: Duration) -> Result<String, String> {
+    command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => "the program is not in the image (it needs git)".to_owned(),
+        _ => error.to_string(),
+    })?;
+    let out = read_in_background(child.stdout.take());
+    let err = read_in_background(child.stderr.take());
+    if let Some(mut pipe) = child.stdin.take() {
+        let bytes = stdin.to_vec();
+        let _ = std::thread::Builder::new().spawn(move || pipe.write_all(&bytes));
+    }
+    let status = wait_until(&mut child, Instant::now() + limit)?;
+    let text = |from: mpsc::Receiver<Vec<u8>>| {
+        String::from_utf8_lossy(&from.recv_timeout(OUTPUT_PATIENCE).unwrap_or_default()).into_owned()
+    };
+    if status.success() {
+        Ok(text(out))
+    } else {
+        let said: String = text(err).trim().chars().take(600).collect();
+        Err(format!("{status}: {said}"))
+    }
+}
+
+fn wait_until(child: &mut Child, deadline: Instant) -> Result<ExitStatus, String> {
+    let mut pause = Duration::from_micros(300);
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Ok(status),
+            Ok(None) if Instant::now() < deadline => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(20));
+            }
+            Ok(None) => {
+                if let Ok(pid) = i32::try_from(child.id()) {
+                    let _ = super::signal::send(-pid, super::signal::SIGKILL);
+                }
+                let _ = child.wait();
+                return Err("it took too long and was killed".into());
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+fn read_in_background(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    if let Some(mut pipe) = pipe {
+        let _ = std::thread::Builder::new().spawn(move || {
+            let mut bytes = Vec::new();
+            let _ = Read::by_ref(&mut pipe).take(STEP_OUTPUT_BYTES).read_to_end(&mut bytes);
+            // What is past the cap is read too, or the step would block on its output.
+            let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+            let _ = sender.send(bytes);
+        });
+    }
+    receiver
+}
+
+/// Removes a file, a link (not what it points to) or a folder; no error when there is none.
+fn remove(path: &Path) -> std::io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether every folder above `path` is a real one: a link would lead elsewhere.
+fn parents_are_folders(root: &Path, path: &str) -> bool {
+    let mut at = root.to_path_buf();
+    let mut parts: Vec<_> = Path::new(path).components().collect();
+    parts.pop();
+    parts.into_iter().all(|part| {
+        at.push(part);
+        fs::symlink_metadata(&at).is_ok_and(|found| found.is_dir())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct World {
+        folder: tempfile::TempDir,
+        base: String,
+    }
+
+    fn git(folder: &Path, arguments: &[&str]) -> String {
+        let out = Command::new("git")
+            .args(["-c", "user.name=t", "-c", "user.email=t@localhost"])
+            .args(arguments)
+            .current_dir(folder)
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap().trim().to_owned()
+    }
+
+    impl World {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let workspace = folder.path().join("workspace");
+            fs::create_dir_all(workspace.join(".claude")).unwrap();
+            fs::create_dir(folder.path().join("output")).unwrap();
+            git(&workspace, &["init", "-q", "-b", "main"]);
+            fs::write(workspace.join("a.txt"), "one\n").unwrap();
+            fs::write(workspace.join(".claude/settings.json"), "{}").unwrap();
+            git(&workspace, &["add", "-A"]);
+            git(&workspace, &["commit", "-q", "-m", "base"]);
+            let base = git(&workspace, &["rev-parse", "HEAD"]);
+            // The mirror's objects live apart from the workspace, as in a run.
+            let objects = folder.path().join("objects");
+            fs::create_dir(&objects).unwrap();
+            let copied =
+                Command::new("cp").arg("-r").arg(workspace.join(".git/objects/.")).arg(&objects).status();
+            assert!(copied.unwrap().success());
+            Self { folder, base }
+        }
+
+        fn workspace(&self) -> PathBuf {
+            self.folder.path().join("workspace")
+        }
+
+        fn collect(&self, exclude: &[&str]) -> Result<Collected, String> {
+            let at = |name: &str| self.folder.path().join(name);
+            let folders = Folders {
+                sockets: at("sockets"),
+                workspace: at("workspace"),
+                output: at("output"),
+                home: at("home"),
+                objects: at("objects"),
+            };
+            let job = WireJob {
+                base: self.base.clone(),
+                message: "Do it\n\nBecause.".into(),
+                exclude: exclude.iter().map(|path| (*path).to_owned()).collect(),
+                ..WireJob::default()
+            };
+            collect(&folders, &job, &Output::new(Box::new(std::io::sink())))
+        }
+
+        /// The files that differ between base and the bundle's result, with the result fetched into a new repository.
+        fn changed(&self) -> String {
+            let copy = tempfile::tempdir().unwrap();
+            git(copy.path(), &["init", "-q", "--bare"]);
+            fs::write(
+                copy.path().join("objects/info/alternates"),
+                format!("{}\n", self.folder.path().join("objects").display()),
+            )
+            .unwrap();
+            git(copy.path(), &["update-ref", "refs/heads/base", &self.base]);
+            let bundle = self.folder.path().join("output").join(BUNDLE_FILE);
+            git(copy.path(), &["fetch", "-q", &bundle.to_string_lossy(), RESULT_REF]);
+            git(copy.path(), &["diff", "--name-status", &self.base, "FETCH_HEAD"])
+        }
+    }
+
+    #[test]
+    fn an_untouched_workspace_gives_nothing() {
+        let world = World::new();
+        assert_eq!(world.collect(&[".claude"]), Ok(Collected::Nothing));
+        assert!(!world.folder.path().join("output").join(BUNDLE_FILE).exists());
+    }
+
+    #[test]
+    fn edits_and_the_agents_own_commits_come_along() {
+        let world = World::new();
+        fs::write(world.workspace().join("a.txt"), "two\n").unwrap();
+        git(&world.workspace(), &["commit", "-q", "-a", "-m", "mine"]);
+        fs::write(world.workspace().join("b.txt"), "new\n").unwrap();
+        assert_eq!(world.collect(&[]), Ok(Collected::Commits(2)));
+        assert_eq!(world.changed(), "M\ta.txt\nA\tb.txt");
+    }
+
+    #[test]
+    fn committed_work_without_further_edits_keeps_its_commits() {
+        let world = World::new();
+        fs::write(world.workspace().join("a.txt"), "two\n").unwrap();
+        git(&world.workspace(), &["commit", "-q", "-a", "-m", "mine"]);
+        assert_eq!(world.collect(&[]), Ok(Collected::Commits(1)));
+    }
+
+    #[test]
+    fn excluded_paths_are_put_back_whatever_happened_to_them() {
+        let world = World::new();
+        let workspace = world.workspace();
+        fs::write(workspace.join(".claude/settings.json"), "{\"hooks\":1}").unwrap();
+        fs::write(workspace.join(".claude/extra.json"), "{}").unwrap();
+        fs::write(workspace.join("CLAUDE.md"), "obey").unwrap();
+        git(&workspace, &["add", "-A"]);
+        git(&workspace, &["commit", "-q", "-m", "sneak"]);
+        fs::write(workspace.join("a.txt"), "two\n").unwrap();
+        assert_eq!(world.collect(&[".claude/", "CLAUDE.md", ".mcp.json"]), Ok(Collected::Commits(2)));
+        assert_eq!(world.changed(), "M\ta.txt");
+    }
+
+    #[test]
+    fn only_excluded_changes_are_nothing() {
+        let world = World::new();
+        fs::write(world.workspace().join("CLAUDE.md"), "obey").unwrap();
+        fs::remove_dir_all(world.workspace().join(".claude")).unwrap();
+        assert_eq!(world.collect(&[".claude", "CLAUDE.md"]), Ok(Collected::Nothing));
+    }
+
+    #[test]
+    fn leftovers_of_a_killed_git_do_not_stop_the_collection() {
+        let world = World::new();
+        let workspace = world.workspace();
+        fs::write(workspace.join("a.txt"), "two\n").unwrap();
+        for lock in STALE_LOCKS {
+            fs::write(workspace.join(".git").join(lock), "").unwrap();
+        }
+        fs::write(workspace.join(".git/MERGE_HEAD"), &world.base).unwrap();
+        fs::create_dir_all(workspace.join(".git/rebase-merge")).unwrap();
+        assert_eq!(world.collect(&[]), Ok(Collected::Commits(1)));
+        assert_eq!(world.changed(), "M\ta.txt");
+    }
+
+    #[test]
+    fn a_destroyed_repository_still_gives_the_work() {
+        type Sabotage = fn(&Path);
+        let ways: [(&str, Sabotage); 5] = [
+            ("removed", |w| fs::remove_dir_all(w.join(".git")).unwrap()),
+            ("a file", |w| {
+                fs::remove_dir_all(w.join(".git")).unwrap();
+                fs::write(w.join(".git"), "gitdir: /elsewhere\n").unwrap();
+            }),
+            ("a broken config", |w| fs::write(w.join(".git/config"), "[[[").unwrap()),
+            ("a broken index", |w| fs::write(w.join(".git/index"), "junk").unwrap()),
+            ("an orphan branch", |w| {
+                git(w, &["checkout", "-q", "--orphan", "other"]);
+                git(w, &["commit", "-q", "-m", "orphan"]);
+            }),
+        ];
+        for (name, sabotage) in ways {
+            let world = World::new();
+            fs::write(world.workspace().join("b.txt"), "new\n").unwrap();
+            sabotage(&world.workspace());
+            assert_eq!(world.collect(&[".claude"]), Ok(Collected::Commits(1)), "{name}");
+            assert_eq!(world.changed(), "A\tb.txt", "{name}");
+            assert!(!world.folder.path().join("output/collect.git").exists(), "{name}");
+        }
+    }
+
+    #[test]
+    fn planted_hooks_and_monitors_do_not_run() {
+        let world = World::new();
+        let workspace = world.workspace();
+        let canary = world.folder.path().join("canary");
+        let script = format!("#!/bin/sh\ntouch {}\n", canary.display());
+        for hook in
+            ["pre-commit", "post-commit", "post-checkout", "reference-transaction", "post-index-change"]
+        {
+            let path = workspace.join(".git/hooks").join(hook);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, &script).unwrap();
+            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        let monitor = workspace.join(".git/hooks/post-commit").display().to_string();
+        git(&workspace, &["config", "core.fsmonitor", &monitor]);
+        fs::write(workspace.join("a.txt"), "two\n").unwrap();
+        assert_eq!(world.collect(&[".claude"]), Ok(Collected::Commits(1)));
+        assert!(!canary.exists());
+    }
+
+    #[test]
+    fn what_stands_under_the_bundles_name_is_replaced_not_followed() {
+        let world = World::new();
+        fs::write(world.workspace().join("a.txt"), "two\n").unwrap();
+        let victim = world.folder.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        let output = world.folder.path().join("output");
+        std::os::unix::fs::symlink(&victim, output.join(BUNDLE_FILE)).unwrap();
+        std::os::unix::fs::symlink(&victim, output.join("changes.bundle.tmp")).unwrap();
+        assert_eq!(world.collect(&[]), Ok(Collected::Commits(1)));
+        assert_eq!(fs::read_to_string(victim).unwrap(), "precious");
+        assert!(fs::symlink_metadata(output.join(BUNDLE_FILE)).unwrap().is_file());
+    }
+
+    #[test]
+    fn wrong_jobs_are_refused() {
+        let mut world = World::new();
+        assert!(world.collect(&["../x"]).unwrap_err().contains("excluded path"));
+        assert!(world.collect(&["/etc"]).unwrap_err().contains("excluded path"));
+        world.base = "HEAD".into();
+        assert!(world.collect(&[]).unwrap_err().contains("full commit id"));
+    }
+
+    #[test]
+    fn a_step_that_hangs_is_killed() {
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        let error = run_step(command, b"", Duration::from_millis(50)).unwrap_err();
+        assert!(error.contains("too long"), "{error}");
+    }
+}

@@ -1,0 +1,203 @@
+//! All SQL, one text for SQLite (embedded default) and Postgres.
+//!
+//! - SQLite: WAL and `synchronous=FULL`, set in `after_connect` and read back; writers begin with `BEGIN IMMEDIATE`.
+//! - Columns are TEXT, BIGINT or BYTEA; times are milliseconds.
+//! - A state change, its effects and its audit line belong in one transaction: functions that write take `&mut Tx`.
+//! - A run is only written under its fence: `WHERE id = ? AND fence = ?`.
+//! - On SQLite this process has one connection that writes: whoever holds a [`Tx`] must not call a function that
+//!   begins its own (`runs::claim`, `runs::heartbeat`, `ledger::reserve`, `inbox::insert`, `Store::ping`, …).
+
+pub mod access;
+pub mod artifacts;
+pub mod attempts;
+pub mod audit;
+pub mod effects;
+pub mod inbox;
+pub mod ledger;
+pub mod logs;
+pub mod nodes;
+mod open;
+mod rows;
+pub mod runs;
+pub mod settings;
+pub mod tasks;
+#[cfg(test)]
+mod testing;
+
+use rows::sql;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Which database holds the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DatabaseKind {
+    Sqlite,
+    Postgres,
+}
+
+/// What can go wrong with the database.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("database: {operation}")]
+    Sql {
+        operation: &'static str,
+        #[source]
+        source: sqlx::Error,
+    },
+    /// A row that this program cannot have written.
+    #[error("database: {table}.{column} of `{id}` is not valid: {detail}")]
+    BadRow { table: &'static str, column: &'static str, id: String, detail: String },
+    /// The run was claimed by somebody else in between.
+    #[error("run {run}: the lease was lost")]
+    Fenced { run: String },
+    #[error("database url `{url}`: {detail}")]
+    Url { url: String, detail: String },
+    #[error("migrations: {0}")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// Too many deliveries wait to be stored.
+    #[error("the inbox writer is overloaded")]
+    Overloaded,
+}
+
+/// The database. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    /// Reads; on SQLite its connections refuse to write.
+    pub(crate) pool: sqlx::AnyPool,
+    pub(crate) kind: DatabaseKind,
+    pub(crate) inbox: inbox::Writer,
+    /// Writes: one connection on SQLite, so that writers queue instead of spinning on a locked database.
+    writers: sqlx::AnyPool,
+    folder: Option<Arc<Path>>,
+    checkpoints: Option<Arc<open::Checkpoints>>,
+}
+
+/// A write transaction; rolled back when dropped without `commit`.
+#[derive(Debug)]
+pub struct Tx {
+    pub(crate) inner: sqlx::Transaction<'static, sqlx::Any>,
+    pub(crate) kind: DatabaseKind,
+}
+
+impl Store {
+    /// `sqlite:PATH` (created when missing), `sqlite::memory:` is refused; `postgres://…`. Applies migrations.
+    pub async fn open(url: &str) -> Result<Self, StoreError> {
+        open::open(url).await
+    }
+
+    /// Which database this is.
+    pub fn kind(&self) -> DatabaseKind {
+        self.kind
+    }
+
+    /// Begins a write transaction (`BEGIN IMMEDIATE` on SQLite).
+    pub async fn write_tx(&self) -> Result<Tx, StoreError> {
+        begin(&self.writers, self.kind).await
+    }
+
+    /// A write and a read go through: for `/readyz` and `doctor`.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        let mut tx = self.write_tx().await?;
+        sqlx::query(
+            "INSERT INTO settings (key, value, updated_at) VALUES ('ping', '', 0) \
+             ON CONFLICT (key) DO UPDATE SET updated_at = settings.updated_at + 1",
+        )
+        .execute(&mut *tx.inner)
+        .await
+        .map_err(sql("write a ping"))?;
+        tx.commit().await?;
+        sqlx::query("SELECT updated_at FROM settings WHERE key = 'ping'")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(sql("read a ping"))?;
+        Ok(())
+    }
+
+    /// The folder of the SQLite file, for disk checks; `None` on Postgres.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
+    /// Closes every connection; all clones of this store are unusable afterwards.
+    pub async fn close(&self) {
+        if let Some(checkpoints) = &self.checkpoints {
+            checkpoints.stop();
+        }
+        self.pool.close().await;
+        self.writers.close().await;
+    }
+}
+
+async fn begin(writers: &sqlx::AnyPool, kind: DatabaseKind) -> Result<Tx, StoreError> {
+    let inner = match kind {
+        DatabaseKind::Sqlite => writers.begin_with("BEGIN IMMEDIATE").await,
+        DatabaseKind::Postgres => writers.begin().await,
+    }
+    .map_err(sql("begin a transaction"))?;
+    Ok(Tx { inner, kind })
+}
+
+impl Tx {
+    /// Makes the changes durable.
+    pub async fn commit(self) -> Result<(), StoreError> {
+        self.inner.commit().await.map_err(sql("commit a transaction"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{at, each_database};
+    use super::*;
+    use futures_util::future::join_all;
+
+    #[tokio::test]
+    async fn a_ping_writes_and_reads() {
+        each_database(async |database| {
+            database.store.ping().await.unwrap();
+            database.store.ping().await.unwrap();
+            database.store.close().await;
+            let error = database.store.ping().await.unwrap_err();
+            assert!(matches!(error, StoreError::Sql { operation: "begin a transaction", .. }), "{error}");
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_is_not_committed_leaves_nothing() {
+        each_database(async |database| {
+            let store = &database.store;
+            let mut tx = store.write_tx().await.unwrap();
+            settings::set(&mut tx, "key", Some("lost"), at(0)).await.unwrap();
+            drop(tx);
+            assert_eq!(settings::get(store, "key").await.unwrap(), None);
+            let mut tx = store.write_tx().await.unwrap();
+            settings::set(&mut tx, "key", Some("kept"), at(0)).await.unwrap();
+            tx.commit().await.unwrap();
+            assert_eq!(settings::get(store, "key").await.unwrap().as_deref(), Some("kept"));
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn many_writers_in_two_processes_wait_for_each_other() {
+        each_database(async |database| {
+            let other = Store::open(&database.url).await.unwrap();
+            let one_write = async |n: usize| {
+                let store = if n.is_multiple_of(2) { &database.store } else { &other };
+                let mut tx = store.write_tx().await.unwrap();
+                // Reads, then writes: what fails under a plain BEGIN.
+                sqlx::query("SELECT COUNT(*) AS n FROM settings").fetch_one(&mut *tx.inner).await.unwrap();
+                settings::set(&mut tx, &format!("key {n}"), Some("value"), at(0)).await.unwrap();
+                tx.commit().await.unwrap();
+            };
+            join_all((0..100).map(one_write)).await;
+            let row = sqlx::query("SELECT COUNT(*) AS n, '' AS id FROM settings")
+                .fetch_one(&other.pool)
+                .await
+                .unwrap();
+            assert_eq!(rows::RowReader::new(&row, "settings", "id").integer("n").unwrap(), 100);
+            other.close().await;
+        })
+        .await;
+    }
+}

@@ -1,0 +1,991 @@
+//! Runs, which are also the queue: claim, lease, fence, caps, position.
+
+use super::rows::{self, MAX_ROWS, RowReader, exclusive, json, lone_time, millis, plain, row_limit, sql};
+use super::{DatabaseKind, Store, StoreError, Tx};
+use crate::domain::event::Repo;
+use crate::domain::ids::{RunId, TaskId};
+use crate::domain::run::{Outcome, Progress, Run, RunSpec, RunState};
+use chrono::{DateTime, Utc};
+use sqlx::any::AnyRow;
+use std::time::Duration;
+
+/// A run to be queued.
+#[derive(Debug, Clone)]
+pub struct NewRun {
+    pub id: RunId,
+    pub task: TaskId,
+    pub key: String,
+    pub remote: String,
+    pub repo: Repo,
+    /// Runs with the same lock never run at the same time.
+    pub lock_key: String,
+    pub spec: RunSpec,
+    pub priority: i64,
+    pub created_at: DateTime<Utc>,
+}
+
+/// How many runs may be live (claimed and not ended) at one time.
+#[derive(Debug, Clone, Copy)]
+pub struct Caps {
+    pub global: i64,
+    pub per_repo: i64,
+    pub per_user: i64,
+}
+
+/// Which runs a listing gives.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    pub state: Option<RunState>,
+    pub repo: Option<String>,
+    /// Only runs that have not ended.
+    pub open_only: bool,
+    pub limit: i64,
+}
+
+/// Where a queued run stands. `position` 1 is next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub position: i64,
+    pub queued: i64,
+    /// The live run that holds the same lock.
+    pub waits_for: Option<RunId>,
+}
+
+/// Times that a claim looks again when a run changed between looking and taking.
+const CLAIM_TRIES: u32 = 8;
+/// A run whose row cannot be read is set aside for so long, so that it does not stop all others.
+const SET_ASIDE: Duration = Duration::from_secs(600);
+/// Shortest end of an id that `find` takes, in characters: fewer would match by chance.
+const SHORTEST_ID_END: usize = 6;
+
+macro_rules! select {
+    ($($rest:expr),+) => {
+        concat!(
+            "SELECT id, task, key, remote, repo, spec, state, priority, not_before, created_at, started_at, \
+             finished_at, lease_owner, lease_until, fence, cancel_requested, attempts, progress, agent_end, outcome \
+             FROM runs ",
+            $($rest),+
+        )
+    };
+}
+
+/// States of `RunState::needs_worker`.
+macro_rules! working {
+    () => {
+        "('preparing', 'running', 'collecting', 'publishing')"
+    };
+}
+
+/// Claimed and not ended.
+macro_rules! live_states {
+    () => {
+        "('preparing', 'running', 'collecting', 'publishing', 'reporting')"
+    };
+}
+
+/// States of `RunState::is_terminal`.
+macro_rules! ended {
+    () => {
+        "('succeeded', 'nothing', 'failed', 'cancelled')"
+    };
+}
+
+fn read_run(row: &AnyRow) -> Result<Run, StoreError> {
+    let row = RowReader::new(row, "runs", "id");
+    Ok(Run {
+        id: RunId::new(row.text("id")?),
+        task: TaskId::new(row.text("task")?),
+        key: row.text("key")?,
+        remote: row.text("remote")?,
+        repo: row.json("repo")?,
+        spec: row.json("spec")?,
+        state: row.word("state", RunState::parse)?,
+        priority: row.integer("priority")?,
+        not_before: row.time_or_zero("not_before")?,
+        created_at: row.time("created_at")?,
+        started_at: row.time_or_null("started_at")?,
+        finished_at: row.time_or_null("finished_at")?,
+        lease_owner: row.text_or_null("lease_owner")?,
+        lease_until: row.time_or_null("lease_until")?,
+        fence: row.integer("fence")?,
+        cancel_requested: row.text_or_null("cancel_requested")?,
+        attempts: row.integer("attempts")?,
+        progress: row.json("progress")?,
+        agent_end: row.json_or_null("agent_end")?,
+        outcome: row.json("outcome")?,
+    })
+}
+
+fn read_runs(rows: &[AnyRow]) -> Result<Vec<Run>, StoreError> {
+    rows.iter().map(read_run).collect()
+}
+
+/// Inserts a queued run; false when its key exists (the command was seen before).
+pub async fn insert(tx: &mut Tx, run: &NewRun) -> Result<bool, StoreError> {
+    const OPERATION: &str = "insert a run";
+    let done = sqlx::query(
+        "INSERT INTO runs (id, task, key, remote, repo_id, repo_name, repo, requester, lock_key, spec, state, \
+         priority, not_before, created_at, fence, attempts, progress, outcome) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'queued', $11, 0, $12, 0, 0, $13, $14) \
+         ON CONFLICT (key) DO NOTHING",
+    )
+    .bind(run.id.as_str())
+    .bind(run.task.as_str())
+    .bind(&run.key)
+    .bind(&run.remote)
+    .bind(run.repo.id)
+    .bind(run.repo.name.as_str())
+    .bind(json(OPERATION, &run.repo)?)
+    .bind(run.spec.requester.id)
+    .bind(&run.lock_key)
+    .bind(json(OPERATION, &run.spec)?)
+    .bind(run.priority)
+    .bind(millis(run.created_at))
+    .bind(json(OPERATION, &Progress::default())?)
+    .bind(json(OPERATION, &Outcome::default())?)
+    .execute(&mut *tx.inner)
+    .await
+    .map_err(sql(OPERATION))?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// By its full id.
+pub async fn get(store: &Store, id: &RunId) -> Result<Option<Run>, StoreError> {
+    let row = sqlx::query(select!("WHERE id = $1"))
+        .bind(id.as_str())
+        .fetch_optional(&store.pool)
+        .await
+        .map_err(sql("read a run"))?;
+    row.as_ref().map(read_run).transpose()
+}
+
+/// The repository of a run as it is called now: `tasks::repo_moved` changes it under a run that is worked on.
+pub async fn repo_of(store: &Store, id: &RunId) -> Result<Option<Repo>, StoreError> {
+    let row = sqlx::query("SELECT id, repo FROM runs WHERE id = $1")
+        .bind(id.as_str())
+        .fetch_optional(&store.pool)
+        .await
+        .map_err(sql("read the repository of a run"))?;
+    row.map(|row| RowReader::new(&row, "runs", "id").json("repo")).transpose()
+}
+
+/// As `get`; nobody else can write the run until the transaction ends.
+pub async fn get_tx(tx: &mut Tx, id: &RunId) -> Result<Option<Run>, StoreError> {
+    let text = match tx.kind {
+        DatabaseKind::Sqlite => select!("WHERE id = $1"),
+        DatabaseKind::Postgres => select!("WHERE id = $1 FOR UPDATE"),
+    };
+    let row = sqlx::query(text)
+        .bind(id.as_str())
+        .fetch_optional(&mut *tx.inner)
+        .await
+        .map_err(sql("read a run"))?;
+    row.as_ref().map(read_run).transpose()
+}
+
+/// By full id or by a unique end of it (at least 6 characters), as people copy it from a comment.
+pub async fn find(store: &Store, id_end: &str) -> Result<Option<Run>, StoreError> {
+    if !id_end.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')) {
+        return Ok(None);
+    }
+    if let Some(run) = get(store, &RunId::new(id_end)).await? {
+        return Ok(Some(run));
+    }
+    if id_end.len() < SHORTEST_ID_END {
+        return Ok(None);
+    }
+    // The underscore is the only character let through above that LIKE would read as a wildcard.
+    let pattern = format!("%{}", id_end.replace('_', "!_"));
+    let rows = sqlx::query(select!("WHERE id LIKE $1 ESCAPE '!' LIMIT 2"))
+        .bind(pattern)
+        .fetch_all(&store.pool)
+        .await
+        .map_err(sql("find a run"))?;
+    let mut runs = read_runs(&rows)?;
+    Ok(if runs.len() == 1 { runs.pop() } else { None })
+}
+
+/// Newest first.
+pub async fn list(store: &Store, filter: &Filter) -> Result<Vec<Run>, StoreError> {
+    let rows = sqlx::query(select!(
+        "WHERE ($1 = '' OR state = $1) AND ($2 = '' OR LOWER(repo_name) = LOWER($2)) \
+         AND ($3 = 0 OR state NOT IN ",
+        ended!(),
+        ") ORDER BY created_at DESC, id DESC LIMIT $4"
+    ))
+    .bind(filter.state.map_or("", RunState::as_str))
+    .bind(plain(filter.repo.as_deref().unwrap_or_default()).into_owned())
+    .bind(i64::from(filter.open_only))
+    .bind(row_limit(filter.limit))
+    .fetch_all(&store.pool)
+    .await
+    .map_err(sql("list runs"))?;
+    read_runs(&rows)
+}
+
+/// All runs of a task, oldest first.
+pub async fn of_task(store: &Store, task: &TaskId) -> Result<Vec<Run>, StoreError> {
+    let rows = sqlx::query(select!("WHERE task = $1 ORDER BY created_at, id LIMIT $2"))
+        .bind(task.as_str())
+        .bind(MAX_ROWS)
+        .fetch_all(&store.pool)
+        .await
+        .map_err(sql("list the runs of a task"))?;
+    read_runs(&rows)
+}
+
+/// Claims the next due run: highest priority, then fair between repositories (fewest live runs first), then oldest;
+/// none whose lock is held, none over a cap. Takes the lease, raises the fence, moves it to `preparing`.
+/// Also re-claims a live run whose lease ran out (state unchanged, fence raised), which goes first.
+///
+/// Of the queued runs with one lock only the oldest can be claimed. A run that cannot be read is an error once and
+/// then set aside for ten minutes.
+pub async fn claim(
+    store: &Store,
+    owner: &str,
+    now: DateTime<Utc>,
+    lease: Duration,
+    caps: Caps,
+) -> Result<Option<Run>, StoreError> {
+    let mut tx = store.write_tx().await?;
+    exclusive(&mut tx, "claim").await?;
+    let until = later(now, lease);
+    for _ in 0..CLAIM_TRIES {
+        let (id, taken) = if let Some(id) = with_ended_lease(&mut tx, now).await? {
+            let taken = sqlx::query(concat!(
+                "UPDATE runs SET fence = fence + 1, lease_owner = $2, lease_until = $3 WHERE id = $1 \
+                 AND (lease_until IS NULL OR lease_until < $4) AND state IN ",
+                working!()
+            ))
+            .bind(&id)
+            .bind(owner)
+            .bind(until)
+            .bind(millis(now))
+            .execute(&mut *tx.inner)
+            .await;
+            (id, taken)
+        } else if let Some(id) = next_queued(&mut tx, now, caps).await? {
+            let taken = sqlx::query(
+                "UPDATE runs SET state = 'preparing', fence = fence + 1, lease_owner = $2, lease_until = $3, \
+                 started_at = COALESCE(started_at, $4) WHERE id = $1 AND state = 'queued'",
+            )
+            .bind(&id)
+            .bind(owner)
+            .bind(until)
+            .bind(millis(now))
+            .execute(&mut *tx.inner)
+            .await;
+            (id, taken)
+        } else {
+            return Ok(None);
+        };
+        // On Postgres a heartbeat or a cancel may have come between looking and taking: look again.
+        if taken.map_err(sql("claim a run"))?.rows_affected() == 0 {
+            continue;
+        }
+        match get_tx(&mut tx, &RunId::new(id.clone())).await {
+            Ok(Some(run)) => {
+                tx.commit().await?;
+                return Ok(Some(run));
+            }
+            Ok(None) => {}
+            Err(error @ StoreError::BadRow { .. }) => {
+                drop(tx);
+                set_aside(store, &id, later(now, SET_ASIDE)).await?;
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// `now + time`, in milliseconds.
+fn later(now: DateTime<Utc>, time: Duration) -> i64 {
+    millis(now).saturating_add(i64::try_from(time.as_millis()).unwrap_or(i64::MAX))
+}
+
+async fn with_ended_lease(tx: &mut Tx, now: DateTime<Utc>) -> Result<Option<String>, StoreError> {
+    let row = sqlx::query(concat!(
+        "SELECT id FROM runs WHERE state IN ",
+        working!(),
+        " AND (lease_until IS NULL OR lease_until < $1) ORDER BY priority, created_at, id LIMIT 1"
+    ))
+    .bind(millis(now))
+    .fetch_optional(&mut *tx.inner)
+    .await
+    .map_err(sql("look for ended leases"))?;
+    row.map(|row| RowReader::new(&row, "runs", "id").text("id")).transpose()
+}
+
+async fn next_queued(tx: &mut Tx, now: DateTime<Utc>, caps: Caps) -> Result<Option<String>, StoreError> {
+    let row = sqlx::query(concat!(
+        "WITH live AS (SELECT lock_key, remote, repo_id, requester FROM runs WHERE state IN ",
+        live_states!(),
+        "), by_repo AS (SELECT remote, repo_id, COUNT(*) AS n FROM live GROUP BY remote, repo_id), \
+         by_user AS (SELECT remote, requester, COUNT(*) AS n FROM live GROUP BY remote, requester) \
+         SELECT q.id AS id FROM runs q \
+         LEFT JOIN by_repo r ON r.remote = q.remote AND r.repo_id = q.repo_id \
+         LEFT JOIN by_user u ON u.remote = q.remote AND u.requester = q.requester \
+         WHERE q.state = 'queued' AND q.not_before <= $1 \
+         AND (SELECT COUNT(*) FROM live) < $2 AND COALESCE(r.n, 0) < $3 AND COALESCE(u.n, 0) < $4 \
+         AND NOT EXISTS (SELECT 1 FROM live l WHERE l.lock_key = q.lock_key) \
+         AND NOT EXISTS (SELECT 1 FROM runs o WHERE o.state = 'queued' AND o.lock_key = q.lock_key \
+         AND (o.created_at < q.created_at OR (o.created_at = q.created_at AND o.id < q.id))) \
+         ORDER BY q.priority, COALESCE(r.n, 0), q.created_at, q.id LIMIT 1"
+    ))
+    .bind(millis(now))
+    .bind(caps.global)
+    .bind(caps.per_repo)
+    .bind(caps.per_user)
+    .fetch_optional(&mut *tx.inner)
+    .await
+    .map_err(sql("look for the next queued run"))?;
+    row.map(|row| RowReader::new(&row, "runs", "id").text("id")).transpose()
+}
+
+/// Takes a run that cannot be read out of the way: a newer version may be able to read it.
+async fn set_aside(store: &Store, id: &str, until: i64) -> Result<(), StoreError> {
+    let mut tx = store.write_tx().await?;
+    sqlx::query(
+        "UPDATE runs SET not_before = CASE WHEN state = 'queued' THEN $2 ELSE not_before END, \
+         lease_until = CASE WHEN state = 'queued' THEN lease_until ELSE $2 END WHERE id = $1",
+    )
+    .bind(id)
+    .bind(until)
+    .execute(&mut *tx.inner)
+    .await
+    .map_err(sql("set a run aside"))?;
+    tx.commit().await
+}
+
+/// Extends the lease; `Fenced` when it is not ours any more. Returns who asked for a cancel, if anybody.
+pub async fn heartbeat(
+    store: &Store,
+    id: &RunId,
+    fence: i64,
+    until: DateTime<Utc>,
+) -> Result<Option<String>, StoreError> {
+    let mut tx = store.write_tx().await?;
+    let row = sqlx::query(concat!(
+        "UPDATE runs SET lease_until = $3 WHERE id = $1 AND fence = $2 AND state IN ",
+        working!(),
+        " RETURNING id, cancel_requested"
+    ))
+    .bind(id.as_str())
+    .bind(fence)
+    .bind(millis(until))
+    .fetch_optional(&mut *tx.inner)
+    .await
+    .map_err(sql("extend a lease"))?;
+    let Some(row) = row else { return Err(StoreError::Fenced { run: id.to_string() }) };
+    let cancel = RowReader::new(&row, "runs", "id").text_or_null("cancel_requested")?;
+    tx.commit().await?;
+    Ok(cancel)
+}
+
+/// Writes state, progress, agent end, outcome, times, attempts, not_before under the fence of `run`.
+/// A run whose state needs no worker loses its lease. `Fenced` when somebody else claimed it.
+pub async fn save(tx: &mut Tx, run: &Run) -> Result<(), StoreError> {
+    const OPERATION: &str = "save a run";
+    let agent_end = run.agent_end.as_ref().map(|end| json(OPERATION, end)).transpose()?;
+    let done = sqlx::query(
+        "UPDATE runs SET state = $3, progress = $4, agent_end = $5, outcome = $6, started_at = $7, \
+         finished_at = $8, attempts = $9, not_before = $10, \
+         lease_owner = CASE WHEN $11 = 1 THEN lease_owner ELSE NULL END, \
+         lease_until = CASE WHEN $11 = 1 THEN lease_until ELSE NULL END \
+         WHERE id = $1 AND fence = $2",
+    )
+    .bind(run.id.as_str())
+    .bind(run.fence)
+    .bind(run.state.as_str())
+    .bind(json(OPERATION, &run.progress)?)
+    .bind(agent_end)
+    .bind(json(OPERATION, &run.outcome)?)
+    .bind(run.started_at.map(millis))
+    .bind(run.finished_at.map(millis))
+    .bind(run.attempts)
+    .bind(run.not_before.map_or(0, millis))
+    .bind(i64::from(run.state.needs_worker()))
+    .execute(&mut *tx.inner)
+    .await
+    .map_err(sql(OPERATION))?;
+    fenced_unless_written(run, done.rows_affected())
+}
+
+/// Only the progress, outside of transitions. `Fenced` as above.
+pub async fn save_progress(tx: &mut Tx, run: &Run) -> Result<(), StoreError> {
+    const OPERATION: &str = "save the progress of a run";
+    let done = sqlx::query("UPDATE runs SET progress = $3 WHERE id = $1 AND fence = $2")
+        .bind(run.id.as_str())
+        .bind(run.fence)
+        .bind(json(OPERATION, &run.progress)?)
+        .execute(&mut *tx.inner)
+        .await
+        .map_err(sql(OPERATION))?;
+    fenced_unless_written(run, done.rows_affected())
+}
+
+fn fenced_unless_written(run: &Run, rows: u64) -> Result<(), StoreError> {
+    if rows == 0 { Err(StoreError::Fenced { run: run.id.to_string() }) } else { Ok(()) }
+}
+
+/// Marks a run that has not ended; false when it has ended or does not exist. The first who asked stays.
+pub async fn request_cancel(tx: &mut Tx, id: &RunId, by: &str) -> Result<bool, StoreError> {
+    let done = sqlx::query(concat!(
+        "UPDATE runs SET cancel_requested = COALESCE(cancel_requested, $2) WHERE id = $1 AND state NOT IN ",
+        ended!()
+    ))
+    .bind(id.as_str())
+    .bind(plain(by).as_ref())
+    .execute(&mut *tx.inner)
+    .await
+    .map_err(sql("ask for a cancel"))?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// Leases of other boots of this node end now (at start-up). An owner is `NODE:BOOT`: leases whose owner has the same
+/// node and another boot end. `keep_owner` without a colon stands for the only node: all other leases end.
+pub async fn expire_leases(tx: &mut Tx, keep_owner: &str, now: DateTime<Utc>) -> Result<u64, StoreError> {
+    let node = keep_owner.rsplit_once(':').map_or(String::new(), |(node, _)| format!("{node}:"));
+    let done = sqlx::query(concat!(
+        "UPDATE runs SET lease_until = $3 WHERE lease_owner <> $1 AND lease_until > $3 \
+         AND ($2 = '' OR SUBSTR(lease_owner, 1, LENGTH($2)) = $2) AND state IN ",
+        working!()
+    ))
+    .bind(keep_owner)
+    .bind(node)
+    // A lease counts until its last millisecond.
+    .bind(millis(now).saturating_sub(1))
+    .execute(&mut *tx.inner)
+    .await
+    .map_err(sql("end the leases of earlier boots"))?;
+    Ok(done.rows_affected())
+}
+
+/// `None` when the run is not queued.
+pub async fn place(store: &Store, id: &RunId) -> Result<Option<Place>, StoreError> {
+    let row = sqlx::query(concat!(
+        "SELECT q.id AS id, \
+         (SELECT COUNT(*) FROM runs o WHERE o.state = 'queued' AND (o.priority < q.priority \
+         OR (o.priority = q.priority AND o.created_at < q.created_at) \
+         OR (o.priority = q.priority AND o.created_at = q.created_at AND o.id < q.id))) + 1 AS position, \
+         (SELECT COUNT(*) FROM runs o WHERE o.state = 'queued') AS queued, \
+         (SELECT MIN(l.id) FROM runs l WHERE l.lock_key = q.lock_key AND l.state IN ",
+        live_states!(),
+        ") AS waits_for FROM runs q WHERE q.id = $1 AND q.state = 'queued'"
+    ))
+    .bind(id.as_str())
+    .fetch_optional(&store.pool)
+    .await
+    .map_err(sql("find the place of a run"))?;
+    row.map(|row| {
+        let row = RowReader::new(&row, "runs", "id");
+        Ok(Place {
+            position: row.integer("position")?,
+            queued: row.integer("queued")?,
+            waits_for: row.text_or_null("waits_for")?.map(RunId::new),
+        })
+    })
+    .transpose()
+}
+
+/// Runs of a state that needs a worker or waits for a confirmation, with any lease.
+pub async fn live(store: &Store) -> Result<Vec<Run>, StoreError> {
+    let rows = sqlx::query(select!("WHERE state IN ", live_states!(), " ORDER BY created_at, id LIMIT $1"))
+        .bind(MAX_ROWS)
+        .fetch_all(&store.pool)
+        .await
+        .map_err(sql("list live runs"))?;
+    read_runs(&rows)
+}
+
+/// In the order of their places.
+pub async fn queued(store: &Store, limit: i64) -> Result<Vec<Run>, StoreError> {
+    let rows = sqlx::query(select!("WHERE state = 'queued' ORDER BY priority, created_at, id LIMIT $1"))
+        .bind(row_limit(limit))
+        .fetch_all(&store.pool)
+        .await
+        .map_err(sql("list queued runs"))?;
+    read_runs(&rows)
+}
+
+/// Runs that this user asked for since `since` (rate limit).
+pub async fn count_by_requester(
+    store: &Store,
+    requester: i64,
+    since: DateTime<Utc>,
+) -> Result<i64, StoreError> {
+    let row =
+        sqlx::query("SELECT COUNT(*) AS n, '' AS id FROM runs WHERE requester = $1 AND created_at >= $2")
+            .bind(requester)
+            .bind(millis(since))
+            .fetch_one(&store.pool)
+            .await
+            .map_err(sql("count the runs of a user"))?;
+    RowReader::new(&row, "runs", "id").integer("n")
+}
+
+/// When the next queued run is due (`not_before`, else when it was made) or the next lease ends, whichever is first.
+pub async fn next_due(store: &Store) -> Result<Option<DateTime<Utc>>, StoreError> {
+    let row = sqlx::query(concat!(
+        "SELECT MIN(at) AS at FROM (\
+         SELECT CASE WHEN not_before > created_at THEN not_before ELSE created_at END AS at FROM runs \
+         WHERE state = 'queued' UNION ALL SELECT lease_until AS at FROM runs WHERE state IN ",
+        working!(),
+        ") times"
+    ))
+    .fetch_one(&store.pool)
+    .await
+    .map_err(sql("find when the next run is due"))?;
+    lone_time(&row, "runs")
+}
+
+/// Number of runs per state.
+pub async fn counts(store: &Store) -> Result<Vec<(String, i64)>, StoreError> {
+    let rows = sqlx::query("SELECT state AS word, COUNT(*) AS n FROM runs GROUP BY state ORDER BY state")
+        .fetch_all(&store.pool)
+        .await
+        .map_err(sql("count runs"))?;
+    rows::counts(&rows, "runs")
+}
+
+#[cfg(test)]
+mod model;
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{TestDatabase, at, each_database, new_run, repo, spec};
+    use super::*;
+    use crate::domain::run::{AgentEnd, FailureClass, Phase, RunInput};
+
+    const CAPS: Caps = Caps { global: 100, per_repo: 100, per_user: 100 };
+    const LEASE: Duration = Duration::from_secs(60);
+
+    async fn add(store: &Store, runs: &[NewRun]) {
+        let mut tx = store.write_tx().await.unwrap();
+        for run in runs {
+            assert!(insert(&mut tx, run).await.unwrap());
+        }
+        tx.commit().await.unwrap();
+    }
+
+    async fn claim_at(store: &Store, seconds: i64, caps: Caps) -> Option<Run> {
+        claim(store, "node:1", at(seconds), LEASE, caps).await.unwrap()
+    }
+
+    async fn claimed_id(store: &Store, seconds: i64, caps: Caps) -> Option<String> {
+        claim_at(store, seconds, caps).await.map(|run| run.id.to_string())
+    }
+
+    async fn write(store: &Store, run: &Run) -> Result<(), StoreError> {
+        let mut tx = store.write_tx().await.unwrap();
+        save(&mut tx, run).await?;
+        tx.commit().await
+    }
+
+    async fn apply(store: &Store, run: &mut Run, input: RunInput) {
+        run.apply(&input, at(50)).unwrap();
+        write(store, run).await.unwrap();
+    }
+
+    #[test]
+    fn the_state_lists_in_sql_say_what_the_domain_says() {
+        let quoted = |fits: fn(RunState) -> bool| {
+            let words: Vec<_> = RunState::ALL
+                .into_iter()
+                .filter(|state| fits(*state))
+                .map(|state| format!("'{}'", state.as_str()))
+                .collect();
+            format!("({})", words.join(", "))
+        };
+        assert_eq!(working!(), quoted(RunState::needs_worker));
+        assert_eq!(ended!(), quoted(RunState::is_terminal));
+        assert_eq!(live_states!(), quoted(|state| !state.is_terminal() && state != RunState::Queued));
+    }
+
+    #[tokio::test]
+    async fn a_run_is_stored_once_and_read_back_equal() {
+        each_database(async |database| {
+            let store = &database.store;
+            let new = new_run("run-1");
+            let mut tx = store.write_tx().await.unwrap();
+            assert!(insert(&mut tx, &new).await.unwrap());
+            assert!(!insert(&mut tx, &NewRun { id: RunId::new("other"), ..new.clone() }).await.unwrap());
+            let read = get_tx(&mut tx, &new.id).await.unwrap().unwrap();
+            assert_eq!(get_tx(&mut tx, &RunId::new("other")).await.unwrap(), None);
+            tx.commit().await.unwrap();
+            let wanted = Run {
+                id: new.id.clone(),
+                task: new.task,
+                key: new.key,
+                remote: new.remote,
+                repo: new.repo,
+                spec: new.spec,
+                state: RunState::Queued,
+                priority: 1,
+                not_before: None,
+                created_at: at(0),
+                started_at: None,
+                finished_at: None,
+                lease_owner: None,
+                lease_until: None,
+                fence: 0,
+                cancel_requested: None,
+                attempts: 0,
+                progress: Progress::default(),
+                agent_end: None,
+                outcome: Outcome::default(),
+            };
+            assert_eq!(read, wanted);
+            assert_eq!(get(store, &new.id).await.unwrap(), Some(wanted));
+            assert_eq!(get(store, &RunId::new("other")).await.unwrap(), None);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_claim_takes_the_lease_and_raises_the_fence() {
+        each_database(async |database| {
+            let store = &database.store;
+            assert_eq!(claim_at(store, 0, CAPS).await, None);
+            add(store, &[new_run("run-1")]).await;
+            let run = claim_at(store, 1, CAPS).await.unwrap();
+            assert_eq!(run.state, RunState::Preparing);
+            assert_eq!((run.fence, run.started_at), (1, Some(at(1))));
+            assert_eq!((run.lease_owner.as_deref(), run.lease_until), (Some("node:1"), Some(at(61))));
+            assert_eq!(claim_at(store, 61, CAPS).await, None);
+
+            let again = claim(store, "node:2", at(62), LEASE, CAPS).await.unwrap().unwrap();
+            assert_eq!((again.state, again.fence), (RunState::Preparing, 2));
+            assert_eq!((again.lease_owner.as_deref(), again.lease_until), (Some("node:2"), Some(at(122))));
+            assert_eq!(again.started_at, Some(at(1)));
+            assert_eq!(claim_at(store, 62, CAPS).await, None);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_lost_its_lease_can_write_nothing() {
+        each_database(async |database| {
+            let store = &database.store;
+            add(store, &[new_run("run-1")]).await;
+            let old = claim_at(store, 1, CAPS).await.unwrap();
+            let new = claim(store, "node:2", at(100), LEASE, CAPS).await.unwrap().unwrap();
+            assert!(matches!(write(store, &old).await, Err(StoreError::Fenced { run }) if run == "run-1"));
+            let mut tx = store.write_tx().await.unwrap();
+            assert!(matches!(save_progress(&mut tx, &old).await, Err(StoreError::Fenced { .. })));
+            drop(tx);
+            let beat = heartbeat(store, &old.id, old.fence, at(500)).await;
+            assert!(matches!(beat, Err(StoreError::Fenced { .. })));
+            assert_eq!(get(store, &old.id).await.unwrap(), Some(new));
+            let beat = heartbeat(store, &RunId::new("none"), 0, at(500)).await;
+            assert!(matches!(beat, Err(StoreError::Fenced { .. })));
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_heartbeat_extends_the_lease_and_brings_the_cancel() {
+        each_database(async |database| {
+            let store = &database.store;
+            add(store, &[new_run("run-1")]).await;
+            let mut run = claim_at(store, 1, CAPS).await.unwrap();
+            assert_eq!(heartbeat(store, &run.id, run.fence, at(90)).await.unwrap(), None);
+            assert_eq!(get(store, &run.id).await.unwrap().unwrap().lease_until, Some(at(90)));
+            let mut tx = store.write_tx().await.unwrap();
+            assert!(request_cancel(&mut tx, &run.id, "octo (1)").await.unwrap());
+            assert!(request_cancel(&mut tx, &run.id, "second (2)").await.unwrap());
+            assert!(!request_cancel(&mut tx, &RunId::new("none"), "octo (1)").await.unwrap());
+            tx.commit().await.unwrap();
+            let cancel = heartbeat(store, &run.id, run.fence, at(91)).await.unwrap();
+            assert_eq!(cancel.as_deref(), Some("octo (1)"));
+            // A save that did not see the cancel keeps it.
+            write(store, &run).await.unwrap();
+            let stored = get(store, &run.id).await.unwrap().unwrap();
+            assert_eq!(stored.cancel_requested.as_deref(), Some("octo (1)"));
+            assert_eq!(stored.lease_until, Some(at(91)));
+
+            apply(store, &mut run, RunInput::Cancelled).await;
+            let beat = heartbeat(store, &run.id, run.fence, at(92)).await;
+            assert!(matches!(beat, Err(StoreError::Fenced { .. })));
+            let mut tx = store.write_tx().await.unwrap();
+            assert!(!request_cancel(&mut tx, &run.id, "octo (1)").await.unwrap());
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_run_is_saved_with_all_its_parts_and_keeps_its_lease_only_while_it_needs_one() {
+        each_database(async |database| {
+            let store = &database.store;
+            add(store, &[new_run("run-1"), NewRun { created_at: at(1), ..new_run("run-2") }]).await;
+            let mut run = claim_at(store, 1, CAPS).await.unwrap();
+            run.attempts = 2;
+            run.progress = Progress { phase: Some(Phase::Agent), tokens: 9, ..Progress::default() };
+            run.outcome = Outcome { class: Some(FailureClass::Gate), commits: 3, ..Outcome::default() };
+            let failed = AgentEnd::Failed { class: FailureClass::Timeout, detail: "too long".to_owned() };
+            for (input, holds) in [
+                (RunInput::AgentStarted, true),
+                (RunInput::AgentGone(failed), true),
+                (RunInput::Collected, true),
+                (RunInput::Pushed, false),
+                (RunInput::Done, false),
+            ] {
+                apply(store, &mut run, input.clone()).await;
+                if !holds {
+                    (run.lease_owner, run.lease_until) = (None, None);
+                }
+                assert_eq!(get(store, &run.id).await.unwrap().as_ref(), Some(&run), "{input:?}");
+            }
+            let mut second = claim_at(store, 2, CAPS).await.unwrap();
+            second.not_before = Some(at(300));
+            apply(store, &mut second, RunInput::Requeued).await;
+            let stored = get(store, &second.id).await.unwrap().unwrap();
+            assert_eq!((stored.state, stored.lease_owner), (RunState::Queued, None));
+            assert_eq!(claimed_id(store, 299, CAPS).await, None);
+            assert_eq!(next_due(store).await.unwrap(), Some(at(300)));
+            let third = claim_at(store, 300, CAPS).await.unwrap();
+            assert_eq!((third.fence, third.started_at), (2, Some(at(2))));
+
+            let mut tx = store.write_tx().await.unwrap();
+            let progress = Progress { last: "line".to_owned(), ..Progress::default() };
+            save_progress(&mut tx, &Run { progress: progress.clone(), attempts: 99, ..third.clone() })
+                .await
+                .unwrap();
+            tx.commit().await.unwrap();
+            assert_eq!(get(store, &third.id).await.unwrap(), Some(Run { progress, ..third }));
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn claims_go_by_priority_then_by_fairness_then_by_age() {
+        each_database(async |database| {
+            let store = &database.store;
+            let run = |id: &str, repository, priority, seconds| NewRun {
+                repo: repo(repository),
+                priority,
+                created_at: at(seconds),
+                ..new_run(id)
+            };
+            add(
+                store,
+                &[
+                    run("low", 3, 2, 0),
+                    run("busy 1", 1, 1, 1),
+                    run("busy 2", 1, 1, 2),
+                    run("busy 3", 1, 1, 3),
+                    run("quiet 1", 2, 1, 4),
+                    run("quiet 2", 2, 1, 5),
+                    run("high", 1, 0, 6),
+                ],
+            )
+            .await;
+            let mut order = Vec::new();
+            while let Some(id) = claimed_id(store, 10, CAPS).await {
+                order.push(id);
+            }
+            assert_eq!(order, ["high", "quiet 1", "busy 1", "quiet 2", "busy 2", "busy 3", "low"]);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_lock_is_held_until_the_pull_request_is_confirmed() {
+        each_database(async |database| {
+            let store = &database.store;
+            let run = |id: &str, seconds, priority| NewRun {
+                lock_key: "branch".to_owned(),
+                created_at: at(seconds),
+                priority,
+                ..new_run(id)
+            };
+            // The oldest goes first, also when a younger one has the higher priority.
+            add(store, &[run("first", 0, 2), run("second", 1, 1), run("third", 2, 0)]).await;
+            let mut first = claim_at(store, 5, CAPS).await.unwrap();
+            assert_eq!(first.id.as_str(), "first");
+            let place_of = async |id| place(store, &RunId::new(id)).await.unwrap();
+            assert_eq!(
+                place_of("second").await,
+                Some(Place { position: 2, queued: 2, waits_for: Some(RunId::new("first")) })
+            );
+            assert_eq!(place_of("third").await.unwrap().position, 1);
+            assert_eq!(place_of("first").await, None);
+            for input in [
+                RunInput::AgentStarted,
+                RunInput::AgentGone(AgentEnd::Finished),
+                RunInput::Collected,
+                RunInput::Pushed,
+            ] {
+                assert_eq!(claim_at(store, 5, CAPS).await, None);
+                apply(store, &mut first, input).await;
+            }
+            assert_eq!(first.state, RunState::Reporting);
+            assert_eq!(claim_at(store, 5, CAPS).await, None);
+            assert_eq!(live(store).await.unwrap().len(), 1);
+            apply(store, &mut first, RunInput::Done).await;
+            assert_eq!(claimed_id(store, 5, CAPS).await.as_deref(), Some("second"));
+            assert_eq!(claim_at(store, 5, CAPS).await, None);
+            assert_eq!(place_of("third").await.unwrap().waits_for, Some(RunId::new("second")));
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn caps_hold_back_what_would_pass_them() {
+        each_database(async |database| {
+            let store = &database.store;
+            let run = |id: &str, repository, user| NewRun {
+                repo: repo(repository),
+                spec: spec(user),
+                ..new_run(id)
+            };
+            add(store, &[run("a", 1, 1), run("b", 1, 2), run("c", 2, 1), run("d", 3, 3)]).await;
+            let caps = Caps { global: 2, per_repo: 1, per_user: 1 };
+            assert_eq!(claimed_id(store, 1, caps).await.as_deref(), Some("a"));
+            assert_eq!(claimed_id(store, 1, caps).await.as_deref(), Some("d"));
+            assert_eq!(claimed_id(store, 1, caps).await, None);
+            assert_eq!(claimed_id(store, 1, Caps { global: 9, ..caps }).await, None);
+            let wide = Caps { global: 9, per_repo: 9, per_user: 1 };
+            assert_eq!(claimed_id(store, 1, wide).await.as_deref(), Some("b"));
+            assert_eq!(claimed_id(store, 1, wide).await, None);
+            // A lease that ran out is no new live run.
+            assert_eq!(claim_at(store, 100, caps).await.unwrap().fence, 2);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn leases_of_earlier_boots_of_the_node_end() {
+        // Who starts, and whose leases end: of `node:1`, `node:2`, `other:1`.
+        let cases: [(&str, &[&str]); 3] =
+            [("node:2", &["node:1"]), ("boot", &["node:1", "node:2", "other:1"]), ("other:9", &["other:1"])];
+        each_database(async |database| {
+            let store = &database.store;
+            for (keep, ended) in cases {
+                let mut tx = store.write_tx().await.unwrap();
+                sqlx::query("DELETE FROM runs").execute(&mut *tx.inner).await.unwrap();
+                tx.commit().await.unwrap();
+                for owner in ["node:1", "node:2", "other:1"] {
+                    add(store, &[new_run(owner)]).await;
+                    claim(store, owner, at(0), LEASE, CAPS).await.unwrap().unwrap();
+                }
+                let mut tx = store.write_tx().await.unwrap();
+                let count = expire_leases(&mut tx, keep, at(1)).await.unwrap();
+                tx.commit().await.unwrap();
+                assert_eq!(count, u64::try_from(ended.len()).unwrap());
+                let mut claimed = Vec::new();
+                while let Some(run) = claim_at(store, 1, CAPS).await {
+                    claimed.push(run.id.to_string());
+                }
+                claimed.sort_unstable();
+                assert_eq!(claimed, ended);
+            }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_run_is_found_by_a_unique_end_of_its_id() {
+        each_database(async |database| {
+            let store = &database.store;
+            add(store, &[new_run("0192aa-abcdef12"), new_run("0192bb-abcdef34"), new_run("run_0001")]).await;
+            let found = async |end| find(store, end).await.unwrap().map(|run| run.id.to_string());
+            assert_eq!(found("0192aa-abcdef12").await.as_deref(), Some("0192aa-abcdef12"));
+            assert_eq!(found("bcdef34").await.as_deref(), Some("0192bb-abcdef34"));
+            assert_eq!(found("run_0001").await.as_deref(), Some("run_0001"));
+            assert_eq!(found("n_0001").await.as_deref(), Some("run_0001"));
+            add(store, &[new_run("runx0001"), new_run("0193aa-abcdef12")]).await;
+            assert_eq!(found("n_0001").await.as_deref(), Some("run_0001"));
+            for bad in ["abcdef12", "def34", "", "%", "%bcdef34", "______", "no-such-run", "a'b", "abcdef\0"]
+            {
+                assert_eq!(found(bad).await, None, "{bad}");
+            }
+        })
+        .await;
+    }
+
+    async fn three_runs(database: &TestDatabase) {
+        let store = &database.store;
+        add(
+            store,
+            &[
+                NewRun { created_at: at(1), repo: repo(2), ..new_run("b") },
+                NewRun { created_at: at(2), spec: spec(5), ..new_run("c") },
+                NewRun { created_at: at(0), ..new_run("a") },
+            ],
+        )
+        .await;
+        let mut run = claim_at(store, 3, CAPS).await.unwrap();
+        assert_eq!(run.id.as_str(), "a");
+        apply(store, &mut run, RunInput::Failed).await;
+    }
+
+    #[tokio::test]
+    async fn lists_are_filtered_and_ordered() {
+        each_database(async |database| {
+            three_runs(database).await;
+            let store = &database.store;
+            let all = Filter { limit: 10, ..Filter::default() };
+            let ids = |runs: Vec<Run>| runs.into_iter().map(|run| run.id.to_string()).collect::<Vec<_>>();
+            for (filter, wanted) in [
+                (all.clone(), &["c", "b", "a"][..]),
+                (Filter { limit: 2, ..all.clone() }, &["c", "b"]),
+                (Filter { limit: 0, ..all.clone() }, &[]),
+                (Filter { open_only: true, ..all.clone() }, &["c", "b"]),
+                (Filter { state: Some(RunState::Failed), ..all.clone() }, &["a"]),
+                (Filter { state: Some(RunState::Failed), open_only: true, ..all.clone() }, &[]),
+                (Filter { repo: Some("Octo/Repo-1".to_owned()), ..all.clone() }, &["c", "a"]),
+                (Filter { repo: Some("nul\0".to_owned()), ..all.clone() }, &[]),
+            ] {
+                assert_eq!(ids(list(store, &filter).await.unwrap()), wanted, "{filter:?}");
+            }
+            assert_eq!(ids(of_task(store, &TaskId::new("task")).await.unwrap()), ["a", "b", "c"]);
+            assert_eq!(ids(of_task(store, &TaskId::new("none")).await.unwrap()), Vec::<String>::new());
+            assert_eq!(ids(queued(store, 10).await.unwrap()), ["b", "c"]);
+            assert_eq!(ids(queued(store, 1).await.unwrap()), ["b"]);
+            assert_eq!(counts(store).await.unwrap(), [("failed".to_owned(), 1), ("queued".to_owned(), 2)]);
+            assert_eq!(count_by_requester(store, 1, at(0)).await.unwrap(), 2);
+            assert_eq!(count_by_requester(store, 1, at(1)).await.unwrap(), 1);
+            assert_eq!(count_by_requester(store, 9, at(0)).await.unwrap(), 0);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn the_next_run_is_due_when_it_was_made_or_a_lease_ends() {
+        each_database(async |database| {
+            let store = &database.store;
+            assert_eq!(next_due(store).await.unwrap(), None);
+            add(store, &[NewRun { created_at: at(7), ..new_run("a") }]).await;
+            assert_eq!(next_due(store).await.unwrap(), Some(at(7)));
+            claim_at(store, 8, CAPS).await.unwrap();
+            assert_eq!(next_due(store).await.unwrap(), Some(at(68)));
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_run_that_cannot_be_read_does_not_stop_the_queue() {
+        each_database(async |database| {
+            let store = &database.store;
+            add(store, &[new_run("a bad one"), NewRun { created_at: at(1), ..new_run("good") }]).await;
+            let mut tx = store.write_tx().await.unwrap();
+            sqlx::query("UPDATE runs SET spec = '{\"verb\":1}' WHERE id = 'a bad one'")
+                .execute(&mut *tx.inner)
+                .await
+                .unwrap();
+            tx.commit().await.unwrap();
+            let error = claim(store, "node:1", at(2), LEASE, CAPS).await.unwrap_err();
+            assert!(
+                matches!(&error, StoreError::BadRow { table: "runs", column: "spec", id, .. } if id == "a bad one"),
+                "{error}"
+            );
+            assert_eq!(claimed_id(store, 2, CAPS).await.as_deref(), Some("good"));
+            assert_eq!(claimed_id(store, 50, CAPS).await, None);
+            assert!(claim(store, "node:1", at(2) + SET_ASIDE, LEASE, CAPS).await.is_ok());
+        })
+        .await;
+    }
+}

@@ -1,0 +1,326 @@
+//! Tasks.
+
+use super::rows::{RowReader, json, millis, plain, sql};
+use super::{DatabaseKind, Store, StoreError, Tx};
+use crate::domain::event::{Repo, SubjectKind};
+use crate::domain::ids::{BranchName, RepoName, TaskId};
+use crate::domain::task::Task;
+use chrono::{DateTime, Utc};
+use sqlx::any::AnyRow;
+
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, remote, repo, kind, number, title, branch, pull_number, pull_url, created_at, closed_at \
+             FROM tasks ",
+            $rest
+        )
+    };
+}
+
+fn kind_word(kind: SubjectKind) -> &'static str {
+    match kind {
+        SubjectKind::Issue => "issue",
+        SubjectKind::PullRequest => "pull_request",
+    }
+}
+
+fn read_task(row: &AnyRow) -> Result<Task, StoreError> {
+    let row = RowReader::new(row, "tasks", "id");
+    Ok(Task {
+        id: TaskId::new(row.text("id")?),
+        remote: row.text("remote")?,
+        repo: row.json("repo")?,
+        kind: row.word("kind", |word| {
+            [SubjectKind::Issue, SubjectKind::PullRequest].into_iter().find(|kind| kind_word(*kind) == word)
+        })?,
+        number: row.integer("number")?,
+        title: row.text("title")?,
+        branch: row
+            .text_or_null("branch")?
+            .map(|branch| BranchName::parse(&branch).map_err(|error| row.bad("branch", error)))
+            .transpose()?,
+        pull_number: row.integer_or_null("pull_number")?,
+        pull_url: row.text_or_null("pull_url")?,
+        created_at: row.time("created_at")?,
+        closed_at: row.time_or_null("closed_at")?,
+    })
+}
+
+/// Inserts a task; false when an open task for its subject exists already.
+pub async fn insert(tx: &mut Tx, task: &Task) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        "INSERT INTO tasks (id, remote, repo_id, repo, kind, number, title, branch, pull_number, pull_url, \
+         created_at, closed_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
+         ON CONFLICT (remote, repo_id, number) WHERE closed_at IS NULL DO NOTHING",
+    )
+    .bind(task.id.as_str())
+    .bind(&task.remote)
+    .bind(task.repo.id)
+    .bind(json("insert a task", &task.repo)?)
+    .bind(kind_word(task.kind))
+    .bind(task.number)
+    .bind(plain(&task.title).as_ref())
+    .bind(task.branch.as_ref().map(BranchName::as_str))
+    .bind(task.pull_number)
+    .bind(task.pull_url.as_deref())
+    .bind(millis(task.created_at))
+    .bind(task.closed_at.map(millis))
+    .execute(&mut *tx.inner)
+    .await
+    .map_err(sql("insert a task"))?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// By its id, open or closed.
+pub async fn get(store: &Store, id: &TaskId) -> Result<Option<Task>, StoreError> {
+    let row = sqlx::query(select!("WHERE id = $1"))
+        .bind(id.as_str())
+        .fetch_optional(&store.pool)
+        .await
+        .map_err(sql("read a task"))?;
+    row.as_ref().map(read_task).transpose()
+}
+
+/// The open task of this issue or pull request, or whose own pull request this is.
+pub async fn open_for(
+    store: &Store,
+    remote: &str,
+    repo_id: i64,
+    number: i64,
+) -> Result<Option<Task>, StoreError> {
+    let row = sqlx::query(select!(
+        "WHERE remote = $1 AND repo_id = $2 AND closed_at IS NULL AND (number = $3 OR pull_number = $3) \
+         ORDER BY CASE WHEN number = $3 THEN 1 ELSE 0 END, created_at, id LIMIT 1"
+    ))
+    .bind(remote)
+    .bind(repo_id)
+    .bind(number)
+    .fetch_optional(&store.pool)
+    .await
+    .map_err(sql("read the open task of a subject"))?;
+    row.as_ref().map(read_task).transpose()
+}
+
+/// As `open_for`; on Postgres the row stays locked until the transaction ends.
+pub async fn open_for_tx(
+    tx: &mut Tx,
+    remote: &str,
+    repo_id: i64,
+    number: i64,
+) -> Result<Option<Task>, StoreError> {
+    let text = match tx.kind {
+        DatabaseKind::Sqlite => select!(
+            "WHERE remote = $1 AND repo_id = $2 AND closed_at IS NULL AND (number = $3 OR pull_number = $3) \
+             ORDER BY CASE WHEN number = $3 THEN 1 ELSE 0 END, created_at, id LIMIT 1"
+        ),
+        DatabaseKind::Postgres => select!(
+            "WHERE remote = $1 AND repo_id = $2 AND closed_at IS NULL AND (number = $3 OR pull_number = $3) \
+             ORDER BY CASE WHEN number = $3 THEN 1 ELSE 0 END, created_at, id LIMIT 1 FOR UPDATE"
+        ),
+    };
+    let row = sqlx::query(text)
+        .bind(remote)
+        .bind(repo_id)
+        .bind(number)
+        .fetch_optional(&mut *tx.inner)
+        .await
+        .map_err(sql("read the open task of a subject"))?;
+    row.as_ref().map(read_task).transpose()
+}
+
+/// Once a run has pushed it.
+pub async fn set_branch(tx: &mut Tx, id: &TaskId, branch: &BranchName) -> Result<(), StoreError> {
+    sqlx::query("UPDATE tasks SET branch = $2 WHERE id = $1")
+        .bind(id.as_str())
+        .bind(branch.as_str())
+        .execute(&mut *tx.inner)
+        .await
+        .map_err(sql("set the branch of a task"))?;
+    Ok(())
+}
+
+/// Once the forge confirmed it.
+pub async fn set_pull(tx: &mut Tx, id: &TaskId, number: i64, url: &str) -> Result<(), StoreError> {
+    sqlx::query("UPDATE tasks SET pull_number = $2, pull_url = $3 WHERE id = $1")
+        .bind(id.as_str())
+        .bind(number)
+        .bind(plain(url).as_ref())
+        .execute(&mut *tx.inner)
+        .await
+        .map_err(sql("set the pull request of a task"))?;
+    Ok(())
+}
+
+/// Closing twice keeps the first time.
+pub async fn close(tx: &mut Tx, id: &TaskId, now: DateTime<Utc>) -> Result<(), StoreError> {
+    sqlx::query("UPDATE tasks SET closed_at = $2 WHERE id = $1 AND closed_at IS NULL")
+        .bind(id.as_str())
+        .bind(millis(now))
+        .execute(&mut *tx.inner)
+        .await
+        .map_err(sql("close a task"))?;
+    Ok(())
+}
+
+/// The repository got a new name: tasks, runs and effects that are not ended follow. `repo` is what the event says of
+/// it now (a transfer also changes its installation). Gives the number of rows that followed.
+pub async fn repo_moved(tx: &mut Tx, remote: &str, repo: &Repo, new: &RepoName) -> Result<u64, StoreError> {
+    const OPERATION: &str = "rename a repository";
+    let document = json(OPERATION, &Repo { name: new.clone(), ..repo.clone() })?;
+    let tasks = sqlx::query(
+        "UPDATE tasks SET repo = $3 WHERE remote = $1 AND repo_id = $2 AND closed_at IS NULL AND repo <> $3",
+    )
+    .bind(remote)
+    .bind(repo.id)
+    .bind(&document)
+    .execute(&mut *tx.inner)
+    .await
+    .map_err(sql(OPERATION))?;
+    let runs = sqlx::query(
+        "UPDATE runs SET repo = $3, repo_name = $4 WHERE remote = $1 AND repo_id = $2 AND repo <> $3 \
+         AND state NOT IN ('succeeded', 'nothing', 'failed', 'cancelled')",
+    )
+    .bind(remote)
+    .bind(repo.id)
+    .bind(&document)
+    .bind(new.as_str())
+    .execute(&mut *tx.inner)
+    .await
+    .map_err(sql(OPERATION))?;
+    let effects = sqlx::query(
+        "UPDATE effects SET repo = $3, installation = $4 WHERE remote = $1 AND repo_id = $2 AND repo <> $3 \
+         AND state IN ('planned', 'sending', 'ambiguous')",
+    )
+    .bind(remote)
+    .bind(repo.id)
+    .bind(&document)
+    .bind(repo.installation)
+    .execute(&mut *tx.inner)
+    .await
+    .map_err(sql(OPERATION))?;
+    Ok(tasks.rows_affected() + runs.rows_affected() + effects.rows_affected())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{at, comment, each_database, new_run, repo, task};
+    use super::super::{effects, runs};
+    use super::*;
+    use crate::domain::ids::EffectId;
+
+    #[tokio::test]
+    async fn a_subject_has_one_open_task() {
+        each_database(async |database| {
+            let store = &database.store;
+            let first = Task { title: "NUL \0 here".to_owned(), ..task("first", 1, 5) };
+            let mut tx = store.write_tx().await.unwrap();
+            assert!(insert(&mut tx, &first).await.unwrap());
+            assert!(!insert(&mut tx, &task("second", 1, 5)).await.unwrap());
+            assert!(insert(&mut tx, &task("of another repository", 2, 5)).await.unwrap());
+            assert!(
+                insert(&mut tx, &Task { remote: "local".to_owned(), ..task("remote", 1, 5) }).await.unwrap()
+            );
+            close(&mut tx, &first.id, at(5)).await.unwrap();
+            close(&mut tx, &first.id, at(6)).await.unwrap();
+            assert!(insert(&mut tx, &task("second", 1, 5)).await.unwrap());
+            tx.commit().await.unwrap();
+            let first = Task { closed_at: Some(at(5)), title: "NUL \u{fffd} here".to_owned(), ..first };
+            assert_eq!(get(store, &first.id).await.unwrap(), Some(first));
+            assert_eq!(open_for(store, "github", 1, 5).await.unwrap(), Some(task("second", 1, 5)));
+            assert_eq!(open_for(store, "github", 1, 6).await.unwrap(), None);
+            assert_eq!(open_for(store, "github", 3, 5).await.unwrap(), None);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_task_is_found_by_its_own_pull_request() {
+        each_database(async |database| {
+            let store = &database.store;
+            let issue = task("issue", 1, 5);
+            let branch = BranchName::parse("zeblit/5-it-breaks-abc123").unwrap();
+            let mut tx = store.write_tx().await.unwrap();
+            insert(&mut tx, &issue).await.unwrap();
+            set_branch(&mut tx, &issue.id, &branch).await.unwrap();
+            set_pull(&mut tx, &issue.id, 9, "https://forge.test/9").await.unwrap();
+            let wanted = Task {
+                branch: Some(branch),
+                pull_number: Some(9),
+                pull_url: Some("https://forge.test/9".to_owned()),
+                ..issue
+            };
+            assert_eq!(open_for_tx(&mut tx, "github", 1, 9).await.unwrap().as_ref(), Some(&wanted));
+            assert_eq!(open_for_tx(&mut tx, "github", 1, 5).await.unwrap().as_ref(), Some(&wanted));
+            assert_eq!(open_for_tx(&mut tx, "github", 2, 5).await.unwrap(), None);
+            tx.commit().await.unwrap();
+            assert_eq!(open_for(store, "github", 1, 9).await.unwrap(), Some(wanted));
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn what_is_open_follows_a_repository_that_moved() {
+        each_database(async |database| {
+            let store = &database.store;
+            let name = RepoName::parse("new-owner/new-name").unwrap();
+            let now = Repo { name: name.clone(), installation: 8, ..repo(1) };
+            let mut tx = store.write_tx().await.unwrap();
+            insert(&mut tx, &task("open", 1, 1)).await.unwrap();
+            insert(&mut tx, &task("closed", 1, 2)).await.unwrap();
+            close(&mut tx, &TaskId::new("closed"), at(1)).await.unwrap();
+            insert(&mut tx, &task("elsewhere", 2, 1)).await.unwrap();
+            runs::insert(&mut tx, &new_run("run")).await.unwrap();
+            effects::put(&mut tx, &EffectId::new("effect"), &comment("key", "text"), at(0)).await.unwrap();
+            assert_eq!(repo_moved(&mut tx, "github", &now, &name).await.unwrap(), 3);
+            assert_eq!(repo_moved(&mut tx, "github", &now, &name).await.unwrap(), 0);
+            tx.commit().await.unwrap();
+
+            assert_eq!(get(store, &TaskId::new("open")).await.unwrap().unwrap().repo, now);
+            assert_eq!(get(store, &TaskId::new("closed")).await.unwrap().unwrap().repo, repo(1));
+            assert_eq!(get(store, &TaskId::new("elsewhere")).await.unwrap().unwrap().repo, repo(2));
+            let filter = runs::Filter {
+                repo: Some("New-Owner/new-name".to_owned()),
+                limit: 10,
+                ..runs::Filter::default()
+            };
+            let listed = runs::list(store, &filter).await.unwrap();
+            assert!(listed.len() == 1 && listed.iter().all(|run| run.repo == now), "{listed:?}");
+            for run in &listed {
+                assert_eq!(runs::repo_of(store, &run.id).await.unwrap(), Some(now.clone()));
+            }
+            assert_eq!(effects::by_key(store, "key").await.unwrap().unwrap().repo, now);
+            assert_eq!(effects::due_lanes(store, at(1)).await.unwrap(), [("github".to_owned(), 8)]);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_row_that_cannot_be_read_is_named() {
+        each_database(async |database| {
+            let store = &database.store;
+            let mut tx = store.write_tx().await.unwrap();
+            insert(&mut tx, &task("bad", 1, 1)).await.unwrap();
+            sqlx::query("UPDATE tasks SET repo = 'no json'").execute(&mut *tx.inner).await.unwrap();
+            tx.commit().await.unwrap();
+            let error = get(store, &TaskId::new("bad")).await.unwrap_err();
+            assert!(
+                matches!(&error, StoreError::BadRow { table: "tasks", column: "repo", id, .. } if id == "bad"),
+                "{error}"
+            );
+            for (change, column) in [
+                ("UPDATE tasks SET repo = '{}'", "repo"),
+                ("UPDATE tasks SET kind = 'epic'", "kind"),
+            ] {
+                let mut tx = store.write_tx().await.unwrap();
+                sqlx::query("DELETE FROM tasks").execute(&mut *tx.inner).await.unwrap();
+                insert(&mut tx, &task("bad", 1, 1)).await.unwrap();
+                sqlx::query(change).execute(&mut *tx.inner).await.unwrap();
+                tx.commit().await.unwrap();
+                let error = get(store, &TaskId::new("bad")).await.unwrap_err().to_string();
+                assert!(error.contains(&format!("tasks.{column} of `bad`")), "{error}");
+            }
+        })
+        .await;
+    }
+}

@@ -1,0 +1,24 @@
+//! Scenarios: signed webhooks in, ticks by hand, comments, checks, branches and pull requests out.
+//! Real octocrab, real Git and real SQL; the forge, the sandbox, time and chance are the test's.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is for")]
+
+mod world;
+
+mod basics;
+mod claude;
+mod commands;
+mod config;
+mod conversation;
+mod crash;
+mod docker;
+mod faults;
+mod forge;
+mod kill;
+mod model;
+mod policy;
+mod postgres;
+mod pulls;
+mod queue;
+mod receive;
+mod runs;
