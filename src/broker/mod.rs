@@ -1,5 +1,7 @@
 //! What a container may reach: the model endpoint, through one socket, metered. The broker holds the key.
 
+pub mod egress;
+mod egress_parse;
 pub mod llm;
 pub mod price;
 

@@ -3,6 +3,7 @@
 pub mod budget;
 pub mod command;
 pub mod effect;
+pub mod egress;
 pub mod event;
 pub mod gate;
 pub mod ids;

@@ -28,6 +28,15 @@ pub const MASKED_PATHS: &[&str] = &[
 /// The port inside the container behind which the broker answers.
 pub const BRIDGE_PORT: u16 = 4180;
 
+/// The broker's MCP endpoint (streamable HTTP) with the tools `ask`, `progress` and `context`, as the agent sees it.
+pub const MCP_URL: &str = "http://127.0.0.1:4180/mcp";
+
+/// The name under which CLIs know the MCP endpoint; Claude Code calls its tools `mcp__zeblit__ask` and so on.
+pub const MCP_SERVER: &str = "zeblit";
+
+/// The port inside the container behind which the proxy answers, when the run may reach anything.
+pub const EGRESS_PORT: u16 = 4181;
+
 /// Bytes of one text event: a log line that people read, not an archive.
 pub const MAX_EVENT_TEXT_BYTES: usize = 16 * 1024;
 /// Bytes of the agent's final words: an answer or a review, posted as one comment.
