@@ -209,6 +209,7 @@ fn sandbox(config: &Config, signer: &Signer) -> Arc<dyn Sandbox> {
             shim_folder: config.state_dir.join("bin"),
             owner: None,
             image: config.sandbox.image.clone(),
+            runtime: config.sandbox.runtime.clone(),
         })),
         SandboxKind::Process => {
             Arc::new(ProcessSandbox::new(config.state_dir.join("processes"), config.state_dir.join("bin")))

@@ -161,6 +161,13 @@ pub struct SandboxConfig {
     pub log_mib: i64,
     /// Wall clock of one run.
     pub minutes: i64,
+    /// Without output and model traffic for this long, a run ends.
+    pub idle_minutes: i64,
+    /// Workspace, output and home of one run together.
+    pub disk_mib: i64,
+    pub disk_files: i64,
+    /// The engine's runtime, e.g. `runsc`; absent: its default.
+    pub runtime: Option<String>,
     /// Where per-attempt socket directories live; default `/run/zeblit`, else `$XDG_RUNTIME_DIR/zeblit`, else below the state directory.
     pub socket_dir: Option<PathBuf>,
     /// Refuse to start unless the recommended lines of the profile hold too.
@@ -272,6 +279,10 @@ impl Default for SandboxConfig {
             pids: 512,
             log_mib: 50,
             minutes: 60,
+            idle_minutes: 20,
+            disk_mib: 10_240,
+            disk_files: 1_000_000,
+            runtime: None,
             socket_dir: None,
             strict: false,
         }
@@ -667,6 +678,30 @@ const KEYS: &[Key] = &[
     )),
     key!("sandbox.minutes", Integer, "Wall clock of one run, in minutes.", "", |c| plain(c.sandbox.minutes)),
     key!(
+        "sandbox.idle_minutes",
+        Integer,
+        "A run without output and without model traffic for this long is stopped, in minutes.",
+        "",
+        |c| plain(c.sandbox.idle_minutes)
+    ),
+    key!(
+        "sandbox.disk_mib",
+        Integer,
+        "Workspace, output and home of one run together, in MiB. Measured every few seconds: a run above it is stopped.",
+        "",
+        |c| plain(c.sandbox.disk_mib)
+    ),
+    key!("sandbox.disk_files", Integer, "Files in workspace, output and home of one run.", "", |c| plain(
+        c.sandbox.disk_files
+    )),
+    key!(
+        "sandbox.runtime",
+        Text,
+        "The engine's runtime for agents, e.g. `runsc` (gVisor, registered with `--host-uds=open`); unset: the engine's default.",
+        "\"runsc\"",
+        |c| optional(c.sandbox.runtime.as_deref())
+    ),
+    key!(
         "sandbox.socket_dir",
         Text,
         "A short path for sockets; unset: `/run/zeblit`, else `$XDG_RUNTIME_DIR/zeblit`, else below the state directory.",
@@ -1000,6 +1035,16 @@ impl Config {
         }
         found.positive("sandbox.log_mib", sandbox.log_mib > 0);
         found.positive("sandbox.minutes", sandbox.minutes > 0);
+        found.positive("sandbox.idle_minutes", sandbox.idle_minutes > 0);
+        if sandbox.disk_mib < 64 {
+            found.add("sandbox.disk_mib", "needs at least 64");
+        }
+        if sandbox.disk_files < 1000 {
+            found.add("sandbox.disk_files", "needs at least 1000");
+        }
+        if sandbox.runtime.as_ref().is_some_and(|name| name.trim().is_empty()) {
+            found.add("sandbox.runtime", "needs the name of a runtime of the engine, or leave it out");
+        }
         if let Some(folder) = &sandbox.socket_dir
             && !folder.is_absolute()
         {
@@ -1617,6 +1662,10 @@ mod tests {
             cpus = 0.0
             pids = 1
             log_mib = 0
+            idle_minutes = 0
+            disk_mib = 1
+            disk_files = 1
+            runtime = ""
             socket_dir = "relative"
             [models]
             anthropic_url = "nonsense"
@@ -1655,6 +1704,10 @@ mod tests {
         sandbox.pids: needs at least 16
         sandbox.cpus: needs a number from 0.1 to 1024
         sandbox.log_mib: needs a number above zero
+        sandbox.idle_minutes: needs a number above zero
+        sandbox.disk_mib: needs at least 64
+        sandbox.disk_files: needs at least 1000
+        sandbox.runtime: needs the name of a runtime of the engine, or leave it out
         sandbox.socket_dir: needs an absolute path, e.g. `/run/zeblit`
         models.anthropic_url: needs a URL like `https://host` or `http://host:port/path`, without user, password and `?`
         models.prices."m": needs dollars per million tokens, zero or more

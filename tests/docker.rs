@@ -103,6 +103,7 @@ impl World {
             shim_folder: self.at("shim"),
             owner: None,
             image: IMAGE.into(),
+            runtime: None,
         })
     }
 

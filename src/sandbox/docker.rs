@@ -24,6 +24,7 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::StreamExt;
 use serde::Deserialize;
 use std::collections::HashMap;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -61,6 +62,8 @@ pub struct DockerOptions {
     pub owner: Option<(u32, u32)>,
     /// The default image, for the self-check.
     pub image: String,
+    /// The engine's runtime for our containers, e.g. `runsc`; `None`: its default.
+    pub runtime: Option<String>,
 }
 
 /// Containers of one Docker Engine.
@@ -373,8 +376,14 @@ impl Sandbox for DockerSandbox {
         } else if matches!(spec.duty, Duty::Agent(_)) {
             return Err(refused("an agent needs a sockets folder: its job waits there".into()));
         }
-        let setting =
-            Setting { instance: &self.options.instance, shim, owner: self.owner, mode, job: variables };
+        let setting = Setting {
+            instance: &self.options.instance,
+            shim,
+            owner: self.owner,
+            runtime: self.options.runtime.as_deref(),
+            mode,
+            job: variables,
+        };
         let started = async {
             let _permit = self
                 .starts
@@ -679,6 +688,10 @@ struct Probe {
     workspace_writable: bool,
     sockets: Vec<String>,
     mount_flags: Vec<String>,
+    /// Why the socket that the server opened cannot be reached from inside; empty: it can.
+    socket_error: String,
+    /// The error number of a socket of no family: 1 when our own system call filter answered.
+    unknown_family: i32,
 }
 
 impl DockerSandbox {
@@ -690,7 +703,7 @@ impl DockerSandbox {
         let removed = self.remove(&slot).await;
         let _ = std::fs::remove_dir_all(&folder);
         match result.and_then(|probe| removed.map(|()| probe)) {
-            Ok(probe) => compare_probe(&probe, self.owner),
+            Ok(probe) => compare_probe(&probe, self.owner, self.options.runtime.as_deref()),
             Err(error) => vec![Check {
                 name: "probe container".into(),
                 ok: false,
@@ -702,7 +715,7 @@ impl DockerSandbox {
     }
 
     async fn probe(&self, slot: &SlotId, folder: &Path) -> Result<Probe, SandboxError> {
-        for name in ["workspace", "output", "home", "objects"] {
+        for name in ["workspace", "output", "home", "objects", "sockets"] {
             let path = folder.join(name);
             let io = |source| SandboxError::Io {
                 operation: "make a folder for the probe",
@@ -722,14 +735,17 @@ impl DockerSandbox {
             workspace: folder.join("workspace"),
             output: folder.join("output"),
             home: folder.join("home"),
-            sockets: None,
+            sockets: Some(folder.join("sockets")),
             objects: folder.join("objects"),
         };
+        // Listens while the probe runs; the kernel completes a connection that nobody accepts.
+        let _listener = probe_socket(&folder.join("sockets"))?;
         let shim = self.shim().await?;
         let setting = Setting {
             instance: &self.options.instance,
             shim,
             owner: self.owner,
+            runtime: self.options.runtime.as_deref(),
             mode: "probe",
             job: Vec::new(),
         };
@@ -755,16 +771,60 @@ impl DockerSandbox {
     }
 }
 
-fn compare_probe(probe: &Probe, owner: (u32, u32)) -> Vec<Check> {
+/// A socket in the folder, by a short link when the folder's own path is too long for one.
+fn probe_socket(folder: &Path) -> Result<std::os::unix::net::UnixListener, SandboxError> {
+    let path = folder.join(shim::probe::PROBE_SOCKET);
+    let io = |source| SandboxError::Io { operation: "open the probe's socket", path: path.clone(), source };
+    let opened = std::fs::File::open(folder).map_err(io)?;
+    let short = format!("/proc/self/fd/{}/{}", opened.as_raw_fd(), shim::probe::PROBE_SOCKET);
+    let listener = std::os::unix::net::UnixListener::bind(short).map_err(io)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).map_err(io)?;
+    Ok(listener)
+}
+
+/// Whether the runtime is gVisor's, whatever name it was registered under.
+fn is_gvisor(runtime: Option<&str>) -> bool {
+    runtime.is_some_and(|name| name.contains("runsc") || name.contains("gvisor"))
+}
+
+/// Whether the broker's socket can be reached from inside, and what to mend when it cannot.
+fn socket_check(probe: &Probe, runtime: Option<&str>) -> Check {
+    let ok = probe.socket_error.is_empty();
+    let fix = if is_gvisor(runtime) {
+        "gVisor opens no socket of the host without its flag `--host-uds=open`: sudo runsc install -- --host-uds=open && sudo systemctl restart docker"
+    } else {
+        "the engine must run on this host and see `state_dir` and `sandbox.socket_dir` under the same paths; runtimes with a virtual machine (Kata) cannot pass sockets"
+    };
+    Check {
+        name: "inside: the broker's socket opens".into(),
+        ok,
+        required: true,
+        found: if ok {
+            format!("with the runtime {}", runtime.unwrap_or("of the engine's choice"))
+        } else {
+            format!("{} (runtime {})", probe.socket_error, runtime.unwrap_or("of the engine's choice"))
+        },
+        fix: if ok { String::new() } else { fix.into() },
+    }
+}
+
+fn compare_probe(probe: &Probe, owner: (u32, u32), runtime: Option<&str>) -> Vec<Check> {
     let none = |mask: &str| !mask.is_empty() && mask.bytes().all(|byte| byte == b'0');
-    let lines: [(&str, bool, String); 8] = [
+    // gVisor's kernel shows no filter of the host's to its programs: it is the filter itself.
+    let gvisor = is_gvisor(runtime);
+    let lines: [(&str, bool, String); 9] = [
         (
             "no capabilities",
             none(&probe.cap_eff) && none(&probe.cap_bnd),
             format!("{} {}", probe.cap_eff, probe.cap_bnd),
         ),
         ("no new privileges", probe.no_new_privs == "1", probe.no_new_privs.clone()),
-        ("seccomp filter", probe.seccomp == "2", probe.seccomp.clone()),
+        ("seccomp filter", gvisor || probe.seccomp == "2", probe.seccomp.clone()),
+        (
+            "our own list of system calls",
+            gvisor || probe.unknown_family == 1,
+            format!("a socket of no family: error {}", probe.unknown_family),
+        ),
         ("no network", probe.interfaces == ["lo"], probe.interfaces.join(" ")),
         (
             "user",
@@ -797,6 +857,7 @@ fn compare_probe(probe: &Probe, owner: (u32, u32)) -> Vec<Check> {
             },
         })
         .collect();
+    checks.push(socket_check(probe, runtime));
     let lacking: Vec<&str> = probe
         .mount_flags
         .iter()
@@ -883,9 +944,11 @@ mod tests {
             workspace_writable: true,
             sockets: Vec::new(),
             mount_flags: vec!["/zeblit/home rw,nosuid,nodev".into()],
+            socket_error: String::new(),
+            unknown_family: 1,
         };
         let failing = |probe: Probe| -> Vec<String> {
-            compare_probe(&probe, (10001, 10001))
+            compare_probe(&probe, (10001, 10001), None)
                 .into_iter()
                 .filter(|check| !check.ok)
                 .map(|check| check.name)
@@ -903,8 +966,41 @@ mod tests {
         assert_eq!(failing(Probe { uid: "0".into(), ..good() }), ["inside: user"]);
         assert_eq!(failing(Probe { root_writable: true, ..good() }), ["inside: read-only root"]);
         let flags = Probe { mount_flags: vec!["/zeblit/home rw,relatime".into()], ..good() };
-        let soft = compare_probe(&flags, (10001, 10001)).into_iter().find(|check| !check.ok).unwrap();
+        assert_eq!(failing(Probe { unknown_family: 97, ..good() }), ["inside: our own list of system calls"]);
+        let soft = compare_probe(&flags, (10001, 10001), None).into_iter().find(|check| !check.ok).unwrap();
         assert!(!soft.required && soft.found.contains("/zeblit/home"));
+    }
+
+    #[test]
+    fn gvisor_without_its_flag_is_named_with_the_flag() {
+        let probe = |error: &str| Probe {
+            uid: "10001".into(),
+            gid: "10001".into(),
+            cap_eff: "0".into(),
+            cap_bnd: "0".into(),
+            no_new_privs: "1".into(),
+            seccomp: "0".into(),
+            interfaces: vec!["lo".into()],
+            root_writable: false,
+            tmp_writable: true,
+            workspace_writable: true,
+            sockets: Vec::new(),
+            mount_flags: Vec::new(),
+            socket_error: error.into(),
+            unknown_family: 97,
+        };
+        let failing = |error: &str, runtime| -> Vec<Check> {
+            let checks = compare_probe(&probe(error), (10001, 10001), runtime);
+            checks.into_iter().filter(|check| !check.ok && check.required).collect()
+        };
+        let refused = "Connection refused (os error 111)";
+        let found = failing(refused, Some("runsc"));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].fix.contains("--host-uds=open") && found[0].found.contains("Connection refused"));
+        assert_eq!(failing("", Some("runsc")), []);
+        let found = failing(refused, None);
+        assert!(found.iter().any(|check| check.name.contains("socket") && !check.fix.contains("runsc")));
+        assert_eq!(found.len(), 3, "with runc the filters are required: {found:?}");
     }
 
     #[tokio::test]
@@ -917,6 +1013,7 @@ mod tests {
                 shim_folder: folder.path().to_owned(),
                 owner: None,
                 image: "zeblit-agent:latest".into(),
+                runtime: None,
             });
             let checks = sandbox.self_check().await;
             assert!(checks.iter().any(|check| !check.ok && check.required && check.fix.contains("docker")));

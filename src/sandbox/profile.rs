@@ -11,6 +11,7 @@ use bollard::models::{
 };
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// Labels of our containers.
 pub mod labels {
@@ -29,12 +30,19 @@ const LOG_RESERVE_BYTES: i64 = 16 * 1024 * 1024;
 /// Billionths of a CPU in a thousandth.
 const NANO_PER_MILLI: i64 = 1_000_000;
 
+/// The system calls that a container may make: everything a build needs, without name spaces, mounts, key
+/// rings, tracing, io_uring, BPF, clocks and modules; sockets of the families UNIX, INET, INET6 and NETLINK
+/// (routing only); programs of the machine's own word size only.
+const SECCOMP: &str = include_str!("seccomp.json");
+
 /// What a container is made from, besides its spec.
 #[derive(Debug, Clone)]
 pub struct Setting<'a> {
     pub instance: &'a str,
     pub shim: &'a Path,
     pub owner: (u32, u32),
+    /// The engine's runtime, e.g. `runsc`; `None`: its default.
+    pub runtime: Option<&'a str>,
     /// The shim's mode: `agent`, `collect` or `probe`.
     pub mode: &'a str,
     /// The collect job, cut into variables.
@@ -59,6 +67,27 @@ fn mounts(spec: &SandboxSpec, setting: &Setting<'_>) -> Vec<(String, &'static st
 
 fn tmpfs() -> HashMap<String, String> {
     HashMap::from([("/tmp".to_owned(), format!("rw,exec,nosuid,nodev,size={TMP_BYTES},mode=1777"))])
+}
+
+/// The seccomp profile as the engine takes it: JSON in one line.
+fn seccomp() -> &'static str {
+    static LINE: OnceLock<String> = OnceLock::new();
+    LINE.get_or_init(|| {
+        serde_json::from_str::<serde_json::Value>(SECCOMP)
+            .map_or_else(|_| SECCOMP.to_owned(), |profile| profile.to_string())
+    })
+}
+
+/// Whether the engine reports our profile, in whatever order and spacing.
+fn is_our_seccomp(options: &[&str]) -> bool {
+    let mut found = options
+        .iter()
+        .filter_map(|option| option.strip_prefix("seccomp=").or_else(|| option.strip_prefix("seccomp:")));
+    let parsed = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
+    match (found.next(), found.next()) {
+        (Some(only), None) => parsed(only).is_some_and(|profile| Some(profile) == parsed(SECCOMP)),
+        _ => false,
+    }
 }
 
 fn user(setting: &Setting<'_>) -> String {
@@ -94,7 +123,8 @@ pub fn body(spec: &SandboxSpec, setting: &Setting<'_>) -> ContainerCreateBody {
     let host = HostConfig {
         network_mode: Some("none".into()),
         cap_drop: Some(vec!["ALL".into()]),
-        security_opt: Some(vec!["no-new-privileges".into()]),
+        security_opt: Some(vec!["no-new-privileges".into(), format!("seccomp={}", seccomp())]),
+        runtime: setting.runtime.map(str::to_owned),
         readonly_rootfs: Some(true),
         privileged: Some(false),
         ipc_mode: Some("private".into()),
@@ -162,10 +192,15 @@ pub fn differences(
     let no_new_privileges = options.iter().any(|option| {
         matches!(*option, "no-new-privileges" | "no-new-privileges:true" | "no-new-privileges=true")
     });
-    list.holds("no-new-privileges", no_new_privileges, &options);
+    list.holds("no-new-privileges", no_new_privileges, &options.len());
     let confined =
         options.iter().all(|option| !option.contains("unconfined") && !option.ends_with("disable"));
-    list.holds("seccomp and other confinement", confined, &options);
+    let shown: Vec<String> = options.iter().map(|option| option.chars().take(80).collect()).collect();
+    list.holds("confinement", confined, &shown);
+    list.holds("seccomp profile", is_our_seccomp(&options), &shown);
+    if let Some(runtime) = setting.runtime {
+        list.same("runtime", &host.runtime.as_deref(), &Some(runtime));
+    }
     list.same("read-only root", &host.readonly_rootfs, &Some(true));
     list.holds("privileged", host.privileged != Some(true), &host.privileged);
     list.same("user", &config.user.as_deref(), &Some(user(setting).as_str()));
@@ -281,6 +316,7 @@ mod tests {
             instance: "i",
             shim: Path::new("/h/shim"),
             owner: (10001, 10001),
+            runtime: Some("runsc"),
             mode: "agent",
             job: Vec::new(),
         }
@@ -324,12 +360,20 @@ mod tests {
     #[test]
     fn every_broken_line_is_named() {
         type Break = fn(&mut HostConfig);
-        let breaks: [(&str, Break); 26] = [
+        let breaks: [(&str, Break); 29] = [
             ("network", |h| h.network_mode = Some("bridge".into())),
             ("capabilities dropped", |h| h.cap_drop = None),
             ("capabilities added", |h| h.cap_add = Some(vec!["SYS_ADMIN".into()])),
             ("no-new-privileges", |h| h.security_opt = None),
-            ("seccomp", |h| h.security_opt.as_mut().unwrap().push("seccomp=unconfined".into())),
+            ("confinement", |h| h.security_opt.as_mut().unwrap().push("seccomp=unconfined".into())),
+            ("seccomp profile", |h| {
+                h.security_opt.as_mut().unwrap().pop();
+            }),
+            ("seccomp profile", |h| {
+                h.security_opt.as_mut().unwrap()[1] =
+                    seccomp().replacen("\"acct", "\"accept", 1).replacen("accept4", "mount", 1);
+            }),
+            ("runtime", |h| h.runtime = Some("runc".into())),
             ("read-only root", |h| h.readonly_rootfs = Some(false)),
             ("privileged", |h| h.privileged = Some(true)),
             ("pids limit", |h| h.pids_limit = None),
@@ -357,6 +401,63 @@ mod tests {
             break_it(found.host_config.as_mut().unwrap());
             let list = differences(&found, &spec(), &setting());
             assert!(list.iter().any(|line| line.starts_with(name)), "{name}: {list:?}");
+        }
+    }
+
+    #[test]
+    fn the_system_calls_that_lead_out_are_not_on_the_list() {
+        let profile: serde_json::Value = serde_json::from_str(SECCOMP).unwrap();
+        assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
+        let named = |name: &str| -> Vec<&serde_json::Value> {
+            let rules = profile["syscalls"].as_array().unwrap().iter();
+            rules.filter(|rule| rule["names"].as_array().unwrap().iter().any(|found| found == name)).collect()
+        };
+        for name in [
+            "userfaultfd",
+            "keyctl",
+            "add_key",
+            "request_key",
+            "bpf",
+            "perf_event_open",
+            "io_uring_setup",
+            "io_uring_enter",
+            "io_uring_register",
+            "unshare",
+            "setns",
+            "mount",
+            "umount2",
+            "pivot_root",
+            "fsopen",
+            "fsmount",
+            "move_mount",
+            "open_tree",
+            "mount_setattr",
+            "ptrace",
+            "process_vm_readv",
+            "process_vm_writev",
+            "pidfd_getfd",
+            "open_by_handle_at",
+            "chroot",
+            "init_module",
+            "finit_module",
+            "kexec_load",
+            "reboot",
+            "swapon",
+            "syslog",
+            "quotactl",
+            "kcmp",
+            "acct",
+            "modify_ldt",
+        ] {
+            assert!(named(name).is_empty(), "{name}");
+        }
+        assert_eq!(named("clone3")[0]["errnoRet"], 38, "so that the C library falls back to clone");
+        // NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
+        assert_eq!(named("clone")[0]["args"][0]["value"], 0x7e02_0000);
+        let families: Vec<_> = named("socket").iter().map(|rule| rule["args"][0]["value"].clone()).collect();
+        assert_eq!(families, [1, 2, 10, 16]);
+        for name in ["execve", "openat2", "futex", "rseq", "statx", "epoll_pwait2"] {
+            assert_eq!(named(name).len(), 1, "{name}");
         }
     }
 

@@ -95,7 +95,7 @@ pub fn run() {
         "agent" => agent_mode(&folders, &output),
         "collect" => collect_mode(&folders, &output),
         "probe" => {
-            output.event(&probe::report());
+            output.event(&probe::report(&folders.sockets));
             exit::COLLECTED
         }
         _ => {

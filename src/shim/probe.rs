@@ -1,7 +1,10 @@
 //! Purpose: what the container really is, seen from inside; the server compares it with the profile.
 
 use super::output::escape;
+use super::signal;
 use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 /// Places that a read-only root must refuse.
 const ROOT_PROBES: [&str; 3] = ["/zeblit-probe", "/etc/zeblit-probe", "/usr/zeblit-probe"];
@@ -13,8 +16,11 @@ const SOCKET_PROBES: [&str; 4] = [
     "/run/podman/podman.sock",
 ];
 
+/// The socket that the server opens for the probe, in the sockets folder.
+pub const PROBE_SOCKET: &str = "probe.sock";
+
 /// One JSON object, `{"event":"probe", …}`.
-pub fn report() -> String {
+pub fn report(sockets_folder: &Path) -> String {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let field = |name: &str| {
         let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or("");
@@ -31,8 +37,14 @@ pub fn report() -> String {
         .filter(|path| fs::symlink_metadata(path).is_ok())
         .map(|path| (*path).to_owned())
         .collect();
+    let socket_error = match UnixStream::connect(sockets_folder.join(PROBE_SOCKET)) {
+        Ok(_) => String::new(),
+        Err(error) => error.to_string(),
+    };
     format!(
-        "{{\"event\":\"probe\",\"uid\":\"{}\",\"gid\":\"{}\",\"cap_eff\":\"{}\",\"cap_bnd\":\"{}\",\"no_new_privs\":\"{}\",\"seccomp\":\"{}\",\"interfaces\":{},\"root_writable\":{root_writable},\"tmp_writable\":{},\"workspace_writable\":{},\"sockets\":{},\"mount_flags\":{}}}",
+        "{{\"event\":\"probe\",\"socket_error\":\"{}\",\"unknown_family\":{},\"uid\":\"{}\",\"gid\":\"{}\",\"cap_eff\":\"{}\",\"cap_bnd\":\"{}\",\"no_new_privs\":\"{}\",\"seccomp\":\"{}\",\"interfaces\":{},\"root_writable\":{root_writable},\"tmp_writable\":{},\"workspace_writable\":{},\"sockets\":{},\"mount_flags\":{}}}",
+        escape(&socket_error),
+        signal::unknown_socket_family(),
         escape(&field("Uid")),
         escape(&field("Gid")),
         escape(&field("CapEff")),
@@ -92,10 +104,12 @@ mod tests {
 
     #[test]
     fn the_report_is_json_with_every_line_of_the_profile() {
-        let value: serde_json::Value = serde_json::from_str(&report()).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&report(Path::new("/nonexistent"))).unwrap();
         for key in ["uid", "gid", "cap_eff", "no_new_privs", "seccomp"] {
             assert!(!value[key].as_str().unwrap().is_empty(), "{key}");
         }
+        assert!(value["unknown_family"].as_i64().unwrap() > 0);
+        assert!(!value["socket_error"].as_str().unwrap().is_empty());
         assert!(value["interfaces"].as_array().unwrap().iter().any(|name| name == "lo"));
     }
 }

@@ -1,4 +1,4 @@
-//! Purpose: the three system calls that the standard library does not offer, behind safe functions.
+//! Purpose: the four system calls that the standard library does not offer, behind safe functions.
 
 use std::io;
 
@@ -8,6 +8,7 @@ mod system {
         pub fn kill(pid: i32, signal: i32) -> i32;
         pub fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
         pub fn prctl(option: i32, value: u64, a: u64, b: u64, c: u64) -> i32;
+        pub fn socket(family: i32, kind: i32, protocol: i32) -> i32;
     }
 }
 
@@ -71,4 +72,14 @@ fn wait(options: i32) -> io::Result<Option<Ended>> {
 pub fn forbid_inspection() {
     #[expect(unsafe_code, reason = "prctl with an integer option touches no memory of ours")]
     let _ = unsafe { system::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) };
+}
+
+/// The error number of a socket of a family that no kernel has: without a filter "not supported" (97),
+/// under our seccomp profile "not permitted" (1).
+pub fn unknown_socket_family() -> i32 {
+    const NO_FAMILY: i32 = 99;
+    const STREAM: i32 = 1;
+    #[expect(unsafe_code, reason = "socket takes three integers and touches no memory of ours")]
+    let result = unsafe { system::socket(NO_FAMILY, STREAM, 0) };
+    if result >= 0 { 0 } else { io::Error::last_os_error().raw_os_error().unwrap_or(0) }
 }

@@ -118,7 +118,13 @@ while not os.path.exists(os.path.expanduser("~/go")):
         assert_eq!(host["CapAdd"], json!(null));
         assert_eq!(host["Privileged"], json!(false));
         assert_eq!(host["ReadonlyRootfs"], json!(true));
-        assert_eq!(host["SecurityOpt"], json!(["no-new-privileges"]), "and the engine's own seccomp profile");
+        let options: Vec<_> =
+            host["SecurityOpt"].as_array().unwrap().iter().filter_map(|option| option.as_str()).collect();
+        assert_eq!(options[0], "no-new-privileges");
+        let profile: serde_json::Value =
+            serde_json::from_str(options[1].strip_prefix("seccomp=").unwrap()).unwrap();
+        assert_eq!(profile["defaultAction"], json!("SCMP_ACT_ERRNO"), "a list of what is allowed");
+        assert_eq!(options.len(), 2);
         assert_eq!(host["PidsLimit"], json!(99));
         assert_eq!(host["Memory"], json!(256 << 20));
         assert_eq!(host["MemorySwap"], host["Memory"], "no swap");

@@ -54,6 +54,7 @@ impl Engine {
             shim_folder: folder.join("state/bin"),
             owner: None,
             image: config.sandbox.image.clone(),
+            runtime: config.sandbox.runtime.clone(),
         }))
     }
 
