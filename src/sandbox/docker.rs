@@ -92,6 +92,8 @@ struct Follow {
     buffer: Mutex<LineBuffer>,
     /// The stream has ended: nothing more will be pushed.
     ended: Mutex<bool>,
+    /// Reads what there is and ends, instead of waiting for more.
+    whole: bool,
     arrived: Notify,
     room: Notify,
     task: Mutex<Option<tokio::task::AbortHandle>>,
@@ -285,15 +287,27 @@ impl DockerSandbox {
                 return Ok(Arc::clone(follow));
             }
         }
+        self.read(slot, name, cursor, false).await
+    }
+
+    /// A new reading of the container's output from its start, of which lines up to `cursor` are known.
+    async fn read(
+        &self,
+        slot: &SlotId,
+        name: &str,
+        cursor: i64,
+        whole: bool,
+    ) -> Result<Arc<Follow>, SandboxError> {
         let engine = self.engine().await?.clone();
         let follow = Arc::new(Follow {
             buffer: Mutex::new(LineBuffer::after(cursor)),
             ended: Mutex::new(false),
+            whole,
             arrived: Notify::new(),
             room: Notify::new(),
             task: Mutex::new(None),
         });
-        let task = tokio::spawn(read_output(engine, name.to_owned(), Arc::downgrade(&follow)));
+        let task = tokio::spawn(read_output(engine, name.to_owned(), whole, Arc::downgrade(&follow)));
         *lock(&follow.task) = Some(task.abort_handle());
         lock(&self.follows).insert(slot.clone(), Arc::clone(&follow));
         Ok(follow)
@@ -309,11 +323,18 @@ impl DockerSandbox {
 }
 
 /// Copies the engine's log into the buffer, until the stream ends or nobody holds the buffer.
-async fn read_output(engine: Docker, name: String, follow: std::sync::Weak<Follow>) {
-    let options = LogsOptions { follow: true, stdout: true, ..LogsOptions::default() };
+async fn read_output(engine: Docker, name: String, whole: bool, follow: std::sync::Weak<Follow>) {
+    let options = LogsOptions { follow: !whole, stdout: true, ..LogsOptions::default() };
     let mut stream = std::pin::pin!(engine.logs(&name, Some(options)));
     let mut reader = LineReader::default();
-    while let Some(Ok(output)) = stream.next().await {
+    while let Some(output) = stream.next().await {
+        let output = match output {
+            Ok(output) => output,
+            Err(error) => {
+                tracing::debug!(container = name, %error, "the engine's log stream broke off");
+                break;
+            }
+        };
         let lines = reader.push(&output.into_bytes());
         let Some(follow) = follow.upgrade() else { return };
         for line in lines {
@@ -423,10 +444,10 @@ impl Sandbox for DockerSandbox {
                 tokio::time::sleep(COALESCE).await;
             }
             let ended = *lock(&follow.ended);
-            let (lines, more, started, out_of_memory) = {
+            let (lines, more, started, finished, out_of_memory) = {
                 let buffer = lock(&follow.buffer);
                 let (lines, more) = buffer.answer();
-                (lines, more, buffer.started, buffer.out_of_memory)
+                (lines, more, buffer.started, buffer.finished, buffer.out_of_memory)
             };
             if started {
                 self.close_gate(slot);
@@ -444,6 +465,12 @@ impl Sandbox for DockerSandbox {
             let code = found.state.as_ref().and_then(|state| state.exit_code).unwrap_or(-1);
             match state(&found) {
                 Some(ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::DEAD) => {
+                    // A stream that follows can end before the last lines of a container that exits on a
+                    // busy machine; what the engine has stored by now is complete.
+                    if !finished && !follow.whole {
+                        self.read(slot, &name, cursor, true).await?;
+                        continue;
+                    }
                     self.close_gate(slot);
                     let killed = found.state.as_ref().and_then(|state| state.oom_killed) == Some(true);
                     let out_of_memory = killed || out_of_memory;

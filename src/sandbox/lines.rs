@@ -87,6 +87,8 @@ pub struct LineBuffer {
     forgotten: i64,
     /// The agent has started: the gate can close.
     pub started: bool,
+    /// The shim said its last word.
+    pub finished: bool,
     /// The shim saw the kernel kill for memory.
     pub out_of_memory: bool,
 }
@@ -107,6 +109,7 @@ impl LineBuffer {
             && let Ok(event) = serde_json::from_str::<Event>(&line.text)
         {
             self.started |= event.event == "started";
+            self.finished |= matches!(event.event.as_str(), "collected" | "nothing");
             self.out_of_memory |= event.out_of_memory;
         }
         if line.n > self.forgotten {
