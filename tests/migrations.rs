@@ -10,29 +10,39 @@ use std::path::Path;
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
 /// Rows put in after the migration of this number: each later migration must carry them.
-const SAMPLES: &[(i64, &[&str])] = &[(
-    1,
-    &[
-        "INSERT INTO inbox VALUES ('i', 'github', 'd', 'ping', '[]', $1, 3, 1, 'pending', '', 0, 0)",
-        "INSERT INTO tasks VALUES ('t', 'github', 1, '{}', 'issue', 1, 'title', NULL, NULL, NULL, 1, NULL)",
-        "INSERT INTO task_links VALUES ('t', 'u', 'blocked_by')",
-        "INSERT INTO runs VALUES ('r', 't', 'k', 'github', 1, 'o/n', '{}', 1, 'l', '{}', 'queued', 1, 0, 1, NULL, \
+const SAMPLES: &[(i64, &[&str])] = &[
+    (
+        3,
+        &[
+            "INSERT INTO egress VALUES ('r', 'static.crates.io', 443, 'allowed', 1, 2, 3, 1)",
+            "INSERT INTO questions VALUES ('r', 1, '{}', 1)",
+            "INSERT INTO checklists VALUES ('r', '[]', 1)",
+        ],
+    ),
+    (
+        1,
+        &[
+            "INSERT INTO inbox VALUES ('i', 'github', 'd', 'ping', '[]', $1, 3, 1, 'pending', '', 0, 0)",
+            "INSERT INTO tasks VALUES ('t', 'github', 1, '{}', 'issue', 1, 'title', NULL, NULL, NULL, 1, NULL)",
+            "INSERT INTO task_links VALUES ('t', 'u', 'blocked_by')",
+            "INSERT INTO runs VALUES ('r', 't', 'k', 'github', 1, 'o/n', '{}', 1, 'l', '{}', 'queued', 1, 0, 1, NULL, \
          NULL, NULL, NULL, 0, NULL, 0, '{}', NULL, '{}')",
-        "INSERT INTO attempts VALUES ('r', 1, 's', NULL, 1, NULL, 0)",
-        "INSERT INTO artifacts VALUES ('r', 'diff', $1, 1)",
-        "INSERT INTO effects VALUES ('e', 'r', 't', 'github', 7, 1, '{}', 'sticky', 'ek', 5, '{}', 1, 'planned', \
+            "INSERT INTO attempts VALUES ('r', 1, 's', NULL, 1, NULL, 0)",
+            "INSERT INTO artifacts VALUES ('r', 'diff', $1, 1)",
+            "INSERT INTO effects VALUES ('e', 'r', 't', 'github', 7, 1, '{}', 'sticky', 'ek', 5, '{}', 1, 'planned', \
          NULL, 0, NULL, 0, NULL, 1, NULL)",
-        "INSERT INTO writes VALUES ('github', 7, 1)",
-        "INSERT INTO holds VALUES ('github', 7, 1, 'why')",
-        "INSERT INTO ledger VALUES ('r', 'q', 1, 'm', 5, NULL, 0, 0, 0, 0, 1)",
-        "INSERT INTO log_chunks VALUES ('r', 1, 1, 1, 'line')",
-        "INSERT INTO nodes VALUES ('n', 'all', '', 1, 1)",
-        "INSERT INTO installations VALUES ('github', 7, 'octo', 'active', 1)",
-        "INSERT INTO tokens VALUES ('k', 'hash', 'name', 1, NULL, NULL)",
-        "INSERT INTO audit VALUES ('a', 1, 'system', 'grant', 'r', '')",
-        "INSERT INTO settings VALUES ('paused', 'why', 1)",
-    ],
-)];
+            "INSERT INTO writes VALUES ('github', 7, 1)",
+            "INSERT INTO holds VALUES ('github', 7, 1, 'why')",
+            "INSERT INTO ledger VALUES ('r', 'q', 1, 'm', 5, NULL, 0, 0, 0, 0, 1)",
+            "INSERT INTO log_chunks VALUES ('r', 1, 1, 1, 'line')",
+            "INSERT INTO nodes VALUES ('n', 'all', '', 1, 1)",
+            "INSERT INTO installations VALUES ('github', 7, 'octo', 'active', 1)",
+            "INSERT INTO tokens VALUES ('k', 'hash', 'name', 1, NULL, NULL)",
+            "INSERT INTO audit VALUES ('a', 1, 'system', 'grant', 'r', '')",
+            "INSERT INTO settings VALUES ('paused', 'why', 1)",
+        ],
+    ),
+];
 
 fn folder() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations"))

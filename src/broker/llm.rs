@@ -58,8 +58,8 @@ const ANSWER_HEADERS: &[&str] = &["content-type", "retry-after", "request-id", "
 /// Tools that run at the provider: they reach the network and cost money besides tokens.
 const PROVIDER_TOOLS: &[&str] = &["web_search", "web_fetch", "code_execution", "mcp_toolset"];
 
-type AnyError = Box<dyn std::error::Error + Send + Sync>;
-type Answer = Response<BoxBody<Bytes, AnyError>>;
+pub(super) type AnyError = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type Answer = Response<BoxBody<Bytes, AnyError>>;
 
 /// Where model requests go.
 #[derive(Debug)]

@@ -1,9 +1,11 @@
-//! What a container may reach: the model endpoint, through one socket, metered. The broker holds the key.
+//! What a container may reach: the model endpoint and a few tools through one socket, metered; the broker holds the
+//! key. Through a second one, when its list is not empty, hosts of the network.
 
 pub mod egress;
 mod egress_parse;
 pub mod llm;
 pub mod price;
+pub mod tools;
 
 use crate::clock::{Clock, Ids};
 use crate::domain::budget::Price;
@@ -22,6 +24,8 @@ use tokio::task::JoinSet;
 
 /// The socket in an attempt's directory.
 pub const SOCKET_FILE: &str = "broker.sock";
+/// The proxy's socket beside it, when the run may reach anything.
+pub const EGRESS_SOCKET_FILE: &str = "egress.sock";
 /// Connections of one attempt at one time; an agent with sub-agents uses about ten.
 const MAX_CONNECTIONS: usize = 64;
 /// A connection that sends no request for so long is closed.
@@ -79,6 +83,9 @@ pub struct Settings {
 #[derive(Debug, Clone)]
 pub struct Broker {
     pub(crate) inner: Arc<llm::Upstream>,
+    pub(crate) egress: Arc<egress::Proxy>,
+    store: Store,
+    clock: Arc<dyn Clock>,
 }
 
 /// What was refused, by run: counted in memory, for the report of a run.
@@ -115,7 +122,25 @@ impl Refusals {
 impl Broker {
     /// Settings that cannot work show in `open`.
     pub fn new(settings: Settings, store: Store, clock: Arc<dyn Clock>, ids: Arc<dyn Ids>) -> Self {
-        Self { inner: Arc::new(llm::Upstream::new(settings, store, clock, ids)) }
+        Self {
+            egress: Arc::new(egress::Proxy::new(store.clone(), Arc::clone(&clock), Arc::new(egress::System))),
+            store: store.clone(),
+            clock: Arc::clone(&clock),
+            inner: Arc::new(llm::Upstream::new(settings, store, clock, ids)),
+        }
+    }
+
+    /// The same with another way to the network.
+    pub fn with_dial(self, dial: Arc<dyn egress::Dial>) -> Self {
+        let egress = Arc::new(egress::Proxy::new(self.store.clone(), Arc::clone(&self.clock), dial));
+        Self { egress, ..self }
+    }
+
+    /// Listens on `<sockets>/egress.sock` for what the grant allows.
+    pub async fn open_egress(&self, sockets: &Path, grant: egress::Grant) -> Result<Listener, BrokerError> {
+        let listener = bind(sockets.join(EGRESS_SOCKET_FILE))?;
+        let task = tokio::spawn(egress::serve(listener, Arc::clone(&self.egress), Arc::new(grant)));
+        Ok(Listener { task })
     }
 
     /// What was refused to a run since this process started: what it asked for, and how often.
@@ -126,23 +151,40 @@ impl Broker {
     /// Listens on `<sockets>/broker.sock` (replacing a stale one; mode 0666 in the private directory).
     pub async fn open(&self, sockets: &Path, allowance: Allowance) -> Result<Listener, BrokerError> {
         self.inner.check()?;
-        let path = sockets.join(SOCKET_FILE);
-        let fail = |source| BrokerError::Socket { path: path.clone(), source };
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(fail(error)),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&path).map_err(fail)?;
-        // The container's uid is another one; the directory's secret name is what keeps others out.
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).map_err(fail)?;
+        let listener = bind(sockets.join(SOCKET_FILE))?;
         let upstream = Arc::clone(&self.inner);
-        let task = tokio::spawn(serve(listener, upstream, Arc::new(allowance)));
+        let tools = tools::endpoint(tools::Tools {
+            store: self.store.clone(),
+            clock: Arc::clone(&self.clock),
+            run: allowance.run.clone(),
+            attempt: allowance.attempt,
+            calls: Arc::default(),
+        });
+        let task = tokio::spawn(serve(listener, upstream, tools, Arc::new(allowance)));
         Ok(Listener { task })
     }
 }
 
+/// Replaces a stale socket; mode 0666 in the private directory.
+fn bind(path: std::path::PathBuf) -> Result<UnixListener, BrokerError> {
+    let fail = |source| BrokerError::Socket { path: path.clone(), source };
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(fail(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path).map_err(fail)?;
+    // The container's uid is another one; the directory's secret name is what keeps others out.
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).map_err(fail)?;
+    Ok(listener)
+}
+
 /// Accepts until it is aborted; its connections end with it.
-async fn serve(listener: UnixListener, upstream: Arc<llm::Upstream>, allowance: Arc<Allowance>) {
+async fn serve(
+    listener: UnixListener,
+    upstream: Arc<llm::Upstream>,
+    tools: tools::Endpoint,
+    allowance: Arc<Allowance>,
+) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -161,12 +203,20 @@ async fn serve(listener: UnixListener, upstream: Arc<llm::Upstream>, allowance: 
         };
         let upstream = Arc::clone(&upstream);
         let allowance = Arc::clone(&allowance);
+        let tools = tools.clone();
         connections.spawn(async move {
             let _place = place;
             let service = hyper::service::service_fn(|request| {
                 let upstream = Arc::clone(&upstream);
                 let allowance = Arc::clone(&allowance);
-                async move { Ok::<_, std::convert::Infallible>(upstream.answer(&allowance, request).await) }
+                let tools = tools.clone();
+                async move {
+                    Ok::<_, std::convert::Infallible>(if request.uri().path() == tools::PATH {
+                        tools::answer(&tools, request).await
+                    } else {
+                        upstream.answer(&allowance, request).await
+                    })
+                }
             });
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())

@@ -24,12 +24,14 @@ pub enum RunState {
     Succeeded,
     /// Ended well and changed nothing.
     Nothing,
+    /// The agent asked a question; an answer goes on from here.
+    NeedsInput,
     Failed,
     Cancelled,
 }
 
 impl RunState {
-    pub const ALL: [RunState; 10] = [
+    pub const ALL: [RunState; 11] = [
         RunState::Queued,
         RunState::Preparing,
         RunState::Running,
@@ -38,6 +40,7 @@ impl RunState {
         RunState::Reporting,
         RunState::Succeeded,
         RunState::Nothing,
+        RunState::NeedsInput,
         RunState::Failed,
         RunState::Cancelled,
     ];
@@ -52,6 +55,7 @@ impl RunState {
             RunState::Reporting => "reporting",
             RunState::Succeeded => "succeeded",
             RunState::Nothing => "nothing",
+            RunState::NeedsInput => "needs_input",
             RunState::Failed => "failed",
             RunState::Cancelled => "cancelled",
         }
@@ -62,7 +66,14 @@ impl RunState {
     }
 
     pub fn is_terminal(self) -> bool {
-        matches!(self, RunState::Succeeded | RunState::Nothing | RunState::Failed | RunState::Cancelled)
+        matches!(
+            self,
+            RunState::Succeeded
+                | RunState::Nothing
+                | RunState::NeedsInput
+                | RunState::Failed
+                | RunState::Cancelled
+        )
     }
 
     /// Needs a worker that holds its lease.
@@ -212,6 +223,9 @@ pub struct Progress {
     pub error: Option<(FailureClass, String)>,
     /// The agent's exit code, as the shim saw it.
     pub exit_code: Option<i64>,
+    /// The agent's own checklist.
+    #[serde(default)]
+    pub checklist: Vec<ChecklistItem>,
 }
 
 /// How the agent's part ended, decided when the container is gone.
@@ -219,8 +233,32 @@ pub struct Progress {
 #[serde(rename_all = "snake_case", tag = "end")]
 pub enum AgentEnd {
     Finished,
-    Failed { class: FailureClass, detail: String },
+    Failed {
+        class: FailureClass,
+        detail: String,
+    },
     Cancelled,
+    /// It asked a question.
+    Asked {
+        question: Question,
+    },
+}
+
+/// What an agent wants to know from a human.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    /// Raw text of an agent, secrets masked.
+    pub text: String,
+    /// Suggested answers; empty: free text.
+    pub choices: Vec<String>,
+}
+
+/// One line of the agent's own checklist.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChecklistItem {
+    /// Raw text of an agent.
+    pub text: String,
+    pub done: bool,
 }
 
 /// What a run came to.
@@ -244,6 +282,9 @@ pub struct Outcome {
     /// The pull request is not a draft: they are refused there, or somebody else opened it.
     #[serde(default)]
     pub no_draft: bool,
+    /// What the agent asked, when the run needs input.
+    #[serde(default)]
+    pub question: Option<Question>,
     /// Things the report should mention (drafts refused, masked files dropped, …).
     pub notes: Vec<String>,
 }
@@ -288,6 +329,8 @@ pub enum RunInput {
     Pushed,
     Done,
     NothingToDo,
+    /// A question is open.
+    NeedsInput,
     Failed,
     Cancelled,
     /// The lease was lost before the agent started: back to the queue.
@@ -327,6 +370,7 @@ impl Run {
             (Publishing, RunInput::Pushed) => Reporting,
             (Publishing | Reporting, RunInput::Done) => Succeeded,
             (Publishing, RunInput::NothingToDo) => Nothing,
+            (Publishing, RunInput::NeedsInput) => RunState::NeedsInput,
             (Queued | Preparing | Running | Collecting | Publishing | Reporting, RunInput::Failed) => Failed,
             (Queued | Preparing | Running | Collecting | Publishing | Reporting, RunInput::Cancelled) => {
                 Cancelled
@@ -472,6 +516,7 @@ pub(crate) mod tests {
             RunInput::Pushed,
             RunInput::Done,
             RunInput::NothingToDo,
+            RunInput::NeedsInput,
             RunInput::Failed,
             RunInput::Cancelled,
             RunInput::Requeued,
@@ -526,7 +571,7 @@ pub(crate) mod tests {
     #[test]
     fn nothing_is_published_before_the_agent_is_gone() {
         for state in [RunState::Queued, RunState::Preparing, RunState::Running, RunState::Collecting] {
-            for input in [RunInput::Pushed, RunInput::Done, RunInput::NothingToDo] {
+            for input in [RunInput::Pushed, RunInput::Done, RunInput::NothingToDo, RunInput::NeedsInput] {
                 let mut run = run();
                 run.state = state;
                 assert!(run.apply(&input, at(1)).is_err(), "{state:?} took {input:?}");
@@ -543,7 +588,7 @@ pub(crate) mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_sequence_of_inputs_keeps_the_invariants(choices in proptest::collection::vec(0usize..10, 0..40)) {
+        fn any_sequence_of_inputs_keeps_the_invariants(choices in proptest::collection::vec(0usize..11, 0..40)) {
             let inputs = inputs();
             let mut run = run();
             let mut ended = 0;

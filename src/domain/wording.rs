@@ -251,6 +251,7 @@ fn state_words(run: &Run) -> &'static str {
         RunState::Reporting => "🚚 opening the pull request",
         RunState::Succeeded => "✅ done",
         RunState::Nothing => "👍 nothing to do",
+        RunState::NeedsInput => "❓ needs an answer",
         RunState::Failed => "❌ failed",
         RunState::Cancelled => "🛑 cancelled",
     }
@@ -298,7 +299,7 @@ fn checklist(run: &Run) -> String {
     for (phase, name) in phases(run) {
         let (mark, note) = match run.state {
             RunState::Succeeded => ("x", ""),
-            RunState::Nothing if phase <= Phase::Agent => ("x", ""),
+            RunState::Nothing | RunState::NeedsInput if phase <= Phase::Agent => ("x", ""),
             _ if phase < current => ("x", ""),
             RunState::Failed | RunState::Cancelled if phase == current => (" ", " ← stopped here"),
             state if phase == current && !state.is_terminal() => (" ", " ←"),
@@ -351,6 +352,7 @@ pub fn headline(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
             (_, RunMode::ReadOnly) => format!("✅ Answered below · {}", elapsed(run, now)),
         },
         RunState::Nothing => format!("👍 Nothing to change · {}", elapsed(run, now)),
+        RunState::NeedsInput => format!("❓ Needs an answer · {}", elapsed(run, now)),
         RunState::Failed => format!(
             "❌ Failed: {} at step \"{}\" · {}",
             outcome.class.map_or("internal", FailureClass::name),
@@ -413,6 +415,7 @@ pub fn sticky(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
                 summary(&mut text, run);
             }
         }
+        RunState::NeedsInput => text.push_str(&open_question(run)),
         RunState::Nothing => {
             text.push_str(if run.spec.pull.is_some() {
                 "The agent ended without changing anything, so nothing was pushed.\n\n"
@@ -445,6 +448,9 @@ pub fn sticky(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
             if run.state == RunState::Running && !run.progress.last.is_empty() {
                 let _ = writeln!(text, "> {}\n", run.progress.last);
             }
+            if !run.progress.checklist.is_empty() {
+                let _ = writeln!(text, "The agent's own list:\n\n{}", own_checklist(run));
+            }
         }
     }
     for note in &run.outcome.notes {
@@ -470,6 +476,47 @@ pub fn sticky(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
         foot.join(" · ")
     );
     cap(text)
+}
+
+/// Lines of the agent's own checklist that are shown.
+const SHOWN_ITEMS: usize = 20;
+
+fn own_checklist(run: &Run) -> String {
+    let items = &run.progress.checklist;
+    let mut text = String::new();
+    for item in items.iter().take(SHOWN_ITEMS) {
+        let mark = if item.done { "x" } else { " " };
+        let words = sanitize::for_comment(&sanitize::one_line(&item.text, 120), 300);
+        let _ = writeln!(text, "- [{mark}] {words}");
+    }
+    if items.len() > SHOWN_ITEMS {
+        let _ = writeln!(text, "- and {} more", items.len() - SHOWN_ITEMS);
+    }
+    text
+}
+
+/// The agent's question, its suggestions, and what to type.
+fn open_question(run: &Run) -> String {
+    let mut text = String::from("The agent asks:\n\n");
+    if let Some(question) = &run.outcome.question {
+        for line in sanitize::for_comment(&question.text, MAX_SUMMARY_BYTES).lines() {
+            let _ = writeln!(text, "> {line}");
+        }
+        text.push('\n');
+        for choice in &question.choices {
+            let words = sanitize::for_comment(&sanitize::one_line(choice, 200), 400);
+            let _ = writeln!(text, "- {words}");
+        }
+        if !question.choices.is_empty() {
+            text.push('\n');
+        }
+    }
+    let outcome = &run.outcome;
+    if let Some(branch) = outcome.branch.as_ref().filter(|_| outcome.commits > 0 && outcome.head.is_some()) {
+        let _ = writeln!(text, "Partial work is on `{branch}` ({}).\n", plural(outcome.commits, "commit"));
+    }
+    text.push_str("`/zeblit continue YOUR ANSWER` goes on from here.\n\n");
+    text
 }
 
 fn summary(text: &mut String, run: &Run) {
@@ -557,6 +604,12 @@ pub fn final_comment(run: &Run) -> Option<String> {
             run.outcome.class.map_or("internal", FailureClass::name),
             ending(run)
         ))),
+        RunState::NeedsInput => Some(cap(format!(
+            "❓ @{}, run `{}` needs an answer.\n\n{}",
+            run.spec.requester.login,
+            run.id.short(),
+            open_question(run)
+        ))),
         _ => None,
     }
 }
@@ -581,6 +634,7 @@ pub fn check_state(run: &Run) -> (CheckStatus, Option<CheckConclusion>) {
         | RunState::Reporting => (CheckStatus::InProgress, None),
         RunState::Succeeded => (CheckStatus::Completed, Some(CheckConclusion::Success)),
         RunState::Nothing => (CheckStatus::Completed, Some(CheckConclusion::Neutral)),
+        RunState::NeedsInput => (CheckStatus::Completed, Some(CheckConclusion::ActionRequired)),
         RunState::Cancelled => (CheckStatus::Completed, Some(CheckConclusion::Cancelled)),
         RunState::Failed => match run.outcome.class {
             Some(FailureClass::Timeout) => (CheckStatus::Completed, Some(CheckConclusion::TimedOut)),
@@ -594,6 +648,9 @@ pub fn check_summary(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String 
     let mut text = format!("{}\n\n{}", headline(run, links, now), checklist(run));
     if matches!(run.state, RunState::Failed | RunState::Cancelled) {
         let _ = write!(text, "\n{}", ending(run));
+    }
+    if run.state == RunState::NeedsInput {
+        let _ = write!(text, "\n{}", open_question(run));
     }
     let _ = write!(
         text,

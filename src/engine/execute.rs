@@ -7,7 +7,7 @@ use crate::agent::adapter::{self, BRIDGE_PORT, LaunchContext, MASKED_PATHS};
 use crate::agent::prompt::{self, Message, PromptContext};
 use crate::agent::{AdapterKind, AgentEvent, AgentSpec};
 use crate::app::App;
-use crate::broker::{Allowance, BrokerError, Listener};
+use crate::broker::{Allowance, BrokerError, Listener, tools};
 use crate::clock::IdKind;
 use crate::domain::ids::{BranchName, RunId, Sha, SlotId};
 use crate::domain::run::{AgentEnd, Attempt, FailureClass, LogKind, LogLine, Phase, Run, RunInput, RunState};
@@ -244,6 +244,7 @@ pub async fn step(app: &App, run: &mut Run, patience: Duration) -> Result<Step, 
         | RunState::Reporting
         | RunState::Succeeded
         | RunState::Nothing
+        | RunState::NeedsInput
         | RunState::Failed
         | RunState::Cancelled => Ok(Step::Done),
     }
@@ -406,8 +407,12 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         ended_at: None,
         log_cursor: 0,
     };
+    let known = serde_json::to_vec(&spec.context).map_err(|error| EngineError::Defect(error.to_string()))?;
     let mut tx = app.store.write_tx().await?;
     store::attempts::insert(&mut tx, &attempt).await?;
+    if spec.needs_model {
+        store::artifacts::put(&mut tx, &run.id, tools::CONTEXT_PART, &known, now).await?;
+    }
     store::runs::save(&mut tx, run).await?;
     tx.commit().await?;
     // Only now: from here on the attempt's row tells whose folder it is.
@@ -508,6 +513,8 @@ struct Prepared {
     needs_model: bool,
     /// What the report should say of the request, e.g. words that a recipe ignores.
     notes: Vec<String>,
+    /// What the tool `context` tells.
+    context: Vec<tools::Section>,
 }
 
 fn limits(app: &App) -> Limits {
@@ -537,7 +544,8 @@ async fn sandbox_spec(
         Ok(skills) => skills,
         Err(error) => return Ok(Err(error.to_string())),
     };
-    let prompt = prompt::build(&run.spec, &context(app, run).await?);
+    let context = context(app, run).await?;
+    let prompt = prompt::build(&run.spec, &context);
     let mut spec = SandboxSpec {
         slot: slot.clone(),
         run: run.id.clone(),
@@ -574,7 +582,15 @@ async fn sandbox_spec(
         bridge_port: launch.needs_model.then_some(BRIDGE_PORT),
         collect: collect_job(run),
     });
-    Ok(Ok(Prepared { sandbox: spec, needs_model: launch.needs_model, notes: launch.notes }))
+    Ok(Ok(Prepared {
+        sandbox: spec,
+        needs_model: launch.needs_model,
+        notes: launch.notes,
+        context: prompt::sections(&run.spec, &context)
+            .into_iter()
+            .map(|(part, text)| tools::Section { part: part.to_owned(), text })
+            .collect(),
+    }))
 }
 
 fn make_private(folder: &std::path::Path) -> Result<(), EngineError> {
@@ -642,6 +658,13 @@ fn summary_of(previous: &Run) -> String {
         previous.spec.verb.name(),
         previous.state.as_str()
     );
+    if let Some(question) = &outcome.question {
+        text.push_str("\n\nIt ended with a question, which the instruction above may answer:\n\n");
+        text.push_str(&question.text);
+        for choice in &question.choices {
+            text.push_str(&format!("\n- {choice}"));
+        }
+    }
     for part in [&outcome.reason, &outcome.summary] {
         if !part.is_empty() {
             text.push_str("\n\n");
@@ -666,6 +689,11 @@ async fn watch(app: &App, run: &mut Run, patience: Duration) -> Result<Step, Eng
     if run.cancel_requested.is_some() {
         return agent_gone(app, run, AgentEnd::Cancelled).await;
     }
+    if let Some(mut question) = store::questions::of_run(&app.store, &run.id).await? {
+        question.text = app.secrets.mask(&question.text);
+        question.choices.iter_mut().for_each(|choice| *choice = app.secrets.mask(choice));
+        return agent_gone(app, run, AgentEnd::Asked { question }).await;
+    }
     let polled = app.sandbox.poll(&attempt.slot, attempt.log_cursor, patience).await?;
     if !polled.lines.is_empty() {
         take_lines(app, run, &attempt, &polled).await?;
@@ -683,6 +711,7 @@ async fn watch(app: &App, run: &mut Run, patience: Duration) -> Result<Step, Eng
             let every = chrono::Duration::seconds(app.config.limits.progress_seconds.max(1));
             if app.live.report_is_due(&run.id, app.clock.now(), every) {
                 count_money(app, run).await?;
+                take_checklist(app, run).await?;
                 let mut tx = app.store.write_tx().await?;
                 store::runs::save_progress(&mut tx, run).await?;
                 report::report(app, &mut tx, run, Urgency::Progress).await?;
@@ -712,6 +741,14 @@ async fn adopt(app: &App, run: &Run, attempt: &Attempt) -> Result<(), EngineErro
     let recipe = app.agents.agent(&run.spec.agent).is_ok_and(|agent| agent.adapter == AdapterKind::Command);
     let broker = open_broker(app, run, &attempt.slot, !recipe).await?;
     app.live.hold(&run.id, broker, app.clock.now());
+    Ok(())
+}
+
+async fn take_checklist(app: &App, run: &mut Run) -> Result<(), EngineError> {
+    run.progress.checklist = store::questions::checklist(&app.store, &run.id).await?;
+    for item in &mut run.progress.checklist {
+        item.text = app.secrets.mask(&item.text);
+    }
     Ok(())
 }
 
@@ -875,6 +912,7 @@ async fn agent_gone(app: &App, run: &mut Run, end: AgentEnd) -> Result<Step, Eng
     }
     app.live.release(&run.id);
     count_money(app, run).await?;
+    take_checklist(app, run).await?;
     let end = match end {
         AgentEnd::Failed { class, .. }
             if class == FailureClass::Budget || (is_models(class) && over_budget(run)) =>

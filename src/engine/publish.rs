@@ -128,6 +128,10 @@ async fn nothing_came(app: &App, run: &mut Run, end: AgentEnd) -> Result<Step, E
             run.outcome.reason = detail;
             RunInput::Failed
         }
+        AgentEnd::Asked { question } => {
+            run.outcome.question = Some(question);
+            RunInput::NeedsInput
+        }
     };
     finish(app, run, &input).await?;
     Ok(Step::Done)
@@ -333,6 +337,10 @@ async fn pushed(
             run.outcome.step = Some(Phase::Agent);
             run.outcome.reason = detail.clone();
             RunInput::Failed
+        }
+        AgentEnd::Asked { question } => {
+            run.outcome.question = Some(question.clone());
+            RunInput::NeedsInput
         }
     };
     let template = match input {

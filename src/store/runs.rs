@@ -86,7 +86,7 @@ macro_rules! live_states {
 /// States of `RunState::is_terminal`.
 macro_rules! ended {
     () => {
-        "('succeeded', 'nothing', 'failed', 'cancelled')"
+        "('succeeded', 'nothing', 'needs_input', 'failed', 'cancelled')"
     };
 }
 

@@ -179,7 +179,7 @@ pub async fn repo_moved(tx: &mut Tx, remote: &str, repo: &Repo, new: &RepoName) 
     .map_err(sql(OPERATION))?;
     let runs = sqlx::query(
         "UPDATE runs SET repo = $3, repo_name = $4 WHERE remote = $1 AND repo_id = $2 AND repo <> $3 \
-         AND state NOT IN ('succeeded', 'nothing', 'failed', 'cancelled')",
+         AND state NOT IN ('succeeded', 'nothing', 'needs_input', 'failed', 'cancelled')",
     )
     .bind(remote)
     .bind(repo.id)

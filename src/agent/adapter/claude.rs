@@ -1,6 +1,9 @@
 //! Claude Code, headless: `claude -p --output-format stream-json`. Flags and lines as of version 2.1.197.
 
-use super::{BRIDGE_PORT, Launch, LaunchContext, MAX_EVENT_TEXT_BYTES, MAX_RESULT_BYTES, MAX_SUMMARY_CHARS};
+use super::{
+    BRIDGE_PORT, Launch, LaunchContext, MAX_EVENT_TEXT_BYTES, MAX_RESULT_BYTES, MAX_SUMMARY_CHARS,
+    MCP_SERVER, MCP_URL,
+};
 use super::{capped, text};
 use crate::agent::AgentEvent;
 use crate::domain::budget::Usage;
@@ -67,6 +70,7 @@ pub(super) fn launch(context: &LaunchContext<'_>) -> Launch {
         .chain(["--setting-sources", "user", "--strict-mcp-config"])
         .map(str::to_owned)
         .collect();
+    argv.extend(["--mcp-config".to_owned(), mcp_config()]);
     argv.extend(["--tools".to_owned(), tools.join(","), "--disallowedTools".to_owned(), refused.join(",")]);
     argv.extend(["--append-system-prompt-file".to_owned(), system_prompt.to_string_lossy().into_owned()]);
     if let Some(model) = context.model.or(spec.model.as_deref()) {
@@ -94,6 +98,11 @@ pub(super) fn launch(context: &LaunchContext<'_>) -> Launch {
         needs_model: true,
         notes: Vec::new(),
     }
+}
+
+/// The one MCP server: the broker's own.
+fn mcp_config() -> String {
+    serde_json::json!({"mcpServers": {MCP_SERVER: {"type": "http", "url": MCP_URL}}}).to_string()
 }
 
 #[derive(Deserialize)]
@@ -365,7 +374,7 @@ mod tests {
         assert_eq!(
             launch.argv.join(" "),
             "claude -p --output-format stream-json --verbose --dangerously-skip-permissions --setting-sources user \
-             --strict-mcp-config --tools Bash,Edit,Glob,Grep,NotebookEdit,Read,Skill,Write \
+             --strict-mcp-config --mcp-config {\"mcpServers\":{\"zeblit\":{\"type\":\"http\",\"url\":\"http://127.0.0.1:4180/mcp\"}}} --tools Bash,Edit,Glob,Grep,NotebookEdit,Read,Skill,Write \
              --disallowedTools WebFetch,WebSearch --append-system-prompt-file /zeblit/home/.zeblit/system-prompt.md \
              --model claude-haiku-4-5"
         );

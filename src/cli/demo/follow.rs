@@ -199,6 +199,12 @@ pub fn ending(run: &Run) -> String {
     let what = match run.state {
         RunState::Succeeded => "done".to_owned(),
         RunState::Nothing => "the agent ended without changing anything".to_owned(),
+        RunState::NeedsInput => {
+            format!(
+                "the agent asks: {}",
+                outcome.question.as_ref().map_or("", |question| question.text.as_str())
+            )
+        }
         RunState::Cancelled => "cancelled".to_owned(),
         RunState::Failed => format!("failed ({})", outcome.class.map_or("internal", |class| class.name())),
         other => other.as_str().to_owned(),

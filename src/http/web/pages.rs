@@ -69,7 +69,7 @@ fn phase_marks(run: &Run) -> Vec<PhaseMark> {
             let mark = match run.state {
                 RunState::Succeeded => "done",
                 _ if phase < current => "done",
-                RunState::Nothing if phase <= current => "done",
+                RunState::Nothing | RunState::NeedsInput if phase <= current => "done",
                 RunState::Failed | RunState::Cancelled if phase == current => "stopped",
                 state if phase == current && !state.is_terminal() => "now",
                 _ => "todo",
