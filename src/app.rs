@@ -1,10 +1,12 @@
 //! The composition root: configuration in, a running system out; the only match on "which backend".
 
 use crate::agent::definition::AgentSet;
+use crate::broker::provider::Provider;
 use crate::broker::{self, Broker};
 use crate::clock::{Clock, IdKind, Ids, RandomIds, SystemClock};
 use crate::config::{Config, SandboxKind};
 use crate::domain::budget::Price;
+use crate::domain::model_api::ModelApi;
 use crate::domain::secrets::SecretScan;
 use crate::engine::execute::Live;
 use crate::git::Git;
@@ -194,9 +196,27 @@ pub fn broker_settings(config: &Config) -> broker::Settings {
         cache_read: micros(price.cache_read),
         cache_write: micros(price.cache_write),
     };
+    let models = &config.models;
+    let general = |api: ModelApi| {
+        let (url, key) = models.endpoint(api);
+        Provider::general(api, url, key.cloned())
+    };
+    let own = models.providers.iter().map(|(name, provider)| {
+        let (url, key) = models.endpoint(provider.api);
+        // Another address gets no key that was not given for it.
+        let key = if provider.url.is_some() { None } else { key };
+        Provider {
+            name: name.clone(),
+            api: provider.api,
+            base_url: provider.url.as_deref().unwrap_or(url).to_owned(),
+            key: provider.api_key.as_ref().or(key).cloned(),
+            models: provider.models.clone(),
+            needs_key: provider.url.is_none(),
+        }
+    });
     broker::Settings {
-        anthropic_url: config.models.anthropic_url.clone(),
-        anthropic_api_key: config.models.anthropic_api_key.clone(),
+        providers: ModelApi::ALL.into_iter().map(general).chain(own).collect(),
+        fallback: models.fallback.clone(),
         prices: config.models.prices.iter().map(|(name, cost)| (name.clone(), price(cost))).collect(),
     }
 }

@@ -1,6 +1,7 @@
 //! The server's configuration: `zeblit-server.toml` and `ZEBLIT_*` variables, validated once.
 
 use crate::domain::event::Source;
+use crate::domain::model_api::ModelApi;
 use figment::providers::{Format, Serialized, Toml};
 use figment::{Figment, Provider, error::Kind};
 use secrecy::{ExposeSecret, SecretString};
@@ -179,10 +180,42 @@ pub struct SandboxConfig {
 pub struct ModelsConfig {
     pub anthropic_url: String,
     pub anthropic_api_key: Option<SecretString>,
+    /// With its version: `https://api.openai.com/v1`.
+    pub openai_url: String,
+    pub openai_api_key: Option<SecretString>,
+    pub gemini_url: String,
+    pub gemini_api_key: Option<SecretString>,
+    /// More endpoints, by name: gateways and local servers with one of the three APIs.
+    pub providers: BTreeMap<String, ProviderConfig>,
+    /// Model name to the models that are asked instead when it is over its quota, busy or not to be reached.
+    pub fallback: BTreeMap<String, Vec<String>>,
     /// Used when neither command, agent nor repository name a model.
     pub default_model: String,
     /// Model name to dollars per million tokens, over the built-in table.
     pub prices: BTreeMap<String, PriceConfig>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProviderConfig {
+    pub api: ModelApi,
+    /// Absent: the address of its API, with the key of its API.
+    pub url: Option<String>,
+    /// Absent, with a `url`: requests go without a key.
+    pub api_key: Option<SecretString>,
+    /// The models that it serves, by exact name.
+    pub models: Vec<String>,
+}
+
+impl ModelsConfig {
+    /// The address and key of an API's own provider.
+    pub fn endpoint(&self, api: ModelApi) -> (&str, Option<&SecretString>) {
+        match api {
+            ModelApi::Anthropic => (&self.anthropic_url, self.anthropic_api_key.as_ref()),
+            ModelApi::OpenAi => (&self.openai_url, self.openai_api_key.as_ref()),
+            ModelApi::Gemini => (&self.gemini_url, self.gemini_api_key.as_ref()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -294,6 +327,12 @@ impl Default for ModelsConfig {
         Self {
             anthropic_url: "https://api.anthropic.com".into(),
             anthropic_api_key: None,
+            openai_url: "https://api.openai.com/v1".into(),
+            openai_api_key: None,
+            gemini_url: "https://generativelanguage.googleapis.com".into(),
+            gemini_api_key: None,
+            providers: BTreeMap::new(),
+            fallback: BTreeMap::new(),
             default_model: "claude-sonnet-4-5".into(),
             prices: BTreeMap::new(),
         }
@@ -451,6 +490,28 @@ fn prices(values: &BTreeMap<String, PriceConfig>) -> Shown {
             )
         })
         .collect();
+    table(rows)
+}
+
+/// Without the keys.
+fn providers(values: &BTreeMap<String, ProviderConfig>) -> Shown {
+    let shown = |text: &str| toml::Value::String(text.to_owned()).to_string();
+    let rows = values.iter().map(|(name, provider)| {
+        let url = provider.url.as_deref().map_or_else(String::new, |url| format!(", url = {}", shown(url)));
+        let models = toml::Value::from(provider.models.clone());
+        format!("{} = {{ api = {}{url}, models = {models} }}", shown(name), shown(provider.api.name()))
+    });
+    table(rows.collect())
+}
+
+fn lists(values: &BTreeMap<String, Vec<String>>) -> Shown {
+    let rows = values.iter().map(|(name, list)| {
+        format!("{} = {}", toml::Value::String(name.clone()), toml::Value::from(list.clone()))
+    });
+    table(rows.collect())
+}
+
+fn table(rows: Vec<String>) -> Shown {
     if rows.is_empty() {
         Shown::Value("{}".into())
     } else {
@@ -474,7 +535,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("sandbox", "Where agents run."),
     (
         "models",
-        "The model endpoint. Agents never see the key: the server's proxy adds it and meters every request.",
+        "The model endpoints. Agents never see a key: the server's proxy adds it and meters every request.",
     ),
     ("limits", "Caps on runs, money and writes to the forge."),
     ("agents", "Which agent serves which command, and your own agents and skills."),
@@ -715,10 +776,42 @@ const KEYS: &[Key] = &[
         "",
         |c| plain(c.sandbox.strict)
     ),
-    key!("models.anthropic_url", Text, "The model endpoint.", "", |c| text(&c.models.anthropic_url)),
+    key!("models.anthropic_url", Text, "Anthropic's API, or a gateway with the same.", "", |c| text(
+        &c.models.anthropic_url
+    )),
     key!("models.anthropic_api_key", Text, "Its key.", "\"sk-ant-…\"", |c| secret(
         c.models.anthropic_api_key.as_ref()
     )),
+    key!(
+        "models.openai_url",
+        Text,
+        "OpenAI's API, or a gateway with the same; with its version (`/v1`).",
+        "",
+        |c| text(&c.models.openai_url)
+    ),
+    key!("models.openai_api_key", Text, "Its key.", "\"sk-…\"", |c| secret(
+        c.models.openai_api_key.as_ref()
+    )),
+    key!("models.gemini_url", Text, "Gemini's API, or a gateway with the same.", "", |c| text(
+        &c.models.gemini_url
+    )),
+    key!("models.gemini_api_key", Text, "Its key.", "\"AIza…\"", |c| secret(
+        c.models.gemini_api_key.as_ref()
+    )),
+    key!(
+        "models.providers",
+        Table,
+        "More endpoints by name, each with the models that it serves, e.g. { local = { api = \"openai\", url = \"http://127.0.0.1:11434/v1\", models = [\"qwen3-coder\"] } }; `api_key` where one is needed. Without `url` and `api_key` those of the API itself are used. Its models need a price, in the built-in table or in `prices`.",
+        "",
+        |c| providers(&c.models.providers)
+    ),
+    key!(
+        "models.fallback",
+        Table,
+        "By model: what is asked instead, in order, when it is over its quota, too busy or not to be reached, e.g. { \"claude-opus-4-5\" = [\"claude-sonnet-4-5\"] }. The ledger has the model that answered.",
+        "",
+        |c| lists(&c.models.fallback)
+    ),
     key!(
         "models.default_model",
         Text,
@@ -1053,7 +1146,27 @@ impl Config {
     }
 
     fn validate_models(&self, found: &mut Problems) {
-        found.url("models.anthropic_url", &self.models.anthropic_url);
+        for api in ModelApi::ALL {
+            found.url(&format!("models.{}_url", api.name()), self.models.endpoint(api).0);
+        }
+        let mut served: BTreeMap<&str, &str> = BTreeMap::new();
+        for (name, provider) in &self.models.providers {
+            let key = format!("models.providers.{name}");
+            if ModelApi::parse(name).is_some() || name.is_empty() {
+                found.add(&key, "needs another name: those of the APIs are taken");
+            }
+            if let Some(url) = &provider.url {
+                found.url(&format!("{key}.url"), url);
+            }
+            if provider.models.is_empty() || provider.models.iter().any(|model| model.trim().is_empty()) {
+                found.add(&format!("{key}.models"), "needs the names of the models that it serves");
+            }
+            for model in &provider.models {
+                if let Some(other) = served.insert(model, name) {
+                    found.add(&format!("{key}.models"), format!("`{model}` is served by `{other}` already"));
+                }
+            }
+        }
         if self.models.default_model.trim().is_empty() {
             found.add("models.default_model", "needs the name of a model");
         }
@@ -1262,7 +1375,9 @@ impl Config {
                 add(secret.expose_secret());
             }
         }
-        for secret in [&self.models.anthropic_api_key, &self.secret_key].into_iter().flatten() {
+        let models = ModelApi::ALL.into_iter().filter_map(|api| self.models.endpoint(api).1);
+        let providers = self.models.providers.values().filter_map(|provider| provider.api_key.as_ref());
+        for secret in models.chain(providers).chain(&self.secret_key) {
             add(secret.expose_secret());
         }
         if let Some(url) = &self.database.url

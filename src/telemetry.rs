@@ -75,6 +75,8 @@ pub const RUNS: &str = "zeblit_runs";
 pub const EFFECTS: &str = "zeblit_effects";
 /// Deliveries by `state`, read from the database at scrape.
 pub const DELIVERIES: &str = "zeblit_deliveries";
+/// Model requests that a provider did not accept, by `class`: quota, auth, overload, timeout, other.
+pub const MODEL_TROUBLES: &str = "zeblit_model_troubles_total";
 /// 1 while the operator has paused everything.
 pub const PAUSED: &str = "zeblit_paused";
 /// 1 when the counts of this scrape were read from the database, else they are old.
@@ -96,6 +98,11 @@ pub const METRICS: &[Metric] = &[
     Metric { name: RUNS, kind: MetricKind::Gauge, about: "Runs, by state" },
     Metric { name: EFFECTS, kind: MetricKind::Gauge, about: "Effects of the outbox, by state" },
     Metric { name: DELIVERIES, kind: MetricKind::Gauge, about: "Stored deliveries, by state" },
+    Metric {
+        name: MODEL_TROUBLES,
+        kind: MetricKind::Counter,
+        about: "Model requests that a provider did not accept, by class",
+    },
     Metric { name: PAUSED, kind: MetricKind::Gauge, about: "1 while the operator has paused everything" },
     Metric {
         name: DATABASE_UP,

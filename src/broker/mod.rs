@@ -1,18 +1,24 @@
-//! What a container may reach: the model endpoint and a few tools through one socket, metered; the broker holds the
-//! key. Through a second one, when its list is not empty, hosts of the network.
+//! What a container may reach: the model APIs and a few tools through one socket, metered; the broker holds the keys.
+//! Through a second one, when its list is not empty, hosts of the network.
 
 pub mod egress;
 mod egress_parse;
+mod filter;
+mod json;
 pub mod llm;
 pub mod price;
+pub mod provider;
+mod route;
 pub mod tools;
+pub mod trouble;
+mod usage;
 
 use crate::clock::{Clock, Ids};
 use crate::domain::budget::Price;
 use crate::domain::ids::RunId;
 use crate::store::Store;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use secrecy::SecretString;
+use provider::Provider;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -21,6 +27,7 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use trouble::Trouble;
 
 /// The socket in an attempt's directory.
 pub const SOCKET_FILE: &str = "broker.sock";
@@ -63,20 +70,21 @@ impl Drop for Listener {
 pub enum BrokerError {
     #[error("broker socket {path}: {source}")]
     Socket { path: std::path::PathBuf, source: std::io::Error },
-    /// The settings do not make a client for the model endpoint.
-    #[error("models.anthropic_url `{url}`: {detail}")]
-    Endpoint { url: String, detail: String },
+    #[error("{0}")]
+    Client(String),
+    /// An address that no request can go to.
+    #[error("address `{url}` of the model provider `{name}`: {detail}")]
+    Endpoint { name: String, url: String, detail: String },
 }
 
 /// What the broker is told: plain values, so that it knows no configuration file.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
-    /// `https://api.anthropic.com`, or a gateway with the same API; a path in it is kept.
-    pub anthropic_url: String,
-    /// Absent: every request is answered with the reason.
-    pub anthropic_api_key: Option<SecretString>,
+    pub providers: Vec<Provider>,
     /// Over the built-in table, by model name.
     pub prices: BTreeMap<String, Price>,
+    /// By model: what is asked instead when it does not accept a request, in order.
+    pub fallback: BTreeMap<String, Vec<String>>,
 }
 
 /// Serves `broker.sock` in each attempt's socket directory.
@@ -88,33 +96,57 @@ pub struct Broker {
     clock: Arc<dyn Clock>,
 }
 
-/// What was refused, by run: counted in memory, for the report of a run.
+/// What happened to the requests of each run: kept in memory, for its report.
 #[derive(Debug, Default)]
-pub(crate) struct Refusals {
-    by_run: Mutex<BTreeMap<String, BTreeMap<String, u64>>>,
+pub(crate) struct Notes {
+    by_run: Mutex<BTreeMap<String, RunNotes>>,
 }
 
-impl Refusals {
-    pub(crate) fn count(&self, run: &RunId, what: &str) {
-        // A poisoned lock means a panic elsewhere; counters are worth no second one.
-        let Ok(mut runs) = self.by_run.lock() else { return };
+#[derive(Debug, Default)]
+struct RunNotes {
+    refused: BTreeMap<String, u64>,
+    /// The last, until a request works.
+    trouble: Option<Trouble>,
+}
+
+impl Notes {
+    fn with<T>(&self, run: &RunId, change: impl FnOnce(&mut RunNotes) -> T) -> Option<T> {
+        // A poisoned lock means a panic elsewhere; notes are worth no second one.
+        let mut runs = self.by_run.lock().ok()?;
         if !runs.contains_key(run.as_str()) && runs.len() >= MAX_RUNS {
             // Ids sort by their time of creation.
             runs.pop_first();
         }
-        let counts = runs.entry(run.as_str().to_owned()).or_default();
-        let key: String = what.chars().filter(|c| !c.is_control()).take(120).collect();
-        if counts.contains_key(&key) || counts.len() < MAX_REFUSALS {
-            *counts.entry(key).or_default() += 1;
-        } else {
-            *counts.entry("(others)".into()).or_default() += 1;
-        }
+        Some(change(runs.entry(run.as_str().to_owned()).or_default()))
     }
 
-    fn of(&self, run: &RunId) -> Vec<(String, u64)> {
-        let Ok(runs) = self.by_run.lock() else { return Vec::new() };
-        runs.get(run.as_str())
-            .map(|counts| counts.iter().map(|(what, count)| (what.clone(), *count)).collect())
+    pub(crate) fn refused(&self, run: &RunId, what: &str) {
+        self.with(run, |notes| {
+            let counts = &mut notes.refused;
+            let key: String = what.chars().filter(|c| !c.is_control()).take(120).collect();
+            if counts.contains_key(&key) || counts.len() < MAX_REFUSALS {
+                *counts.entry(key).or_default() += 1;
+            } else {
+                *counts.entry("(others)".into()).or_default() += 1;
+            }
+        });
+    }
+
+    pub(crate) fn trouble(&self, run: &RunId, trouble: Trouble) {
+        metrics::counter!(crate::telemetry::MODEL_TROUBLES, "class" => trouble.name()).increment(1);
+        self.with(run, |notes| notes.trouble = Some(trouble));
+    }
+
+    pub(crate) fn worked(&self, run: &RunId) {
+        self.with(run, |notes| notes.trouble = None);
+    }
+
+    fn read<T>(&self, run: &RunId, read: impl FnOnce(&RunNotes) -> T) -> Option<T> {
+        self.by_run.lock().ok()?.get(run.as_str()).map(read)
+    }
+
+    fn refusals(&self, run: &RunId) -> Vec<(String, u64)> {
+        self.read(run, |notes| notes.refused.iter().map(|(what, count)| (what.clone(), *count)).collect())
             .unwrap_or_default()
     }
 }
@@ -145,7 +177,12 @@ impl Broker {
 
     /// What was refused to a run since this process started: what it asked for, and how often.
     pub fn refused(&self, run: &RunId) -> Vec<(String, u64)> {
-        self.inner.refusals.of(run)
+        self.inner.notes.refusals(run)
+    }
+
+    /// Why the model endpoint accepted none of the run's last requests; nothing when the last one worked.
+    pub fn trouble(&self, run: &RunId) -> Option<Trouble> {
+        self.inner.notes.read(run, |notes| notes.trouble).flatten()
     }
 
     /// Listens on `<sockets>/broker.sock` (replacing a stale one; mode 0666 in the private directory).
@@ -236,21 +273,21 @@ mod tests {
 
     #[test]
     fn refusals_are_counted_with_a_cap() {
-        let refusals = Refusals::default();
+        let refusals = Notes::default();
         let run = RunId::new("r1");
         for n in 0..MAX_REFUSALS * 2 {
-            refusals.count(&run, &format!("GET /{n}"));
+            refusals.refused(&run, &format!("GET /{n}"));
         }
-        refusals.count(&run, "GET /0");
-        refusals.count(&run, &"x".repeat(10_000));
-        let found = refusals.of(&run);
+        refusals.refused(&run, "GET /0");
+        refusals.refused(&run, &"x".repeat(10_000));
+        let found = refusals.refusals(&run);
         assert!(found.len() <= MAX_REFUSALS + 1);
         assert!(found.contains(&("GET /0".into(), 2)));
         assert!(found.contains(&("(others)".into(), u64::try_from(MAX_REFUSALS).unwrap() + 1)));
         for n in 0..MAX_RUNS * 2 {
-            refusals.count(&RunId::new(format!("s{n:05}")), "GET /");
+            refusals.refused(&RunId::new(format!("s{n:05}")), "GET /");
         }
         assert!(refusals.by_run.lock().unwrap().len() <= MAX_RUNS);
-        assert!(refusals.of(&RunId::new("unknown")).is_empty());
+        assert!(refusals.refusals(&RunId::new("unknown")).is_empty());
     }
 }

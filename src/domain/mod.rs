@@ -7,6 +7,7 @@ pub mod egress;
 pub mod event;
 pub mod gate;
 pub mod ids;
+pub mod model_api;
 pub mod plan;
 pub mod policy;
 pub mod repo_config;

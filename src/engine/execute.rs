@@ -319,7 +319,7 @@ fn classify(error: &EngineError) -> (FailureClass, String) {
         }
         EngineError::Remote(error) => (FailureClass::Forge, sentence(&error.to_string())),
         EngineError::Sandbox(error) => (FailureClass::Sandbox, sentence(&error.to_string())),
-        EngineError::Broker(BrokerError::Endpoint { .. }) => (
+        EngineError::Broker(BrokerError::Client(_) | BrokerError::Endpoint { .. }) => (
             FailureClass::Model,
             "The model endpoint of this server is set up wrongly; its log has the details.".into(),
         ),

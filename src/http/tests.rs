@@ -139,13 +139,8 @@ async fn server_with(change: impl FnOnce(&mut Config), checks: Vec<Check>) -> Se
         LocalForge::open(&folder.path().join("forge"), "http://127.0.0.1:1/forge", Arc::clone(&shared))
             .unwrap();
     let forge: Arc<dyn Forge> = Arc::new(local.clone());
-    let settings = Settings {
-        anthropic_url: config.models.anthropic_url.clone(),
-        anthropic_api_key: None,
-        prices: Default::default(),
-    };
     let app = Arc::new(App {
-        broker: Broker::new(settings, store.clone(), Arc::clone(&shared), Arc::clone(&ids)),
+        broker: Broker::new(Settings::default(), store.clone(), Arc::clone(&shared), Arc::clone(&ids)),
         git: Git::open(folder.path()).await.unwrap(),
         config: Arc::new(config),
         store,

@@ -89,7 +89,7 @@ async fn claude_fixes_an_issue_and_the_bill_is_the_models_to_the_token() {
         let price = PriceTable::new([])
             .of(run.spec.model.as_deref().unwrap_or(&w.config.models.default_model))
             .unwrap();
-        assert_eq!(bill.micros, used.iter().map(|usage| price.cost(usage)).sum::<i64>());
+        assert_eq!(bill.micros, used.iter().map(|usage| price.cost(usage, 0)).sum::<i64>());
         let cost = format!("{} ({} tokens)", dollars(bill.micros), bill.usage.total());
         assert!(pull.body.contains(&format!("| Cost | {cost} |")), "{}", pull.body);
         assert!(w.sticky(number).contains(&dollars(bill.micros)), "{}", w.sticky(number));

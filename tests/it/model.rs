@@ -10,9 +10,11 @@ use zeblit::agent::adapter::{self, LaunchContext};
 use zeblit::agent::definition::AgentSet;
 use zeblit::agent::{AdapterKind, AgentEvent};
 use zeblit::broker::price::PriceTable;
+use zeblit::broker::provider::Provider;
 use zeblit::broker::{Allowance, Broker, Listener, Settings};
 use zeblit::clock::{RandomIds, SystemClock};
 use zeblit::domain::ids::RunId;
+use zeblit::domain::model_api::ModelApi;
 use zeblit::domain::run::{FailureClass, RunMode};
 use zeblit::store::Store;
 use zeblit::store::ledger::{self, Totals};
@@ -37,8 +39,11 @@ impl Way {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&format!("sqlite:{}", folder.path().join("z.db").display())).await.unwrap();
         let settings = Settings {
-            anthropic_url: model.url.clone(),
-            anthropic_api_key: Some(SecretString::from(KEY.to_owned())),
+            providers: vec![Provider::general(
+                ModelApi::Anthropic,
+                &model.url,
+                Some(SecretString::from(KEY.to_owned())),
+            )],
             ..Settings::default()
         };
         let broker = Broker::new(settings, store.clone(), Arc::new(SystemClock), Arc::new(RandomIds));
@@ -59,7 +64,7 @@ impl Way {
         let totals = self.totals().await;
         assert_eq!(totals.usage, usage);
         assert_eq!(totals.requests, answers);
-        let whole = PriceTable::new([]).of(MODEL).unwrap().cost(&usage);
+        let whole = PriceTable::new([]).of(MODEL).unwrap().cost(&usage, 0);
         // Each request is rounded up for itself.
         assert!((whole..=whole + answers).contains(&totals.micros), "{totals:?} against {whole}");
     }
