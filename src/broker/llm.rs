@@ -1242,7 +1242,7 @@ mod tests {
     async fn only_the_listed_paths_are_reachable() {
         let world = World::new(PLENTY).await;
         let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-        for allowed in ["/v1/models", "/v1/models?limit=1000", "/v1/models/claude-sonnet-4-5"] {
+        for allowed in ["/v1/models", "/anthropic/v1/models?limit=1000", "/v1/models/claude-sonnet-4-5"] {
             assert_eq!(world.ask(&get(allowed)).await.0, 200, "{allowed}");
         }
         assert_eq!(
@@ -1309,7 +1309,7 @@ mod tests {
         let world = World::new(PLENTY).await;
         for (body, wanted) in [
             ("", "cannot be priced"),
-            ("[]", "be priced"),
+            ("[]", "must be a JSON object"),
             ("{", "be priced"),
             (r#"{"model":"claude-sonnet-4-5"}"#, "max_tokens"),
             (r#"{"model":"claude-sonnet-4-5","max_tokens":-1}"#, "max_tokens"),
@@ -1317,8 +1317,8 @@ mod tests {
             (r#"{"model":"claude-sonnet-4-5","max_tokens":1,"max_tokens":9}"#, "duplicate"),
             (r#"{"model":"claude-sonnet-4-5","model":"claude-opus-4-1","max_tokens":9}"#, "duplicate"),
             (
-                r#"{"model":"gpt-5","max_tokens":1}"#,
-                "the price of model `gpt-5` is not known; add [models.prices",
+                r#"{"model":"gpt-99","max_tokens":1}"#,
+                "the price of model `gpt-99` is not known; add [models.prices",
             ),
             (r#"{"model":"claude-opus-4-6","max_tokens":1,"speed":"fast"}"#, "speed"),
             (
