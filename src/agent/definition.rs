@@ -1,6 +1,6 @@
 //! `agents/*.md` and `skills/*/SKILL.md`: front matter and body, and the set of them that a run may use.
 
-use super::adapter::{AgentError, claude, command};
+use super::adapter::{self, AgentError, builtin, claude, command};
 use super::{AdapterKind, AgentSpec, Skill};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -34,6 +34,7 @@ macro_rules! builtin_files {
 
 /// The project's own files; a test compares the list with the folders.
 const BUILTIN: &[(&str, &str)] = builtin_files![
+    "agents/builtin.md",
     "agents/demo-fix.md",
     "agents/explainer.md",
     "agents/fixer.md",
@@ -141,7 +142,7 @@ impl AgentSet {
                         ));
                         continue;
                     }
-                    let usual = claude::usual_tools(spec.read_only);
+                    let usual = adapter::usual_tools(spec.adapter, spec.read_only);
                     if let Some(tool) = spec.tools.iter().find(|tool| !usual.contains(&tool.as_str())) {
                         errors.push(spec_error(
                             spec,
@@ -323,7 +324,7 @@ pub fn parse_agent(path: &str, name: &str, text: &str) -> Result<AgentSpec, Agen
                 }
             }
         }
-        AdapterKind::Claude => {
+        AdapterKind::Claude | AdapterKind::Builtin => {
             if !front.argv.is_empty() {
                 return Err(at("argv", "belongs to `adapter: command`; remove it"));
             }
@@ -331,7 +332,11 @@ pub fn parse_agent(path: &str, name: &str, text: &str) -> Result<AgentSpec, Agen
                 return Err(fail("the body is empty; write the system prompt below the second `---`".into()));
             }
             for tool in &front.tools {
-                claude::check_tool(tool, front.read_only).map_err(|problem| at("tools", &problem))?;
+                let checked = match front.adapter {
+                    AdapterKind::Builtin => builtin::check_tool(tool, front.read_only),
+                    _ => claude::check_tool(tool, front.read_only),
+                };
+                checked.map_err(|problem| at("tools", &problem))?;
             }
         }
     }
@@ -559,7 +564,7 @@ mod tests {
         let unknown = set.agent("nobody").unwrap_err().to_string();
         assert_eq!(
             unknown,
-            "there is no agent `nobody` here; there are: demo-fix, explainer, fixer, format, reviewer"
+            "there is no agent `nobody` here; there are: builtin, demo-fix, explainer, fixer, format, reviewer"
         );
     }
 

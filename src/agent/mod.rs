@@ -17,6 +17,8 @@ pub enum AdapterKind {
     Command,
     /// Claude Code, headless.
     Claude,
+    /// Zeblit's own small agent, part of the shim.
+    Builtin,
 }
 
 /// An agent as its file defines it.

@@ -155,7 +155,7 @@ fn kind_of(config: &Config, agent: Option<&str>) -> anyhow::Result<Kind> {
     let found = set.agents.get(agent.unwrap_or(&agents.fix));
     Ok(match found.map(|agent| agent.adapter) {
         Some(AdapterKind::Command) => Kind::Recipe,
-        Some(AdapterKind::Claude) => Kind::Model,
+        Some(_) => Kind::Model,
         None => Kind::Unknown,
     })
 }

@@ -34,7 +34,11 @@ pub fn run(folders: &Folders, job: &WireJob, output: &Arc<Output>) -> Result<(),
     }
     let (program, arguments) =
         job.argv.split_first().ok_or_else(|| ("start", "the job names no program".to_owned()))?;
-    let mut command = Command::new(program);
+    let mut command = if program == super::BUILTIN_AGENT {
+        Command::new(std::env::current_exe().map_err(|error| ("start", error.to_string()))?)
+    } else {
+        Command::new(program)
+    };
     command.args(arguments).current_dir(&folders.workspace).env_clear();
     command.env("PATH", DEFAULT_PATH).env("TMPDIR", "/tmp").env("HOME", &folders.home);
     command.envs(job.env.iter().map(|(name, value)| (name, value)));

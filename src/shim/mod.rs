@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod bridge;
+pub mod builtin;
 pub mod collect;
 pub mod job;
 pub mod output;
@@ -44,6 +45,9 @@ const GATE_READ_TIMEOUT: Duration = Duration::from_secs(30);
 pub const MAX_JOB_PIECES: usize = 12;
 /// Bytes of one piece: the kernel allows 128 KiB for one variable.
 pub const JOB_PIECE_BYTES: usize = 100 * 1024;
+
+/// As a job's program: this program itself, wherever it is mounted.
+pub const BUILTIN_AGENT: &str = "zeblit-shim";
 
 /// What the shim sends back when it holds the whole job: from then on it never connects again.
 pub const GATE_ACKNOWLEDGEMENT: u8 = b'K';
@@ -94,12 +98,13 @@ pub fn run() {
     let code = match mode.as_str() {
         "agent" => agent_mode(&folders, &output),
         "collect" => collect_mode(&folders, &output),
+        "builtin" => builtin::run(),
         "probe" => {
             output.event(&probe::report(&folders.sockets));
             exit::COLLECTED
         }
         _ => {
-            output.error("usage", "zeblit-shim agent | collect | probe");
+            output.error("usage", "zeblit-shim agent | builtin | collect | probe");
             exit::USAGE
         }
     };

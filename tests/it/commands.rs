@@ -505,6 +505,7 @@ async fn help_shows_roles_and_agents_of_this_repository() {
 
         Agents:
 
+        - `builtin`: Fixes issues with Zeblit's own small agent. Needs no agent program in the image.
         - `explainer`: Answers a question about the repository. Changes nothing.
         - `fixer`: Fixes the problem that an issue, a review comment or a request describes.
         - `reviewer`: Reviews a pull request and reports findings with file and line. Changes nothing.
@@ -721,7 +722,7 @@ async fn an_agent_that_is_not_there_or_no_recipe_is_refused_with_the_list() {
     😕 `fixer` is an agent, not a recipe. Use `/zeblit fix --agent fixer …`.
 
     /zeblit fix --agent nobody it
-    😕 There is no agent `nobody` here. There are: `demo-fix`, `explainer`, `fixer`, `format`, `mine`, `reviewer`.
+    😕 There is no agent `nobody` here. There are: `builtin`, `demo-fix`, `explainer`, `fixer`, `format`, `mine`, `reviewer`.
     ");
     })
     .await;

@@ -6,6 +6,7 @@
 mod world;
 
 mod basics;
+mod builtin;
 mod claude;
 mod commands;
 mod config;

@@ -286,7 +286,7 @@ fn result_event(line: &ResultLine) -> AgentEvent {
 }
 
 /// The class of a failure that the model endpoint (or the broker before it) reported.
-fn classify(status: Option<i64>, said: &str) -> FailureClass {
+pub(super) fn classify(status: Option<i64>, said: &str) -> FailureClass {
     // The broker's own words: see broker/llm.rs.
     if said.contains("zeblit: the budget of this run is used up") {
         return FailureClass::Budget;

@@ -1,5 +1,6 @@
 //! One file per agent CLI: how it is started, and how its output becomes `AgentEvent`s.
 
+pub mod builtin;
 pub mod claude;
 pub mod command;
 
@@ -108,11 +109,21 @@ impl AgentError {
     }
 }
 
+/// The tools of an agent that names none; a recipe has none.
+pub fn usual_tools(adapter: AdapterKind, read_only: bool) -> &'static [&'static str] {
+    match adapter {
+        AdapterKind::Claude => claude::usual_tools(read_only),
+        AdapterKind::Builtin => builtin::usual_tools(read_only),
+        AdapterKind::Command => &[],
+    }
+}
+
 /// How to start the agent.
 pub fn launch(context: &LaunchContext<'_>) -> Result<Launch, AgentError> {
     let mut launch = match context.spec.adapter {
         AdapterKind::Command => command::launch(context)?,
         AdapterKind::Claude => claude::launch(context),
+        AdapterKind::Builtin => builtin::launch(context),
     };
     launch.home_files.push((".gitconfig".into(), GITCONFIG.to_vec()));
     Ok(launch)
@@ -122,7 +133,10 @@ pub fn launch(context: &LaunchContext<'_>) -> Result<Launch, AgentError> {
 pub fn parse_line(adapter: AdapterKind, stderr: bool, line: &str) -> Vec<AgentEvent> {
     match adapter {
         AdapterKind::Claude if !stderr => claude::parse_line(line),
-        AdapterKind::Claude | AdapterKind::Command => text(line, MAX_EVENT_TEXT_BYTES).into_iter().collect(),
+        AdapterKind::Builtin if !stderr => builtin::parse_line(line),
+        AdapterKind::Claude | AdapterKind::Builtin | AdapterKind::Command => {
+            text(line, MAX_EVENT_TEXT_BYTES).into_iter().collect()
+        }
     }
 }
 
@@ -155,7 +169,7 @@ mod tests {
 
     #[test]
     fn standard_error_is_text_for_every_agent() {
-        for adapter in [AdapterKind::Command, AdapterKind::Claude] {
+        for adapter in [AdapterKind::Command, AdapterKind::Claude, AdapterKind::Builtin] {
             let events = parse_line(adapter, true, r#"{"type":"result","is_error":false,"result":"x"}"#);
             assert!(matches!(events.as_slice(), [AgentEvent::Text { .. }]), "{events:?}");
             assert_eq!(parse_line(adapter, true, "  "), vec![]);
