@@ -1,5 +1,6 @@
 //! The server's configuration: `zeblit-server.toml` and `ZEBLIT_*` variables, validated once.
 
+use crate::domain::egress::AllowList;
 use crate::domain::event::Source;
 use crate::domain::model_api::ModelApi;
 use figment::providers::{Format, Serialized, Toml};
@@ -31,6 +32,8 @@ pub struct Config {
     /// The built-in forge (demo, `zeblit run`); never together with `github`.
     pub local_forge: Option<LocalForgeConfig>,
     pub sandbox: SandboxConfig,
+    pub egress: EgressConfig,
+    pub setup: SetupConfig,
     pub models: ModelsConfig,
     pub limits: LimitsConfig,
     pub agents: AgentsConfig,
@@ -177,6 +180,27 @@ pub struct SandboxConfig {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+pub struct EgressConfig {
+    /// What repositories may choose from: bundles and names of hosts. Empty: containers reach nothing.
+    pub allow: Vec<String>,
+    /// Bytes of one run, out and in.
+    pub upload_kib: i64,
+    pub download_mib: i64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SetupConfig {
+    /// Wall clock of a repository's `setup`.
+    pub minutes: i64,
+    /// Size of one cache; one that grew larger is thrown away.
+    pub cache_mib: i64,
+    /// Days after which a cache that nobody used is thrown away.
+    pub cache_days: i64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct ModelsConfig {
     pub anthropic_url: String,
     pub anthropic_api_key: Option<SecretString>,
@@ -270,6 +294,8 @@ impl Default for Config {
             sentry: SourceConfig { webhook_secrets: Vec::new(), max_body_bytes: 5 * 1024 * 1024 },
             local_forge: None,
             sandbox: SandboxConfig::default(),
+            egress: EgressConfig::default(),
+            setup: SetupConfig::default(),
             models: ModelsConfig::default(),
             limits: LimitsConfig::default(),
             agents: AgentsConfig::default(),
@@ -319,6 +345,18 @@ impl Default for SandboxConfig {
             socket_dir: None,
             strict: false,
         }
+    }
+}
+
+impl Default for EgressConfig {
+    fn default() -> Self {
+        Self { allow: Vec::new(), upload_kib: 8192, download_mib: 2048 }
+    }
+}
+
+impl Default for SetupConfig {
+    fn default() -> Self {
+        Self { minutes: 15, cache_mib: 4096, cache_days: 14 }
     }
 }
 
@@ -533,6 +571,8 @@ const SECTIONS: &[(&str, &str)] = &[
     ("jira", "Jira deliveries are accepted and kept. No secret: the source is disabled."),
     ("sentry", "Sentry deliveries are accepted and kept. No secret: the source is disabled."),
     ("sandbox", "Where agents run."),
+    ("egress", "Hosts that repositories may choose for their runs (`zeblit help egress`); by default none."),
+    ("setup", "What repositories run ahead of the agent (`setup` in `.github/zeblit.toml`)."),
     (
         "models",
         "The model endpoints. Agents never see a key: the server's proxy adds it and meters every request.",
@@ -726,9 +766,13 @@ const KEYS: &[Key] = &[
         |c| text(&c.sandbox.docker_host)
     ),
     key!("sandbox.image", Text, "The image of repositories that name none.", "", |c| text(&c.sandbox.image)),
-    key!("sandbox.allowed_images", List, "Other images that repositories may name.", "", |c| texts(
-        &c.sandbox.allowed_images
-    )),
+    key!(
+        "sandbox.allowed_images",
+        List,
+        "Other images that repositories may name; `*` at the end of an entry stands for any rest, e.g. \"ghcr.io/octo/*\".",
+        "",
+        |c| texts(&c.sandbox.allowed_images)
+    ),
     key!("sandbox.memory_mib", Integer, "Memory of one container, in MiB.", "", |c| plain(
         c.sandbox.memory_mib
     )),
@@ -775,6 +819,40 @@ const KEYS: &[Key] = &[
         "Refuse to start unless the recommended protections (AppArmor, user namespaces, …) hold too.",
         "",
         |c| plain(c.sandbox.strict)
+    ),
+    key!(
+        "egress.allow",
+        List,
+        "What repositories may choose from: bundles (crates, npm, pypi, go, maven, debian) and names of hosts.",
+        "",
+        |c| texts(&c.egress.allow)
+    ),
+    key!("egress.upload_kib", Integer, "What one run may send to them in all, in KiB.", "", |c| plain(
+        c.egress.upload_kib
+    )),
+    key!(
+        "egress.download_mib",
+        Integer,
+        "What one run may receive from them in all, in MiB.",
+        "",
+        |c| plain(c.egress.download_mib)
+    ),
+    key!("setup.minutes", Integer, "Wall clock of a repository's setup, in minutes.", "", |c| plain(
+        c.setup.minutes
+    )),
+    key!(
+        "setup.cache_mib",
+        Integer,
+        "A cache that grew larger than this many MiB is thrown away.",
+        "",
+        |c| { plain(c.setup.cache_mib) }
+    ),
+    key!(
+        "setup.cache_days",
+        Integer,
+        "A cache that was not used for so many days is thrown away.",
+        "",
+        |c| { plain(c.setup.cache_days) }
     ),
     key!("models.anthropic_url", Text, "Anthropic's API, or a gateway with the same.", "", |c| text(
         &c.models.anthropic_url
@@ -989,6 +1067,7 @@ impl Config {
             found.positive(&format!("{name}.max_body_bytes"), source.max_body_bytes > 0);
         }
         self.validate_sandbox(&mut found);
+        self.validate_egress(&mut found);
         self.validate_models(&mut found);
         self.validate_limits(&mut found);
         for (name, agent) in
@@ -1117,6 +1196,13 @@ impl Config {
         if sandbox.allowed_images.iter().any(|image| image.trim().is_empty()) {
             found.add("sandbox.allowed_images", "holds an empty name: remove it");
         }
+        if sandbox
+            .allowed_images
+            .iter()
+            .any(|image| image.trim_end_matches('*').contains('*') || image == "*")
+        {
+            found.add("sandbox.allowed_images", "`*` may stand only at the end of a name, and not alone");
+        }
         if sandbox.memory_mib < 64 {
             found.add("sandbox.memory_mib", "needs at least 64");
         }
@@ -1142,6 +1228,23 @@ impl Config {
             && !folder.is_absolute()
         {
             found.add("sandbox.socket_dir", "needs an absolute path, e.g. `/run/zeblit`");
+        }
+    }
+
+    fn validate_egress(&self, found: &mut Problems) {
+        if let Err(bad) = AllowList::new(&self.egress.allow) {
+            found.add("egress.allow", bad.to_string());
+        }
+        for (key, value, most) in [
+            ("egress.upload_kib", self.egress.upload_kib, 1 << 30),
+            ("egress.download_mib", self.egress.download_mib, 1 << 20),
+            ("setup.minutes", self.setup.minutes, 24 * 60),
+            ("setup.cache_mib", self.setup.cache_mib, 1 << 20),
+            ("setup.cache_days", self.setup.cache_days, 3650),
+        ] {
+            if !(1..=most).contains(&value) {
+                found.add(key, format!("needs a number from 1 to {most}"));
+            }
         }
     }
 

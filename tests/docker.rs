@@ -121,6 +121,7 @@ impl World {
             output: self.at("output"),
             home: self.at("home"),
             objects: self.at("mirror.git/objects"),
+            cache: None,
         }
     }
 

@@ -12,14 +12,6 @@ static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 /// Rows put in after the migration of this number: each later migration must carry them.
 const SAMPLES: &[(i64, &[&str])] = &[
     (
-        3,
-        &[
-            "INSERT INTO egress VALUES ('r', 'static.crates.io', 443, 'allowed', 1, 2, 3, 1)",
-            "INSERT INTO questions VALUES ('r', 1, '{}', 1)",
-            "INSERT INTO checklists VALUES ('r', '[]', 1)",
-        ],
-    ),
-    (
         1,
         &[
             "INSERT INTO inbox VALUES ('i', 'github', 'd', 'ping', '[]', $1, 3, 1, 'pending', '', 0, 0)",
@@ -40,6 +32,14 @@ const SAMPLES: &[(i64, &[&str])] = &[
             "INSERT INTO tokens VALUES ('k', 'hash', 'name', 1, NULL, NULL)",
             "INSERT INTO audit VALUES ('a', 1, 'system', 'grant', 'r', '')",
             "INSERT INTO settings VALUES ('paused', 'why', 1)",
+        ],
+    ),
+    (
+        3,
+        &[
+            "INSERT INTO egress VALUES ('r', 'static.crates.io', 443, 'allowed', 1, 2, 3, 1)",
+            "INSERT INTO questions VALUES ('r', 1, '{}', 1)",
+            "INSERT INTO checklists VALUES ('r', '[]', 1)",
         ],
     ),
 ];

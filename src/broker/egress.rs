@@ -504,3 +504,6 @@ impl Drop for Meter<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

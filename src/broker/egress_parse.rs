@@ -272,10 +272,13 @@ fn handshake(bytes: &[u8]) -> Result<Vec<u8>, HelloError> {
             [22, 3, 0..=4, ..] => {}
             _ => return Err(refused("the connection does not begin with a TLS hello")),
         }
-        let record = Cut(rest.0.get(3..).unwrap_or_default()).vector16().ok_or(HelloError::Incomplete)?;
-        if record.is_empty() || record.len() > MAX_HELLO_BYTES {
-            return Err(refused("a TLS record has an odd length"));
+        if let [_, _, _, a, b, ..] = rest.0 {
+            let length = usize::from(*a) << 8 | usize::from(*b);
+            if length == 0 || length > MAX_HELLO_BYTES {
+                return Err(refused("a TLS record has an odd length"));
+            }
         }
+        let record = Cut(rest.0.get(3..).unwrap_or_default()).vector16().ok_or(HelloError::Incomplete)?;
         message.extend_from_slice(record);
         rest.take(5 + record.len()).ok_or(HelloError::Incomplete)?;
     }

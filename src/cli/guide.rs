@@ -56,6 +56,32 @@ A repository's own settings are in its `.github/zeblit.toml`, on the default bra
 Logs: ZEBLIT_LOG=debug, or e.g. ZEBLIT_LOG=zeblit=debug,info.
 ",
     ),
+    (
+        "egress",
+        "Hosts that runs may reach, and what runs ahead of agents",
+        "By default a container reaches nothing but the model, through the server. The server's list says what
+repositories may choose from: bundles (crates, npm, pypi, go, maven, debian) and names of hosts.
+
+zeblit-server.toml:                        .github/zeblit.toml, on the default branch:
+   [egress]                                   [egress]
+   allow = [\"npm\", \"pypi\"]                  allow = [\"pypi\"]        # the agent
+                                              [setup]
+                                              command = [\"npm\", \"ci\"] # or the name of a recipe
+                                              egress = [\"npm\"]        # the setup only
+                                              cache = [\".npm\"]        # below HOME
+
+Programs find the proxy in HTTPS_PROXY and HTTP_PROXY. Rules: TLS on port 443, its hello names the host that was
+asked for, no Encrypted Client Hello; plain HTTP for `debian` only, GET and HEAD, URLs up to 2048 bytes, no body.
+Names are resolved once; private, local and metadata addresses are refused, whatever a name resolves to.
+Inside TLS the server sees nothing: what may be sent in all is bounded by `egress.upload_kib`. Every host, verdict
+and byte count is in the table `egress`; hosts that were refused are in the run's report with the line to add.
+
+The setup runs before the agent in a container of its own, with a HOME of its own. It is followed by a clean-up: tracked
+files are as before, what it left beside them stays for the agent and out of the result. Caches are writable for
+setups only. Runs that start from the default branch share one; every pull request and every branch of ours has its
+own. On pull requests from forks there is no setup.
+",
+    ),
     ("commands", "What people type in issues and pull requests", ""),
     (
         "webhooks",

@@ -1,6 +1,7 @@
 //! What an event leads to: a pure function from an event and its context to actions.
 
 use super::command::{self, Command, CommandError, Verb};
+use super::egress::{self, AllowList};
 use super::event::{Actor, ActorKind, Comment, CommentAction, PullHead, Repo, SubjectKind};
 use super::ids::{BranchName, RunId, Sha};
 use super::policy::{self, Permission, Role};
@@ -71,13 +72,25 @@ pub struct ServerRules {
     pub review_agent: String,
     pub ask_agent: String,
     pub image: String,
+    /// Other images; `*` at the end stands for any rest.
     pub allowed_images: Vec<String>,
+    /// Hosts that repositories may choose.
+    pub permitted_hosts: AllowList,
     pub wall_seconds: i64,
     pub run_budget_micros: i64,
     pub max_run_budget_micros: i64,
     pub commands_per_user_hour: i64,
     /// Why the operator paused everything, if he did.
     pub paused: Option<String>,
+}
+
+/// The default image, a listed one, or one that begins as an entry with `*` says.
+fn image_is_allowed(image: &str, rules: &ServerRules) -> bool {
+    image == rules.image
+        || rules.allowed_images.iter().any(|allowed| match allowed.strip_suffix('*') {
+            Some(start) => !start.is_empty() && image.starts_with(start),
+            None => image == allowed,
+        })
 }
 
 /// Everything a plan is made from.
@@ -325,9 +338,15 @@ fn spec(
     let (start, base, base_sha, push_to) = place(command, context, mode)?;
     let image = match &config.image {
         None => rules.image.clone(),
-        Some(image) if *image == rules.image || rules.allowed_images.contains(image) => image.clone(),
+        Some(image) if image_is_allowed(image, rules) => image.clone(),
         Some(image) => return Err(wording::image_not_allowed(image)),
     };
+    let setup_hosts = config.setup.as_ref().map_or(&[][..], |setup| &setup.egress);
+    for (key, entries) in [("egress.allow", config.egress.as_slice()), ("setup.egress", setup_hosts)] {
+        if let Some(entry) = egress::first_not_permitted(entries, &rules.permitted_hosts) {
+            return Err(wording::egress_not_allowed(key, entry));
+        }
+    }
     let budget_micros = budget(command, config, agent, rules)?;
     let wall_seconds =
         [Some(rules.wall_seconds), config.limits.minutes.map(|m| m * 60), agent.minutes.map(|m| m * 60)]
@@ -469,6 +488,7 @@ mod tests {
     use crate::domain::command::Flags;
     use crate::domain::event::{Subject, Surface};
     use crate::domain::ids::{RepoName, TaskId};
+    use crate::domain::repo_config::{Setup, SetupCommand};
     use crate::domain::run::tests::{actor, at, run, sha};
 
     fn repo(private: bool) -> Repo {
@@ -585,7 +605,8 @@ mod tests {
                     review_agent: "reviewer".into(),
                     ask_agent: "explainer".into(),
                     image: "img:1".into(),
-                    allowed_images: vec!["img:2".into()],
+                    allowed_images: vec!["img:2".into(), "ghcr.example/octo/*".into()],
+                    permitted_hosts: AllowList::new(&["crates".into()]).unwrap(),
                     wall_seconds: 3600,
                     run_budget_micros: 5_000_000,
                     max_run_budget_micros: 20_000_000,
@@ -774,10 +795,37 @@ mod tests {
     }
 
     #[test]
+    fn hosts_come_from_what_the_server_permits_only() {
+        let mut case = Case::new();
+        let setup = |entry: &str| Setup {
+            command: SetupCommand::Recipe("install".into()),
+            egress: vec![entry.into()],
+            cache: Vec::new(),
+        };
+        case.config = Ok(RepoConfig {
+            egress: vec!["crates".into()],
+            setup: Some(setup("static.crates.io")),
+            ..RepoConfig::default()
+        });
+        case.spec(command(Verb::Fix, ""));
+        case.config = Ok(RepoConfig { egress: vec!["npm".into()], ..RepoConfig::default() });
+        assert!(case.refusal(command(Verb::Fix, "")).contains("allow = [\"npm\"]"));
+        case.config = Ok(RepoConfig { setup: Some(setup("evil.example")), ..RepoConfig::default() });
+        assert!(case.refusal(command(Verb::Fix, "")).contains("`setup.egress`"));
+    }
+
+    #[test]
     fn images_come_from_the_allow_list_only() {
         let mut case = Case::new();
         case.config = Ok(RepoConfig { image: Some("img:2".into()), ..RepoConfig::default() });
         assert_eq!(case.spec(command(Verb::Fix, "")).image, "img:2");
+        case.config = Ok(RepoConfig { image: Some("ghcr.example/octo/a:1".into()), ..RepoConfig::default() });
+        assert_eq!(case.spec(command(Verb::Fix, "")).image, "ghcr.example/octo/a:1");
+        case.config =
+            Ok(RepoConfig { image: Some("ghcr.example/octopus/a".into()), ..RepoConfig::default() });
+        assert!(
+            case.refusal(command(Verb::Fix, "")).contains("allowed_images = [\"ghcr.example/octopus/a\"]")
+        );
         case.config = Ok(RepoConfig { image: Some("evil:1".into()), ..RepoConfig::default() });
         assert!(case.refusal(command(Verb::Fix, "")).contains("evil:1"));
     }

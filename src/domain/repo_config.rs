@@ -1,6 +1,7 @@
 //! `.github/zeblit.toml`: what a repository may say, strict, with defaults that suit one that says nothing.
 
 use super::command::Verb;
+use super::egress::{self, AllowList};
 use super::policy::Role;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -17,11 +18,16 @@ pub struct RepoConfig {
     pub agent: Option<String>,
     pub model: Option<String>,
     /// Container image; must be on the server's allow-list. `None`: the server's default.
+    /// `devcontainer`: the `image` of `.devcontainer/devcontainer.json`, put in its place when the file is read.
     pub image: Option<String>,
     /// Verb name to the role it needs, e.g. `fix = "maintain"`.
     pub permissions: BTreeMap<Verb, Role>,
     pub limits: Limits,
     pub gate: GateConfig,
+    /// Hosts and bundles that the agent may reach, from what the server permits.
+    pub egress: Vec<String>,
+    /// What runs ahead of the agent.
+    pub setup: Option<Setup>,
     /// Also answer refused people on public repositories (default: silence).
     pub answer_strangers: bool,
 }
@@ -35,6 +41,37 @@ pub struct Limits {
     pub budget_micros: Option<i64>,
     /// Runs of this repository at one time.
     pub runs: Option<i64>,
+}
+
+/// What installs what the work needs, in a container of its own on the same workspace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Setup {
+    pub command: SetupCommand,
+    /// As `egress`, for this step only.
+    #[serde(default)]
+    pub egress: Vec<String>,
+    /// Folders below HOME that are kept between runs.
+    #[serde(default)]
+    pub cache: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SetupCommand {
+    Argv(Vec<String>),
+    /// The name of a recipe.
+    Recipe(String),
+}
+
+impl Setup {
+    /// For people, on one line.
+    pub fn shown(&self) -> String {
+        match &self.command {
+            SetupCommand::Argv(argv) => super::sanitize::one_line(&argv.join(" "), 80).replace('`', "'"),
+            SetupCommand::Recipe(name) => name.clone(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +93,8 @@ impl Default for RepoConfig {
             permissions: BTreeMap::new(),
             limits: Limits::default(),
             gate: GateConfig::default(),
+            egress: Vec::new(),
+            setup: None,
             answer_strangers: false,
         }
     }
@@ -82,6 +121,26 @@ const MAX_PATTERNS: usize = 200;
 /// Longest path pattern, bytes.
 const MAX_PATTERN_BYTES: usize = 300;
 
+/// Words of `setup.command` and folders of `setup.cache`, and bytes of one.
+const MAX_WORDS: usize = 64;
+const MAX_WORD_BYTES: usize = 4 * 1024;
+const MAX_CACHES: usize = 10;
+/// Folders below HOME that are never kept: what is in them configures agents and tools that the agent runs.
+const NO_CACHES: &[&str] = &[
+    ".claude",
+    ".codex",
+    ".gemini",
+    ".opencode",
+    ".config",
+    ".local",
+    ".zeblit",
+    ".ssh",
+    ".gnupg",
+    ".gitconfig",
+];
+/// The value of `image` that stands for the devcontainer's.
+pub const DEVCONTAINER: &str = "devcontainer";
+
 /// The whole file with every key, as it may be copied. What is not a comment is the default.
 pub const EXAMPLE: &str = r#"# Rules of this repository for Zeblit. Read from the default branch only; every key is optional.
 
@@ -94,6 +153,7 @@ answer_strangers = false
 # model = "claude-sonnet-4-5"
 # Must be on the server's list of allowed images.
 # image = "ghcr.io/octo/tools:1"
+# The word "devcontainer" stands for the image that `.devcontainer/devcontainer.json` names.
 
 # Which role a command needs: read, triage, write, maintain or admin. Commands that start runs, and `cancel`,
 # need at least triage.
@@ -109,6 +169,21 @@ answer_strangers = false
 # budget = 2.5
 # Runs at one time.
 # runs = 2
+
+# Hosts that agents may reach, from what the server permits: bundles (crates, npm, pypi, go, maven, debian) and
+# names of hosts. TLS on port 443 only.
+[egress]
+allow = []
+# allow = ["crates", "registry.example.com"]
+
+# Installs what the work needs, in a container of its own ahead of the agent; the workspace is the same.
+[setup]
+# Words of a command, or the name of a recipe.
+# command = ["npm", "ci"]
+# As `egress.allow`, for this step only.
+# egress = ["npm"]
+# Folders below HOME that are kept between runs of this repository.
+# cache = [".npm"]
 
 # What a result may be, besides what is always protected (workflows, CODEOWNERS, files that agents obey).
 [gate]
@@ -129,6 +204,11 @@ const KEYS: &[&str] = &[
     "permissions",
     "limits",
     "gate",
+    "egress",
+    "setup",
+    "allow",
+    "command",
+    "cache",
     "minutes",
     "budget",
     "runs",
@@ -166,6 +246,29 @@ struct File {
     permissions: BTreeMap<toml::Spanned<String>, toml::Spanned<String>>,
     limits: FileLimits,
     gate: FileGate,
+    egress: FileEgress,
+    setup: FileSetup,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct FileEgress {
+    allow: Vec<toml::Spanned<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct FileSetup {
+    command: Option<toml::Spanned<FileCommand>>,
+    egress: Vec<toml::Spanned<String>>,
+    cache: Vec<toml::Spanned<String>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum FileCommand {
+    Argv(Vec<String>),
+    Recipe(String),
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -273,6 +376,52 @@ pub fn parse(text: &str) -> Result<RepoConfig, ConfigProblem> {
     if let Some(lines) = number("gate.max_lines", file.gate.max_lines, 1..=1_000_000)? {
         config.gate.max_lines = lines;
     }
+    let hosts = |key: &str, entries: Vec<toml::Spanned<String>>| {
+        let mut list = Vec::new();
+        for entry in entries {
+            if list.len() == egress::MAX_ENTRIES {
+                return Err(wrong(
+                    entry.span(),
+                    format!("`{key}` has more than {} entries", egress::MAX_ENTRIES),
+                ));
+            }
+            AllowList::new(&[entry.get_ref().clone()]).map_err(|bad| wrong(entry.span(), bad.to_string()))?;
+            list.push(entry.into_inner());
+        }
+        Ok(list)
+    };
+    config.egress = hosts("egress.allow", file.egress.allow)?;
+    let setup_egress = hosts("setup.egress", file.setup.egress)?;
+    let cache = caches(file.setup.cache, &wrong)?;
+    config.setup = match file.setup.command {
+        None => None,
+        Some(command) => {
+            let span = command.span();
+            let command = match command.into_inner() {
+                FileCommand::Argv(argv) => {
+                    let usable = argv.first().is_some_and(|program| !program.is_empty())
+                        && argv.len() <= MAX_WORDS
+                        && argv.iter().all(|word| word.len() <= MAX_WORD_BYTES && !word.contains('\0'));
+                    if !usable {
+                        let problem =
+                            format!("`setup.command` needs 1 to {MAX_WORDS} words, like [\"npm\", \"ci\"]");
+                        return Err(wrong(span, problem));
+                    }
+                    SetupCommand::Argv(argv)
+                }
+                FileCommand::Recipe(name) => {
+                    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+                    if name.is_empty() || name.len() > 100 || !name.chars().all(plain) {
+                        let problem =
+                            "`setup.command` is neither a list of words nor the name of a recipe".into();
+                        return Err(wrong(span, problem));
+                    }
+                    SetupCommand::Recipe(name)
+                }
+            };
+            Some(Setup { command, egress: setup_egress, cache })
+        }
+    };
     for glob in file.gate.protected {
         let text = glob.get_ref();
         if config.gate.protected.len() == MAX_PATTERNS {
@@ -296,10 +445,169 @@ pub fn parse(text: &str) -> Result<RepoConfig, ConfigProblem> {
     Ok(config)
 }
 
+/// Folders of `setup.cache`: plain paths below HOME, none inside another, none that configures agents.
+fn caches(
+    paths: Vec<toml::Spanned<String>>,
+    wrong: &impl Fn(std::ops::Range<usize>, String) -> ConfigProblem,
+) -> Result<Vec<String>, ConfigProblem> {
+    let mut list: Vec<String> = Vec::new();
+    for path in paths {
+        let text = path.get_ref();
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+        let parts: Vec<&str> = text.split('/').collect();
+        let refused = parts.first().is_some_and(|first| {
+            NO_CACHES
+                .iter()
+                .any(|no| first.eq_ignore_ascii_case(no) || first.to_ascii_lowercase().starts_with(".claude"))
+        });
+        let inside = list.iter().any(|known| {
+            text == known || text.starts_with(&format!("{known}/")) || known.starts_with(&format!("{text}/"))
+        });
+        let odd = text.len() > 200
+            || !text.chars().all(plain)
+            || parts.iter().any(|part| matches!(*part, "" | "." | ".."));
+        if odd || refused || inside || list.len() == MAX_CACHES {
+            let problem = format!(
+                "`{}` cannot be a cache: use up to {MAX_CACHES} folders below HOME, like `.npm`, none of them an agent's",
+                super::sanitize::one_line(text, 80)
+            );
+            return Err(wrong(path.span(), problem));
+        }
+        list.push(path.into_inner());
+    }
+    Ok(list)
+}
+
+/// The `image` of a `devcontainer.json`; nothing else of the file is used. `Err`: why there is none.
+pub fn devcontainer_image(text: &str) -> Result<String, &'static str> {
+    #[derive(Deserialize)]
+    struct File {
+        #[serde(default)]
+        image: Option<String>,
+    }
+    if text.len() > MAX_BYTES {
+        return Err("is too large");
+    }
+    let file: File = serde_json::from_str(&plain_json(text)).map_err(|_| "is not JSON with comments")?;
+    let image = file.image.ok_or("names no `image`")?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':' | '@');
+    if image.is_empty() || image.len() > 200 || image.starts_with('-') || !image.chars().all(plain) {
+        return Err("names an `image` that I cannot use");
+    }
+    Ok(image)
+}
+
+/// JSON without comments and without commas before a closing bracket.
+fn plain_json(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.trim_start_matches('\u{feff}').chars().peekable();
+    // Where the last comma stands in `out`, while only blanks have followed it.
+    let mut comma = None;
+    while let Some(c) = chars.next() {
+        match c {
+            '"' => {
+                comma = None;
+                out.push(c);
+                while let Some(c) = chars.next() {
+                    out.push(c);
+                    match c {
+                        '\\' => out.extend(chars.next()),
+                        '"' => break,
+                        _ => {}
+                    }
+                }
+            }
+            '/' if chars.next_if_eq(&'/').is_some() => while chars.next_if(|c| *c != '\n').is_some() {},
+            '/' if chars.next_if_eq(&'*').is_some() => {
+                let mut last = ' ';
+                for c in chars.by_ref() {
+                    if last == '*' && c == '/' {
+                        break;
+                    }
+                    last = c;
+                }
+                out.push(' ');
+            }
+            ',' => {
+                comma = Some(out.len());
+                out.push(c);
+            }
+            '}' | ']' => {
+                if let Some(at) = comma.take() {
+                    out.replace_range(at..=at, " ");
+                }
+                out.push(c);
+            }
+            c => {
+                if !c.is_whitespace() {
+                    comma = None;
+                }
+                out.push(c);
+            }
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn egress_takes_bundles_and_hosts_and_names_the_line_of_anything_else() {
+        let config = parse("[egress]\nallow = [\"crates\", \"mirror.example.com\"]").unwrap();
+        assert_eq!(config.egress, ["crates", "mirror.example.com"]);
+        refused("[egress]\nallow = [\n\"crates\",\n\"10.0.0.1\"]", 4, "neither a bundle (crates, npm");
+        refused("[setup]\negress = [\"*.example.com\"]", 2, "neither a bundle");
+        refused("[egress]\nallwo = []", 2, "did you mean `allow`?");
+    }
+
+    #[test]
+    fn a_setup_is_words_or_a_recipe_with_caches_below_home() {
+        let config = parse(
+            "[setup]\ncommand = [\"npm\", \"ci\"]\negress = [\"npm\"]\ncache = [\".npm\", \".cargo/registry\"]",
+        );
+        let setup = config.unwrap().setup.unwrap();
+        assert_eq!(setup.command, SetupCommand::Argv(vec!["npm".into(), "ci".into()]));
+        assert_eq!((setup.shown().as_str(), setup.cache.len()), ("npm ci", 2));
+        let recipe = parse("[setup]\ncommand = \"install\"").unwrap().setup.unwrap();
+        assert_eq!(recipe.command, SetupCommand::Recipe("install".into()));
+        assert_eq!(parse("[setup]\negress = [\"npm\"]").unwrap().setup, None);
+        for bad in ["[]", "[\"\"]", "\"npm ci\"", "\"\"", "3"] {
+            refused(&format!("[setup]\ncommand = {bad}"), 2, "");
+        }
+        for bad in [
+            "",
+            "/etc",
+            "../x",
+            "a/../b",
+            ".claude",
+            ".claude.json",
+            ".Claude/x",
+            ".config/git",
+            ".local/bin",
+            "a b",
+        ] {
+            refused(&format!("[setup]\ncommand = [\"x\"]\ncache = [\"{bad}\"]"), 3, "cannot be a cache");
+        }
+        refused("[setup]\ncache = [\".npm\", \".npm/x\"]", 2, "cannot be a cache");
+    }
+
+    #[test]
+    fn the_image_of_a_devcontainer_is_read_past_comments() {
+        let text = "// made by hand\n{\n  /* \"image\": \"evil:1\", */\n  \"name\": \"a // b, }\\\" /*\",\n  \"image\": \"mcr.example/base:1\", // the base\n  \"features\": { \"x\": [1, 2,], },\n}\n";
+        assert_eq!(devcontainer_image(text).as_deref(), Ok("mcr.example/base:1"));
+        for (text, problem) in [
+            ("{\"build\": {\"dockerfile\": \"Dockerfile\"}}", "names no `image`"),
+            ("{\"image\": \"a b\"}", "names an `image` that I cannot use"),
+            ("{\"image\": 3}", "is not JSON with comments"),
+            ("image: x", "is not JSON with comments"),
+            ("{\"image\": \"x\"", "is not JSON with comments"),
+        ] {
+            assert_eq!(devcontainer_image(text), Err(problem), "{text}");
+        }
+    }
 
     #[track_caller]
     fn refused(text: &str, line: usize, part: &str) {
@@ -323,7 +631,7 @@ mod tests {
         }
         let on: String = EXAMPLE
             .lines()
-            .filter(|line| *line != "protected = []")
+            .filter(|line| !matches!(*line, "protected = []" | "allow = []"))
             .map(|line| match line.strip_prefix("# ") {
                 Some(code) if code.contains(" = ") => format!("{code}\n"),
                 _ => format!("{line}\n"),
@@ -340,6 +648,12 @@ mod tests {
         let limits = Limits { minutes: Some(30), budget_micros: Some(2_500_000), runs: Some(2) };
         assert_eq!(config.limits, limits);
         assert_eq!(config.gate.protected, ["infra/**", "*.lock"]);
+        assert_eq!(config.egress, ["crates", "registry.example.com"]);
+        let setup = config.setup.unwrap();
+        assert_eq!(
+            (setup.shown().as_str(), setup.egress, setup.cache),
+            ("npm ci", vec!["npm".into()], vec![".npm".into()])
+        );
     }
 
     #[test]

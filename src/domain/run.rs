@@ -159,6 +159,8 @@ pub enum FailureClass {
     Git,
     /// The configuration of the repository is wrong.
     Config,
+    /// The repository's setup failed.
+    Setup,
     /// The forge refused something.
     Forge,
     /// A defect of ours; details are in the server's log.
@@ -180,6 +182,7 @@ impl FailureClass {
             FailureClass::Budget => "budget",
             FailureClass::Git => "git",
             FailureClass::Config => "config",
+            FailureClass::Setup => "setup",
             FailureClass::Forge => "forge",
             FailureClass::Internal => "internal",
         }
@@ -193,10 +196,23 @@ pub enum Phase {
     Queue,
     Clone,
     Sandbox,
+    /// The repository's setup runs ahead of the agent.
+    Setup,
     Agent,
     Check,
     Push,
     Pull,
+}
+
+/// How far the repository's setup is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SetupState {
+    #[default]
+    Pending,
+    /// The container that runs is the setup's.
+    Running,
+    Done,
 }
 
 /// What is known of a run while it goes.
@@ -226,6 +242,11 @@ pub struct Progress {
     /// The agent's own checklist.
     #[serde(default)]
     pub checklist: Vec<ChecklistItem>,
+    #[serde(default)]
+    pub setup: SetupState,
+    /// How long it took.
+    #[serde(default)]
+    pub setup_seconds: i64,
 }
 
 /// How the agent's part ended, decided when the container is gone.
@@ -322,7 +343,10 @@ pub struct Run {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RunInput {
     Claimed,
+    /// Or its setup.
     AgentStarted,
+    /// The agent is next.
+    SetupDone,
     AgentGone(AgentEnd),
     Collected,
     /// Pushed and the pull request was asked for.
@@ -350,6 +374,11 @@ impl Run {
         self.progress.start.as_ref().unwrap_or(&self.spec.start)
     }
 
+    /// Something runs ahead of the agent. Never on a fork's pull request: its code is not run with egress.
+    pub fn has_setup(&self) -> bool {
+        self.spec.config.setup.is_some() && !self.spec.pull.as_ref().is_some_and(|pull| pull.fork)
+    }
+
     /// The commit that its branch must hold when the run starts, and again when it pushes. It differs from
     /// `start` where a run goes on from partial work that lies on a branch of ours beside somebody's.
     pub fn pinned(&self) -> &Sha {
@@ -365,6 +394,7 @@ impl Run {
             (Queued, RunInput::Claimed) => Preparing,
             (Preparing, RunInput::AgentStarted) => Running,
             (Preparing, RunInput::Requeued) => Queued,
+            (Running, RunInput::SetupDone) => Preparing,
             (Preparing | Running, RunInput::AgentGone(_)) => Collecting,
             (Collecting, RunInput::Collected) => Publishing,
             (Publishing, RunInput::Pushed) => Reporting,
@@ -511,6 +541,7 @@ pub(crate) mod tests {
         vec![
             RunInput::Claimed,
             RunInput::AgentStarted,
+            RunInput::SetupDone,
             RunInput::AgentGone(AgentEnd::Finished),
             RunInput::Collected,
             RunInput::Pushed,
@@ -588,7 +619,7 @@ pub(crate) mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_sequence_of_inputs_keeps_the_invariants(choices in proptest::collection::vec(0usize..11, 0..40)) {
+        fn any_sequence_of_inputs_keeps_the_invariants(choices in proptest::collection::vec(0usize..12, 0..40)) {
             let inputs = inputs();
             let mut run = run();
             let mut ended = 0;

@@ -120,10 +120,85 @@ pub fn pull_is_closed(number: i64) -> String {
 
 pub fn image_not_allowed(image: &str) -> String {
     format!(
-        "🚫 The image `{}` (key `image` in `{}`) is not on this server's allow-list. Ask its operator to add it to `sandbox.allowed_images`.",
+        "🚫 The image `{}` (key `image` in `{}`) is not on this server's allow-list. Ask its operator for this line in the server's configuration, below `[sandbox]`: `allowed_images = [\"{}\"]`.",
         sanitize::one_line(image, 120),
+        repo_config::PATH,
+        sanitize::one_line(image, 120)
+    )
+}
+
+pub fn egress_not_allowed(key: &str, entry: &str) -> String {
+    let entry = sanitize::one_line(entry, 120);
+    format!(
+        "🚫 `{entry}` (key `{key}` in `{}`) is not among the hosts that this server permits. Ask its operator for this line in the server's configuration, below `[egress]`: `allow = [\"{entry}\"]`.",
         repo_config::PATH
     )
+}
+
+/// Hosts of the proxy's refusals that are listed in a report.
+const SHOWN_HOSTS: usize = 5;
+
+/// A host that the proxy refused because it is not on the run's list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeniedHost {
+    pub host: String,
+    pub times: i64,
+    /// The server permits it: the repository's own file can allow it.
+    pub permitted: bool,
+    /// It was the setup that may ask for it; else the agent.
+    pub key: &'static str,
+}
+
+/// The note about hosts that were refused, with the lines that would allow them. Hosts are canonical names.
+pub fn denied_hosts(denied: &[DeniedHost]) -> Option<String> {
+    let first = denied.first()?;
+    let mut text = String::from("Not reached, because they are not on the list of hosts: ");
+    let names: Vec<String> = denied
+        .iter()
+        .take(SHOWN_HOSTS)
+        .map(|host| format!("`{}` ({})", host.host, plural(host.times, "time")))
+        .collect();
+    text.push_str(&names.join(", "));
+    if denied.len() > SHOWN_HOSTS {
+        let _ = write!(text, " and {} more", denied.len() - SHOWN_HOSTS);
+    }
+    let entries = |all: bool| -> Vec<String> {
+        let mut list: Vec<String> = denied
+            .iter()
+            .take(SHOWN_HOSTS)
+            .filter(|host| all || !host.permitted)
+            .map(|host| format!("\"{}\"", super::egress::entry_for(&host.host)))
+            .collect();
+        list.sort();
+        list.dedup();
+        list
+    };
+    let _ = write!(
+        text,
+        ". To allow: `{} = [{}]` in `{}`",
+        first.key,
+        entries(true).join(", "),
+        repo_config::PATH
+    );
+    let missing = entries(false);
+    if !missing.is_empty() {
+        let _ = write!(
+            text,
+            ", after the operator of this server has set `egress.allow = [{}]`",
+            missing.join(", ")
+        );
+    }
+    text.push('.');
+    Some(text)
+}
+
+/// The note about the setup in a report.
+pub fn setup_took(shown: &str, seconds: i64) -> String {
+    format!("Setup (`{shown}`) took {}.", duration(seconds))
+}
+
+pub fn setup_not_for_forks() -> String {
+    "The setup was left out: this pull request comes from a fork.".into()
 }
 
 pub fn budget_too_high(asked: i64, most: i64) -> String {
@@ -260,17 +335,20 @@ fn state_words(run: &Run) -> &'static str {
 fn elapsed(run: &Run, now: DateTime<Utc>) -> String {
     let Some(start) = run.started_at else { return "–".into() };
     let seconds = (run.finished_at.unwrap_or(now) - start).num_seconds().max(0);
+    duration(seconds)
+}
+
+fn duration(seconds: i64) -> String {
     if seconds < 60 { format!("{seconds}s") } else { format!("{}m{:02}s", seconds / 60, seconds % 60) }
 }
 
 /// Names of the checklist's lines, in order, as far as they apply to the run.
 pub fn phases(run: &Run) -> Vec<(Phase, &'static str)> {
-    let mut list = vec![
-        (Phase::Queue, "queue"),
-        (Phase::Clone, "clone"),
-        (Phase::Sandbox, "container"),
-        (Phase::Agent, "agent"),
-    ];
+    let mut list = vec![(Phase::Queue, "queue"), (Phase::Clone, "clone"), (Phase::Sandbox, "container")];
+    if run.has_setup() {
+        list.push((Phase::Setup, "setup"));
+    }
+    list.push((Phase::Agent, "agent"));
     if run.spec.mode == RunMode::Change {
         list.push((Phase::Check, "check the changes"));
         list.push((Phase::Push, "push"));
@@ -389,6 +467,7 @@ fn phase_name(step: Option<Phase>) -> &'static str {
         Phase::Queue => "queue",
         Phase::Clone => "clone",
         Phase::Sandbox => "container",
+        Phase::Setup => "setup",
         Phase::Agent => "agent",
         Phase::Check => "check the changes",
         Phase::Push => "push",
@@ -408,10 +487,18 @@ pub fn sticky(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
             text.push_str(&ending(run));
             let said = matches!(
                 run.outcome.class,
-                Some(FailureClass::Agent | FailureClass::Timeout | FailureClass::OutOfMemory)
+                Some(
+                    FailureClass::Agent
+                        | FailureClass::Timeout
+                        | FailureClass::OutOfMemory
+                        | FailureClass::Setup
+                )
             );
             if said && !run.outcome.summary.is_empty() {
-                text.push_str("What the agent said last:\n\n");
+                text.push_str(match run.outcome.class {
+                    Some(FailureClass::Setup) => "The end of its output:\n\n",
+                    _ => "What the agent said last:\n\n",
+                });
                 summary(&mut text, run);
             }
         }
@@ -557,6 +644,9 @@ fn ending(run: &Run) -> String {
         (_, Some(FailureClass::Conflict)) => "`/zeblit retry` starts again from the new head.",
         (_, Some(FailureClass::Auth | FailureClass::Sandbox | FailureClass::Model)) => {
             "This is for the operator of the server (`zeblit doctor` names the fix); then `/zeblit retry`."
+        }
+        (_, Some(FailureClass::Setup)) => {
+            "The agent was not started. Mend `setup` in `.github/zeblit.toml` or what it runs, then `/zeblit retry`."
         }
         (_, Some(FailureClass::Config)) => "Mend the configuration, then `/zeblit retry`.",
         (_, Some(FailureClass::Forge)) => {

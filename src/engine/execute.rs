@@ -2,15 +2,17 @@
 //! polls or adopts, so that a restart and a test both just step again.
 
 use super::report::{self, Urgency};
-use super::{EngineError, ingest, publish};
-use crate::agent::adapter::{self, BRIDGE_PORT, LaunchContext, MASKED_PATHS};
+use super::{EngineError, ingest, publish, setup};
+use crate::agent::adapter::{self, BRIDGE_PORT, EGRESS_PORT, LaunchContext, MASKED_PATHS};
 use crate::agent::prompt::{self, Message, PromptContext};
 use crate::agent::{AdapterKind, AgentEvent, AgentSpec};
 use crate::app::App;
 use crate::broker::{Allowance, BrokerError, Listener, tools};
 use crate::clock::IdKind;
 use crate::domain::ids::{BranchName, RunId, Sha, SlotId};
-use crate::domain::run::{AgentEnd, Attempt, FailureClass, LogKind, LogLine, Phase, Run, RunInput, RunState};
+use crate::domain::run::{
+    AgentEnd, Attempt, FailureClass, LogKind, LogLine, Phase, Run, RunInput, RunState, SetupState,
+};
 use crate::domain::{sanitize, wording};
 use crate::git::{Access, GitError, Workspace, WorkspaceSpec};
 use crate::queue::Topic;
@@ -64,14 +66,14 @@ pub struct Live {
 
 #[derive(Debug)]
 struct Holding {
-    #[expect(dead_code, reason = "held for its drop: the socket closes with it")]
-    broker: Option<Listener>,
+    #[expect(dead_code, reason = "held for their drop: the sockets close with them")]
+    listeners: Vec<Listener>,
     reported_at: DateTime<Utc>,
 }
 
 impl Live {
-    fn hold(&self, run: &RunId, broker: Option<Listener>, now: DateTime<Utc>) {
-        let holding = Holding { broker, reported_at: now };
+    fn hold(&self, run: &RunId, listeners: Vec<Listener>, now: DateTime<Utc>) {
+        let holding = Holding { listeners, reported_at: now };
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).insert(run.clone(), holding);
     }
 
@@ -354,7 +356,8 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         store::attempts::end(&mut tx, &old.slot, app.clock.now()).await?;
         tx.commit().await?;
     }
-    if run.attempts >= MAX_ATTEMPTS {
+    // The setup has an attempt of its own.
+    if run.attempts >= MAX_ATTEMPTS + i64::from(run.has_setup()) {
         let reason = format!("The server stopped {MAX_ATTEMPTS} times before the agent could start.");
         fail(app, run, FailureClass::Internal, reason).await?;
         return Ok(Step::Done);
@@ -364,8 +367,19 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         fail(app, run, FailureClass::Conflict, reason).await?;
         return Ok(Step::Done);
     }
-    phase(app, run, Phase::Clone).await?;
-    let workspace = workspace(app, run).await?;
+    let kept = app
+        .git
+        .prepared(&run.remote, run.repo.id, &run.id)
+        .filter(|_| run.progress.setup == SetupState::Done);
+    let workspace = match kept {
+        Some(workspace) => workspace,
+        None => {
+            run.progress.setup = SetupState::Pending;
+            phase(app, run, Phase::Clone).await?;
+            workspace(app, run).await?
+        }
+    };
+    let is_setup = run.has_setup() && run.progress.setup != SetupState::Done;
     phase(app, run, Phase::Sandbox).await?;
     let set = match ingest::repository_agents(app, &run.repo, run.spec.base_sha.as_str()).await? {
         Ok(set) => set,
@@ -381,14 +395,20 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
             return Ok(Step::Done);
         }
     };
-    if app.config.sandbox.kind == crate::config::SandboxKind::Process && agent.adapter != AdapterKind::Command
+    if app.config.sandbox.kind == crate::config::SandboxKind::Process
+        && (agent.adapter != AdapterKind::Command || is_setup)
     {
-        let reason = "There is no container engine on this server, and agents with a model run in containers only. Install Docker, then set `sandbox.kind = \"docker\"`.".to_owned();
+        let reason = "There is no container engine on this server, and agents with a model and setups run in containers only. Install Docker, then set `sandbox.kind = \"docker\"`.".to_owned();
         fail(app, run, FailureClass::Sandbox, reason).await?;
         return Ok(Step::Done);
     }
     let slot = SlotId::new(app.ids.next(IdKind::Slot));
-    let spec = match sandbox_spec(app, run, &agent, &set, &workspace, &slot).await? {
+    let made = if is_setup {
+        setup::spec(app, run, &set, &workspace, &slot)?
+    } else {
+        sandbox_spec(app, run, &agent, &set, &workspace, &slot).await?
+    };
+    let spec = match made {
         Ok(spec) => spec,
         Err(problem) => {
             fail(app, run, FailureClass::Config, problem).await?;
@@ -397,6 +417,10 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     };
     let now = app.clock.now();
     run.outcome.notes = spec.notes;
+    run.progress.setup = match run.progress.setup {
+        _ if is_setup => SetupState::Running,
+        other => other,
+    };
     run.attempts += 1;
     let attempt = Attempt {
         run: run.id.clone(),
@@ -417,11 +441,11 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     tx.commit().await?;
     // Only now: from here on the attempt's row tells whose folder it is.
     make_private(&sockets(app, &slot))?;
-    let broker = open_broker(app, run, &slot, spec.needs_model).await?;
-    app.live.hold(&run.id, broker, now);
+    let listeners = open_broker(app, run, &slot, spec.needs_model).await?;
+    app.live.hold(&run.id, listeners, now);
     let container = app.sandbox.start(&spec.sandbox).await?;
     tracing::info!(run.id = %run.id, attempt = run.attempts, container, "agent started");
-    run.progress.phase = Some(Phase::Agent);
+    run.progress.phase = Some(if is_setup { Phase::Setup } else { Phase::Agent });
     run.apply(&RunInput::AgentStarted, app.clock.now())?;
     let mut tx = app.store.write_tx().await?;
     store::attempts::set_container(&mut tx, &slot, &container).await?;
@@ -508,16 +532,16 @@ pub(super) async fn git_access(
     Ok(Access { url: access.url, username: access.username, token: access.token })
 }
 
-struct Prepared {
-    sandbox: SandboxSpec,
-    needs_model: bool,
+pub(super) struct Prepared {
+    pub sandbox: SandboxSpec,
+    pub needs_model: bool,
     /// What the report should say of the request, e.g. words that a recipe ignores.
-    notes: Vec<String>,
+    pub notes: Vec<String>,
     /// What the tool `context` tells.
-    context: Vec<tools::Section>,
+    pub context: Vec<tools::Section>,
 }
 
-fn limits(app: &App) -> Limits {
+pub(super) fn limits(app: &App) -> Limits {
     let config = &app.config.sandbox;
     Limits {
         memory_bytes: config.memory_mib.saturating_mul(1024 * 1024),
@@ -528,7 +552,7 @@ fn limits(app: &App) -> Limits {
 }
 
 /// The private directory of an attempt's sockets: a name that nobody can guess, short enough for a socket path.
-fn sockets(app: &App, slot: &SlotId) -> PathBuf {
+pub(super) fn sockets(app: &App, slot: &SlotId) -> PathBuf {
     app.socket_root.join(app.signer.sign("sockets", slot.as_str()))
 }
 
@@ -557,6 +581,7 @@ async fn sandbox_spec(
         home: workspace.home.clone(),
         sockets: Some(sockets(app, slot)),
         objects: workspace.objects.clone(),
+        cache: setup::cache(app, run, false)?,
     };
     let (inside, home) = app.sandbox.inside(&spec);
     let model = run.spec.model.as_deref().or(Some(app.config.models.default_model.as_str()));
@@ -574,18 +599,29 @@ async fn sandbox_spec(
         Ok(launch) => launch,
         Err(error) => return Ok(Err(error.to_string())),
     };
+    let reaches = !setup::hosts(app, run, false).is_empty();
+    let mut env = launch.env;
+    if reaches {
+        env.extend(setup::proxy_environment());
+    }
+    let mut notes = launch.notes;
+    notes.extend(setup::notes(run));
     spec.duty = Duty::Agent(Job {
         argv: launch.argv,
-        env: launch.env,
+        env,
         stdin: launch.stdin,
         home_files: launch.home_files,
         bridge_port: launch.needs_model.then_some(BRIDGE_PORT),
+        egress_port: reaches.then_some(EGRESS_PORT),
+        links: setup::links(run),
+        mask_from: (run.progress.setup == SetupState::Done).then(|| run.spec.base_sha.to_string()),
+        setup: false,
         collect: collect_job(run),
     });
     Ok(Ok(Prepared {
         sandbox: spec,
         needs_model: launch.needs_model,
-        notes: launch.notes,
+        notes,
         context: prompt::sections(&run.spec, &context)
             .into_iter()
             .map(|(part, text)| tools::Section { part: part.to_owned(), text })
@@ -601,7 +637,7 @@ fn make_private(folder: &std::path::Path) -> Result<(), EngineError> {
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711)).map_err(io("set permissions"))
 }
 
-fn collect_job(run: &Run) -> CollectJob {
+pub(super) fn collect_job(run: &Run) -> CollectJob {
     CollectJob {
         base: run.start().to_string(),
         message: wording::commit_message(run),
@@ -613,16 +649,23 @@ async fn open_broker(
     app: &App,
     run: &Run,
     slot: &SlotId,
-    wanted: bool,
-) -> Result<Option<Listener>, EngineError> {
-    if !wanted {
-        return Ok(None);
-    }
+    wants_model: bool,
+) -> Result<Vec<Listener>, EngineError> {
     let folder = sockets(app, slot);
-    make_private(&folder)?;
-    let allowance =
-        Allowance { run: run.id.clone(), attempt: run.attempts, budget_micros: run.spec.budget_micros };
-    Ok(Some(app.broker.open(&folder, allowance).await?))
+    let hosts = setup::hosts(app, run, run.progress.setup == SetupState::Running);
+    let mut listeners = Vec::new();
+    if wants_model || !hosts.is_empty() {
+        make_private(&folder)?;
+    }
+    if wants_model {
+        let allowance =
+            Allowance { run: run.id.clone(), attempt: run.attempts, budget_micros: run.spec.budget_micros };
+        listeners.push(app.broker.open(&folder, allowance).await?);
+    }
+    if !hosts.is_empty() {
+        listeners.push(app.broker.open_egress(&folder, setup::grant(app, run, hosts)).await?);
+    }
+    Ok(listeners)
 }
 
 /// The conversation before the command, and what the run before this one came to.
@@ -698,6 +741,14 @@ async fn watch(app: &App, run: &mut Run, patience: Duration) -> Result<Step, Eng
     if !polled.lines.is_empty() {
         take_lines(app, run, &attempt, &polled).await?;
     }
+    if run.progress.setup == SetupState::Running
+        && let Some(end) = setup::ended(app, run, &attempt, &polled)
+    {
+        return match end {
+            Ok(()) => setup_done(app, run, &attempt).await,
+            Err(end) => agent_gone(app, run, end).await,
+        };
+    }
     match polled.status {
         // Asked only of one that still runs: it may have ended well while nobody looked.
         Status::Running if (app.clock.now() - attempt.started_at).num_seconds() >= run.spec.wall_seconds => {
@@ -734,13 +785,37 @@ async fn watch(app: &App, run: &mut Run, patience: Duration) -> Result<Step, Eng
     }
 }
 
+/// The workspace is prepared: the setup's container goes, and the agent's is next.
+async fn setup_done(app: &App, run: &mut Run, attempt: &Attempt) -> Result<Step, EngineError> {
+    app.live.release(&run.id);
+    app.sandbox.remove(&attempt.slot).await?;
+    remove_sockets(app, &attempt.slot);
+    setup::trim_cache(app, run)?;
+    let now = app.clock.now();
+    let progress = &mut run.progress;
+    progress.setup = SetupState::Done;
+    progress.setup_seconds = (now - attempt.started_at).num_seconds().max(0);
+    progress.exit_code = None;
+    progress.result.clear();
+    progress.prose = false;
+    progress.last.clear();
+    run.apply(&RunInput::SetupDone, now)?;
+    let mut tx = app.store.write_tx().await?;
+    store::attempts::end(&mut tx, &attempt.slot, now).await?;
+    store::runs::save(&mut tx, run).await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Logs);
+    Ok(Step::Again)
+}
+
 /// Takes over the container of an agent that a dead process started: its socket is opened again, and the
 /// log is read on from the stored cursor.
 async fn adopt(app: &App, run: &Run, attempt: &Attempt) -> Result<(), EngineError> {
     tracing::info!(run.id = %run.id, slot = %attempt.slot, "adopting a running agent");
     let recipe = app.agents.agent(&run.spec.agent).is_ok_and(|agent| agent.adapter == AdapterKind::Command);
-    let broker = open_broker(app, run, &attempt.slot, !recipe).await?;
-    app.live.hold(&run.id, broker, app.clock.now());
+    let model = !recipe && run.progress.setup != SetupState::Running;
+    let listeners = open_broker(app, run, &attempt.slot, model).await?;
+    app.live.hold(&run.id, listeners, app.clock.now());
     Ok(())
 }
 
@@ -761,7 +836,10 @@ async fn count_money(app: &App, run: &mut Run) -> Result<(), EngineError> {
 
 /// Stores new lines with the cursor in one transaction, and follows what the agent does.
 async fn take_lines(app: &App, run: &mut Run, attempt: &Attempt, polled: &Polled) -> Result<(), EngineError> {
-    let adapter = adapter_of(app, run).await?;
+    let adapter = match run.progress.setup {
+        SetupState::Running => AdapterKind::Command,
+        SetupState::Pending | SetupState::Done => adapter_of(app, run).await?,
+    };
     let mut text = String::new();
     let mut cursor = attempt.log_cursor;
     for line in &polled.lines {
@@ -809,12 +887,14 @@ fn shim_line(run: &mut Run, text: &str) -> Vec<(LogKind, String)> {
         return vec![(LogKind::Note, text.to_owned())];
     };
     let field = |name: &str| event.get(name).and_then(serde_json::Value::as_i64);
+    let who = if run.progress.setup == SetupState::Running { "setup" } else { "agent" };
     let note = match event.get("event").and_then(serde_json::Value::as_str) {
-        Some("started") => "agent process started".to_owned(),
+        Some("started") => format!("{who} process started"),
         Some("exited") => {
             run.progress.exit_code = field("code").or_else(|| field("signal").map(|signal| 128 + signal));
-            format!("agent process ended with exit code {}", run.progress.exit_code.unwrap_or(-1))
+            format!("{who} process ended with exit code {}", run.progress.exit_code.unwrap_or(-1))
         }
+        Some("settled") => "the workspace is prepared".to_owned(),
         Some("collected") => format!("{} commit(s) collected", field("commits").unwrap_or(0)),
         Some("nothing") => "nothing was changed".to_owned(),
         _ => text.to_owned(),
@@ -911,6 +991,10 @@ async fn agent_gone(app: &App, run: &mut Run, end: AgentEnd) -> Result<Step, Eng
         app.sandbox.stop(&attempt.slot).await?;
     }
     app.live.release(&run.id);
+    if run.progress.setup == SetupState::Running {
+        // What a setup left half done is nobody's work.
+        run.progress.collected = true;
+    }
     count_money(app, run).await?;
     take_checklist(app, run).await?;
     let end = match end {
@@ -965,6 +1049,7 @@ async fn collect(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         store::attempts::end(&mut tx, &attempt.slot, app.clock.now()).await?;
         tx.commit().await?;
     }
+    setup::note_denied(app, run).await?;
     run.progress.phase = Some(Phase::Agent);
     run.apply(&RunInput::Collected, app.clock.now())?;
     save(app, run, Urgency::State).await?;
@@ -990,6 +1075,7 @@ async fn run_collector(
         home: workspace.home.clone(),
         sockets: None,
         objects: workspace.objects.clone(),
+        cache: None,
     };
     app.sandbox.start(&spec).await?;
     let deadline = app.clock.now() + chrono::Duration::seconds(COLLECT_SECONDS);

@@ -8,6 +8,7 @@ use crate::app::App;
 use crate::clock::IdKind;
 use crate::domain::command::{Command, CommandError, Verb};
 use crate::domain::effect::{EffectPriority, OwnComment, Payload, Reaction};
+use crate::domain::egress::AllowList;
 use crate::domain::event::{
     Actor, Comment, Decoded, Event, EventKind, PullHead, Repo, Source, SubjectKind, Surface,
 };
@@ -433,7 +434,10 @@ async fn gather(
         Err(error) => return Err(error.into()),
         Ok(None) => Ok(RepoConfig::default()),
         Ok(Some(bytes)) => match String::from_utf8(bytes) {
-            Ok(text) => repo_config::parse(&text),
+            Ok(text) => match repo_config::parse(&text) {
+                Ok(config) => devcontainer(app, repo, default_sha.as_str(), config).await?,
+                Err(problem) => Err(problem),
+            },
             Err(_) => Err(ConfigProblem { line: 1, problem: "is not UTF-8 text".into() }),
         },
     };
@@ -492,6 +496,42 @@ async fn gather(
     }))
 }
 
+/// Where a devcontainer is described, in the order in which its tools look.
+const DEVCONTAINER_FILES: [&str; 2] = [".devcontainer/devcontainer.json", ".devcontainer.json"];
+
+/// Puts the devcontainer's image in the place of `image = "devcontainer"`.
+async fn devcontainer(
+    app: &App,
+    repo: &Repo,
+    at: &str,
+    mut config: RepoConfig,
+) -> Result<Result<RepoConfig, ConfigProblem>, EngineError> {
+    if config.image.as_deref() != Some(repo_config::DEVCONTAINER) {
+        return Ok(Ok(config));
+    }
+    let problem = |text: String| {
+        Ok(Err(ConfigProblem { line: 1, problem: format!("`image` is \"devcontainer\", but {text}") }))
+    };
+    for path in DEVCONTAINER_FILES {
+        let bytes = match app.forge.read_file(repo, at, path).await {
+            Ok(None) => continue,
+            Ok(Some(bytes)) => bytes,
+            Err(RemoteError::Refused { detail, .. }) => {
+                return problem(format!("{path} cannot be read: {detail}"));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        return match repo_config::devcontainer_image(&String::from_utf8_lossy(&bytes)) {
+            Ok(image) => {
+                config.image = Some(image);
+                Ok(Ok(config))
+            }
+            Err(what) => problem(format!("{path} {what}")),
+        };
+    }
+    problem(format!("there is no {}", DEVCONTAINER_FILES[0]))
+}
+
 fn facts_of(spec: &AgentSpec) -> AgentFacts {
     AgentFacts {
         is_recipe: spec.adapter == AdapterKind::Command,
@@ -511,6 +551,8 @@ async fn rules(app: &App) -> Result<ServerRules, EngineError> {
         ask_agent: config.agents.ask.clone(),
         image: config.sandbox.image.clone(),
         allowed_images: config.sandbox.allowed_images.clone(),
+        // Validated at start; a list that cannot be read permits nothing.
+        permitted_hosts: AllowList::new(&config.egress.allow).unwrap_or_default(),
         wall_seconds: config.sandbox.minutes.saturating_mul(60),
         run_budget_micros: micros(config.limits.run_budget),
         max_run_budget_micros: micros(config.limits.max_run_budget),

@@ -12,6 +12,7 @@ pub mod ingest;
 pub mod operate;
 pub mod publish;
 pub mod report;
+mod setup;
 pub mod sweep;
 
 use crate::app::App;

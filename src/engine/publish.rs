@@ -14,7 +14,7 @@ use crate::domain::effect::{
 use crate::domain::event::SubjectKind;
 use crate::domain::gate::{self, Violation};
 use crate::domain::ids::{BranchName, EffectId, Sha};
-use crate::domain::run::{AgentEnd, FailureClass, Phase, Run, RunInput, RunMode};
+use crate::domain::run::{AgentEnd, FailureClass, Phase, Run, RunInput, RunMode, SetupState};
 use crate::domain::{sanitize, task, wording};
 use crate::git::{GitError, ImportCaps, Imported, Rewrite};
 use crate::queue::Topic;
@@ -30,7 +30,9 @@ const PUSH_TRIES: i64 = 3;
 /// Takes a collected run to its end, or to waiting for its pull request.
 pub async fn publish(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     run.progress.phase = Some(Phase::Check);
-    run.outcome.summary = summary(run, execute::adapter_of(app, run).await? == AdapterKind::Command);
+    let raw = run.progress.setup == SetupState::Running
+        || execute::adapter_of(app, run).await? == AdapterKind::Command;
+    run.outcome.summary = summary(run, raw);
     let end = run.agent_end.clone().unwrap_or(AgentEnd::Finished);
     let imported = match import(app, run).await {
         Ok(imported) => imported,
@@ -124,7 +126,7 @@ async fn nothing_came(app: &App, run: &mut Run, end: AgentEnd) -> Result<Step, E
         }
         AgentEnd::Failed { class, detail } => {
             run.outcome.class = Some(class);
-            run.outcome.step = Some(Phase::Agent);
+            run.outcome.step = Some(if class == FailureClass::Setup { Phase::Setup } else { Phase::Agent });
             run.outcome.reason = detail;
             RunInput::Failed
         }

@@ -111,5 +111,6 @@ async fn orphans(app: &App) -> Result<(), EngineError> {
     let mut kept = live;
     kept.extend(store::runs::queued(&app.store, PLACES).await?.into_iter().map(|run| run.id));
     app.git.sweep(&kept).await?;
+    super::setup::sweep_caches(app, kept.is_empty())?;
     Ok(())
 }

@@ -764,6 +764,7 @@ impl DockerSandbox {
             home: folder.join("home"),
             sockets: Some(folder.join("sockets")),
             objects: folder.join("objects"),
+            cache: None,
         };
         // Listens while the probe runs; the kernel completes a connection that nobody accepts.
         let _listener = probe_socket(&folder.join("sockets"))?;

@@ -26,6 +26,8 @@ pub mod paths {
     pub const SOCKETS: &str = "/zeblit/sockets";
     /// The mirror's objects, read-only; the workspace's alternates point here.
     pub const OBJECTS: &str = "/zeblit/objects";
+    /// What is kept between runs of one repository and trust tier.
+    pub const CACHE: &str = "/zeblit/cache";
     /// The changeset, in the output folder.
     pub const BUNDLE_FILE: &str = "changes.bundle";
 }
@@ -60,6 +62,14 @@ pub struct Job {
     pub home_files: Vec<(String, Vec<u8>)>,
     /// `127.0.0.1:<port>` inside is bridged to `broker.sock`; `None`: no bridge.
     pub bridge_port: Option<u16>,
+    /// The same for `egress.sock`; `None`: nothing of the network is reachable.
+    pub egress_port: Option<u16>,
+    /// Symbolic links below HOME: (relative path, target as seen inside).
+    pub links: Vec<(String, String)>,
+    /// A setup ran in this workspace: the excluded paths are put in place again from this commit before the start.
+    pub mask_from: Option<String>,
+    /// Prepares the workspace for an agent: nothing is collected.
+    pub setup: bool,
     pub collect: CollectJob,
 }
 
@@ -87,6 +97,15 @@ pub struct SandboxSpec {
     /// `None` for collectors.
     pub sockets: Option<PathBuf>,
     pub objects: PathBuf,
+    pub cache: Option<Cache>,
+}
+
+/// A folder that outlives the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    /// Host path.
+    pub path: PathBuf,
+    pub writable: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,6 +224,10 @@ fn wire_job(duty: &Duty, limits: &Limits) -> crate::shim::job::WireJob {
         stdin: job.stdin,
         home_files: job.home_files,
         bridge_port: job.bridge_port,
+        egress_port: job.egress_port,
+        links: job.links,
+        mask_from: job.mask_from.unwrap_or_default(),
+        setup: job.setup,
         log_bytes: u64::try_from(limits.log_bytes).unwrap_or(0),
         base: job.collect.base,
         message: job.collect.message,

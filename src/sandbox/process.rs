@@ -434,8 +434,8 @@ mod tests {
                 env: vec![("WORD".into(), "given".into())],
                 stdin: b"from stdin\n".to_vec(),
                 home_files: vec![("note".into(), b"at home".to_vec())],
-                bridge_port: None,
                 collect: self.collect_job(),
+                ..Job::default()
             };
             self.spec(slot, Duty::Agent(job))
         }
@@ -452,6 +452,7 @@ mod tests {
                 output: self.at("output"),
                 home: self.at("home"),
                 objects: self.at("workspace/.git/objects"),
+                cache: None,
             }
         }
 

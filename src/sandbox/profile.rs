@@ -62,6 +62,9 @@ fn mounts(spec: &SandboxSpec, setting: &Setting<'_>) -> Vec<(String, &'static st
     if let Some(sockets) = &spec.sockets {
         list.push((text(sockets), paths::SOCKETS, true));
     }
+    if let Some(cache) = &spec.cache {
+        list.push((text(&cache.path), paths::CACHE, !cache.writable));
+    }
     list
 }
 
@@ -308,6 +311,7 @@ mod tests {
             home: PathBuf::from("/h/h"),
             sockets: Some(PathBuf::from("/h/s")),
             objects: PathBuf::from("/h/b"),
+            cache: None,
         }
     }
 

@@ -32,6 +32,14 @@ pub fn run(folders: &Folders, job: &WireJob, output: &Arc<Output>) -> Result<(),
         bridge::start(port, folders.sockets.join("broker.sock"))
             .map_err(|error| ("bridge", format!("127.0.0.1:{port}: {error}")))?;
     }
+    if let Some(port) = job.egress_port {
+        bridge::start(port, folders.sockets.join("egress.sock"))
+            .map_err(|error| ("proxy", format!("127.0.0.1:{port}: {error}")))?;
+    }
+    for (path, target) in &job.links {
+        link_below_home(&folders.home, path, Path::new(target))
+            .map_err(|error| ("cache", format!("{path}: {error}")))?;
+    }
     let (program, arguments) =
         job.argv.split_first().ok_or_else(|| ("start", "the job names no program".to_owned()))?;
     let mut command = if program == super::BUILTIN_AGENT {
@@ -120,8 +128,8 @@ fn end_everything(agent: i32) {
     }
 }
 
-/// Writes a file below HOME; the path must stay there.
-fn write_home_file(home: &Path, path: &str, content: &[u8]) -> io::Result<()> {
+/// The place of a relative path below HOME; it must stay there.
+fn below_home(home: &Path, path: &str) -> io::Result<PathBuf> {
     let relative = PathBuf::from(path);
     let stays = relative.components().all(|part| matches!(part, Component::Normal(_)));
     if !stays || relative.as_os_str().is_empty() {
@@ -134,6 +142,19 @@ fn write_home_file(home: &Path, path: &str, content: &[u8]) -> io::Result<()> {
     if let Some(parent) = target.parent() {
         std::fs::create_dir_all(parent)?;
     }
+    Ok(target)
+}
+
+/// A symbolic link below HOME to a folder that outlives the container.
+fn link_below_home(home: &Path, path: &str, target: &Path) -> io::Result<()> {
+    // Read-only, or there already: what uses it will say what it lacks.
+    let _ = std::fs::create_dir_all(target);
+    std::os::unix::fs::symlink(target, below_home(home, path)?)
+}
+
+/// Writes a file below HOME; the path must stay there.
+fn write_home_file(home: &Path, path: &str, content: &[u8]) -> io::Result<()> {
+    let target = below_home(home, path)?;
     let mut file =
         std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(target)?;
     file.write_all(content)
@@ -165,8 +186,13 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         write_home_file(home.path(), ".config/tool/settings.json", b"{}").unwrap();
         assert_eq!(std::fs::read(home.path().join(".config/tool/settings.json")).unwrap(), b"{}");
+        let cache = tempfile::tempdir().unwrap();
+        link_below_home(home.path(), ".cache/tool", &cache.path().join("tool")).unwrap();
+        std::fs::write(home.path().join(".cache/tool/kept"), b"x").unwrap();
+        assert!(cache.path().join("tool/kept").is_file());
         for bad in ["", "../x", "/etc/x", "a/../../x", "./x/..", ".."] {
             assert!(write_home_file(home.path(), bad, b"").is_err(), "{bad}");
+            assert!(link_below_home(home.path(), bad, cache.path()).is_err(), "{bad}");
         }
     }
 }

@@ -7,6 +7,7 @@
 use super::Folders;
 use super::job::WireJob;
 use super::output::Output;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
@@ -64,6 +65,67 @@ pub fn collect(folders: &Folders, job: &WireJob, output: &Output) -> Result<Coll
     }
 }
 
+/// Tracked files of the workspace that differ from the start.
+pub fn changed(folders: &Folders, job: &WireJob) -> Result<BTreeSet<String>, String> {
+    Repository { workspace: folders.workspace.clone(), git_dir: None }.changed(&job.base)
+}
+
+/// After a setup: the branch and tracked files are as before it, and what it left beside them (packages, build
+/// output) stays out of the result.
+pub fn settle(folders: &Folders, job: &WireJob, before: &BTreeSet<String>) -> Result<(), String> {
+    let own = Repository { workspace: folders.workspace.clone(), git_dir: None };
+    own.unlock()?;
+    own.git(&["update-ref", "HEAD", &job.base], b"")?;
+    let touched: Vec<String> = own.changed(&job.base)?.difference(before).cloned().collect();
+    own.put_back(&job.base, &touched)?;
+    let left = own.git(&["ls-files", "--others", "--exclude-standard", "--directory", "-z"], b"")?;
+    let patterns: String = left
+        .split('\0')
+        .filter(|path| !path.is_empty() && !path.contains('\n'))
+        .map(|path| format!("/{}\n", escaped(path)))
+        .collect();
+    if patterns.is_empty() {
+        return Ok(());
+    }
+    let file = folders.workspace.join(".git/info/exclude");
+    let at = |error: std::io::Error| format!("{}: {error}", file.display());
+    if let Some(parent) = file.parent() {
+        fs::create_dir_all(parent).map_err(at)?;
+    }
+    fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(&file)
+        .and_then(|mut file| file.write_all(format!("\n{patterns}").as_bytes()))
+        .map_err(at)
+}
+
+/// A path as a pattern that means only it.
+fn escaped(path: &str) -> String {
+    let mut pattern = String::new();
+    for c in path.chars() {
+        if matches!(c, '*' | '?' | '[' | ']' | '\\' | ' ' | '!' | '#') {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern
+}
+
+/// Puts the excluded paths as they are in `mask_from`, whatever ran in this workspace before. The workspace's own
+/// repository is not asked: its configuration may be anybody's.
+pub fn mask(folders: &Folders, job: &WireJob) -> Result<(), String> {
+    if job.mask_from.len() != 40 || !job.mask_from.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(format!("`{}` is not a full commit id", job.mask_from));
+    }
+    let exclude = clean_paths(&job.exclude)?;
+    let fresh = Repository::fresh(folders)?;
+    let result =
+        fresh.git(&["read-tree", &job.mask_from], b"").and_then(|_| fresh.put_back(&job.mask_from, &exclude));
+    fresh.discard();
+    result
+}
+
 /// Relative paths without `..`, so that nothing outside the workspace is put back.
 fn clean_paths(paths: &[String]) -> Result<Vec<String>, String> {
     paths
@@ -115,15 +177,7 @@ impl Repository {
                 self.git(&["update-ref", "--no-deref", "HEAD", base], b"")?;
                 self.git(&["read-tree", base], b"")?;
             }
-            None => {
-                let git_dir = self.workspace.join(".git");
-                if !fs::symlink_metadata(&git_dir).is_ok_and(|found| found.is_dir()) {
-                    return Err("the workspace's .git is not a folder any more".into());
-                }
-                for lock in STALE_LOCKS {
-                    let _ = fs::remove_file(git_dir.join(lock));
-                }
-            }
+            None => self.unlock()?,
         }
         let base_tree = self.line(&["rev-parse", "--verify", "--quiet", &format!("{base}^{{tree}}")])?;
         self.put_back(base, exclude)?;
@@ -154,6 +208,25 @@ impl Repository {
         self.git(&["bundle", "create", "--quiet", &aside.to_string_lossy(), &range], b"")?;
         fs::rename(&aside, &bundle).map_err(|error| format!("{}: {error}", bundle.display()))?;
         Ok(Collected::Commits(commits))
+    }
+
+    /// Removes what an interrupted Git left in the workspace's own repository.
+    fn unlock(&self) -> Result<(), String> {
+        let git_dir = self.workspace.join(".git");
+        if !fs::symlink_metadata(&git_dir).is_ok_and(|found| found.is_dir()) {
+            return Err("the workspace's .git is not a folder any more".into());
+        }
+        for lock in STALE_LOCKS {
+            let _ = fs::remove_file(git_dir.join(lock));
+        }
+        Ok(())
+    }
+
+    /// Tracked files that differ from `base`; masked ones are marked as unchanged in the index and not among them.
+    fn changed(&self, base: &str) -> Result<BTreeSet<String>, String> {
+        let listed =
+            self.git(&["diff", "--no-ext-diff", "--no-renames", "--name-only", "-z", base, "--"], b"")?;
+        Ok(listed.split('\0').filter(|path| !path.is_empty()).map(str::to_owned).collect())
     }
 
     /// HEAD and its tree, when HEAD stands on `base`; otherwise the result becomes one commit on `base`.

@@ -21,6 +21,14 @@ pub struct WireJob {
     /// Path below HOME, bytes.
     pub home_files: Vec<(String, Vec<u8>)>,
     pub bridge_port: Option<u16>,
+    /// The proxy's port, when the run may reach anything.
+    pub egress_port: Option<u16>,
+    /// Symbolic links to make below HOME: (path, target).
+    pub links: Vec<(String, String)>,
+    /// The commit whose `exclude` paths are put in place before the start; empty: they are in place.
+    pub mask_from: String,
+    /// Not an agent but what prepares the workspace for it: nothing is collected.
+    pub setup: bool,
     /// All output lines together.
     pub log_bytes: u64,
     /// The commit the workspace started from.
@@ -70,6 +78,14 @@ impl WireJob {
         put(&mut bytes, self.message.as_bytes());
         put_count(&mut bytes, self.exclude.len());
         self.exclude.iter().for_each(|item| put(&mut bytes, item.as_bytes()));
+        bytes.extend_from_slice(&self.egress_port.unwrap_or(0).to_le_bytes());
+        put_count(&mut bytes, self.links.len());
+        for (path, target) in &self.links {
+            put(&mut bytes, path.as_bytes());
+            put(&mut bytes, target.as_bytes());
+        }
+        put(&mut bytes, self.mask_from.as_bytes());
+        bytes.push(u8::from(self.setup));
         bytes.extend_from_slice(END);
         let longest =
             [self.argv.len(), self.env.len(), self.home_files.len(), self.exclude.len()].into_iter().max();
@@ -102,6 +118,10 @@ impl WireJob {
         let base = reader.text()?;
         let message = reader.text()?;
         let exclude = reader.list(Reader::text)?;
+        let egress_port = u16::from_le_bytes(reader.array()?);
+        let links = reader.list(|reader| Ok((reader.text()?, reader.text()?)))?;
+        let mask_from = reader.text()?;
+        let [setup] = reader.array()?;
         let end: [u8; 4] = reader.array()?;
         if &end != END {
             return Err(JobError::Invalid("the end mark is missing"));
@@ -110,7 +130,21 @@ impl WireJob {
             return Err(JobError::Invalid("something follows the end mark"));
         }
         let bridge_port = (port != 0).then_some(port);
-        Ok(Self { argv, env, stdin, home_files, bridge_port, log_bytes, base, message, exclude })
+        Ok(Self {
+            argv,
+            env,
+            stdin,
+            home_files,
+            bridge_port,
+            egress_port: (egress_port != 0).then_some(egress_port),
+            links,
+            mask_from,
+            setup: setup != 0,
+            log_bytes,
+            base,
+            message,
+            exclude,
+        })
     }
 }
 
@@ -178,6 +212,10 @@ mod tests {
             stdin: vec![0, 255, 10],
             home_files: vec![(".config/x".into(), b"{}".to_vec())],
             bridge_port: Some(8123),
+            egress_port: Some(8124),
+            links: vec![(".npm".into(), "/zeblit/cache/.npm".into())],
+            mask_from: "b".repeat(40),
+            setup: true,
             log_bytes: 50 << 20,
             base: "a".repeat(40),
             message: "Fix \u{fc}\n\nBody".into(),

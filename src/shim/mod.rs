@@ -130,11 +130,46 @@ fn agent_mode(folders: &Folders, output: &Arc<Output>) -> i32 {
     output.limit(job.log_bytes);
     // Other processes of this user must not reach into the one that writes the protocol.
     signal::forbid_inspection();
+    let before = match prepare(folders, &job) {
+        Ok(before) => before,
+        Err((step, detail)) => {
+            output.error(step, &detail);
+            return exit::NOT_STARTED;
+        }
+    };
     if let Err((step, detail)) = agent::run(folders, &job, output) {
         output.error(step, &detail);
         return exit::NOT_STARTED;
     }
+    if job.setup {
+        return match collect::settle(folders, &job, &before) {
+            Ok(()) => {
+                output.event("{\"event\":\"settled\"}");
+                exit::COLLECTED
+            }
+            Err(detail) => {
+                output.error("settle", &detail);
+                exit::NOT_COLLECTED
+            }
+        };
+    }
     collect_and_tell(folders, &job, output)
+}
+
+/// What must be so before the first process of the repository's runs here, and which tracked files of the workspace
+/// differ from the start already.
+fn prepare(
+    folders: &Folders,
+    job: &WireJob,
+) -> Result<std::collections::BTreeSet<String>, (&'static str, String)> {
+    if !job.mask_from.is_empty() {
+        collect::mask(folders, job).map_err(|detail| ("mask", detail))?;
+    }
+    if job.setup {
+        collect::changed(folders, job).map_err(|detail| ("setup", detail))
+    } else {
+        Ok(Default::default())
+    }
 }
 
 fn collect_mode(folders: &Folders, output: &Output) -> i32 {

@@ -95,7 +95,7 @@ async fn an_image_must_be_on_the_servers_list() {
             assert_eq!(own.len(), 1);
             assert!(own[0].starts_with(&format!("🚫 The image `{image}`")), "{}", own[0]);
         }
-        insta::assert_snapshot!(w.hears("max", "/zeblit fix").await.join("\n"), @"🚫 The image `docker.io/library/python:3.12` (key `image` in `.github/zeblit.toml`) is not on this server's allow-list. Ask its operator to add it to `sandbox.allowed_images`.");
+        insta::assert_snapshot!(w.hears("max", "/zeblit fix").await.join("\n"), @r#"🚫 The image `docker.io/library/python:3.12` (key `image` in `.github/zeblit.toml`) is not on this server's allow-list. Ask its operator for this line in the server's configuration, below `[sandbox]`: `allowed_images = ["docker.io/library/python:3.12"]`."#);
         // The server's own image needs no entry.
         w.rules("image = \"zeblit-agent:latest\"\n");
         w.hears("max", "/zeblit fix").await;
@@ -133,7 +133,7 @@ async fn a_broken_configuration_is_told_with_its_line_and_starts_nothing() {
         }
         assert!(w.runs().await.is_empty());
         insta::assert_snapshot!(told.join("\n"), @r#"
-        .github/zeblit.toml, line 3: unknown field `agnet`, expected one of `enabled`, `agent`, `model`, `image`, `answer_strangers`, `permissions`, `limits`, `gate`; did you mean `agent`?
+        .github/zeblit.toml, line 3: unknown field `agnet`, expected one of `enabled`, `agent`, `model`, `image`, `answer_strangers`, `permissions`, `limits`, `gate`, `egress`, `setup`; did you mean `agent`?
         .github/zeblit.toml, line 2: unknown field `minuets`, expected one of `minutes`, `budget`, `runs`; did you mean `minutes`?
         .github/zeblit.toml, line 3: there is no command `deploy`
         .github/zeblit.toml, line 2: there is no command `fxi`; did you mean `fix`?

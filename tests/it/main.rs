@@ -13,6 +13,7 @@ mod config;
 mod conversation;
 mod crash;
 mod docker;
+mod egress;
 mod faults;
 mod forge;
 mod kill;

@@ -157,6 +157,7 @@ fn step_text(run: &Run, phase: Phase, before: Option<Phase>) -> Option<String> {
         Phase::Queue => "claimed",
         Phase::Clone => "clone: mirror and workspace at the pinned commit",
         Phase::Sandbox => "sandbox: a fresh one for this run",
+        Phase::Setup => "setup",
         Phase::Agent => "agent",
         Phase::Check => "check: import the bundle, look at every change",
         Phase::Push => "push",

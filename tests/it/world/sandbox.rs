@@ -176,6 +176,11 @@ fn say(container: &mut Container, source: LineSource, text: String) {
 fn end_well(container: &mut Container, code: i64) {
     say(container, LineSource::Shim, format!("{{\"event\":\"exited\",\"code\":{code}}}"));
     let collect = match &container.spec.duty {
+        Duty::Agent(job) if job.setup => {
+            say(container, LineSource::Shim, "{\"event\":\"settled\"}".into());
+            container.status = Status::Exited { code: 0, out_of_memory: false };
+            return;
+        }
         Duty::Agent(job) => job.collect.clone(),
         Duty::Collect(job) => job.clone(),
     };
