@@ -102,7 +102,10 @@ impl RunView {
             budget_micros: run.spec.budget_micros,
             last: run.progress.last.clone(),
             failure: outcome.class.map(|class| class.name().to_owned()),
-            reason: outcome.reason.clone(),
+            reason: match &outcome.question {
+                Some(question) => format!("The agent asks: {}", question.text),
+                None => outcome.reason.clone(),
+            },
             summary: outcome.summary.clone(),
             branch: outcome.branch.as_ref().map(ToString::to_string),
             head: outcome.head.as_ref().map(ToString::to_string),

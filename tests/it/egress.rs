@@ -1,6 +1,7 @@
 //! What agents may reach and tell: the proxy, the tools, the setup that runs ahead of them.
 
 use crate::world::docker::steady;
+use crate::world::model::{ModelServer, Turn};
 use crate::world::sandbox::Script;
 use crate::world::{REPO, World};
 use async_trait::async_trait;
@@ -214,6 +215,33 @@ async fn the_agents_checklist_shows_while_it_works() {
         w.sandbox.finish_hanging();
         w.settle().await;
     })
+    .await;
+}
+
+#[tokio::test]
+async fn claude_code_itself_asks_through_the_tools() {
+    let model = ModelServer::start(vec![
+        Turn::calls("mcp__zeblit__progress", json!({"items": [{"text": "Find out", "done": false}]})),
+        Turn::calls(
+            "mcp__zeblit__ask",
+            json!({"question": "Which answer, 42 or 43?", "choices": ["42", "43"]}),
+        ),
+        Turn::says("I wait for the answer."),
+    ])
+    .await;
+    World::run_in_docker(
+        |config| model.configure(config),
+        async |w| {
+            let number = w.issue();
+            w.say(number, "ada", "/zeblit fix").await;
+            w.settle().await;
+            let run = w.nth_run(1).await;
+            assert_eq!(run.state, RunState::NeedsInput, "{:?}\n{}", run.outcome, w.log(1).await);
+            assert_eq!(run.outcome.question.unwrap().choices, ["42", "43"]);
+            assert_eq!(run.progress.checklist[0].text, "Find out");
+            assert!(w.sticky(number).contains("> Which answer, 42 or 43?"), "{}", w.sticky(number));
+        },
+    )
     .await;
 }
 
