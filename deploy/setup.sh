@@ -2,7 +2,7 @@
 # Sets up what `make demo` and `make test` need on Debian or Ubuntu, and says what it does.
 #
 #   deploy/setup.sh demo   compiler, Git, Docker (optional: the demo also runs without), the agent image
-#   deploy/setup.sh test   the same with Docker required, plus an image with Claude Code, PostgreSQL and Redis for the tests
+#   deploy/setup.sh test   the same with Docker required, plus an image with the agents' programs, PostgreSQL and Redis for the tests
 #
 # System packages are installed only as root; otherwise the line to type is printed.
 # Writes target/setup.env, which the Makefile reads.
@@ -83,13 +83,13 @@ need_docker() {
 
 need_image() { sh "$top/deploy/agent/build-image.sh"; }
 
-# The image with Claude Code, and its program beside the build output for tests that run it without a container.
-need_claude() {
-    image=zeblit-agent-claude:latest
+# The image with the agents' programs, and Claude Code beside the build output for tests that run it without a container.
+need_clis() {
+    image=zeblit-agent-clis:latest
     if ! have npm && ! docker image inspect $image >/dev/null 2>&1; then
-        install_packages "fetching Claude Code for the tests" npm || return 1
+        install_packages "fetching the agents' programs for the tests" npm || return 1
     fi
-    sh "$top/deploy/agent/build-image.sh" --with-claude $image || return 1
+    sh "$top/deploy/agent/build-image.sh" --with claude,codex,opencode,gemini $image || return 1
     # shellcheck source=/dev/null
     version=$(. "$top/deploy/agent/versions.env" && echo "$CLAUDE_CODE_VERSION")
     program=$top/target/claude-$version
@@ -167,7 +167,7 @@ demo)
 test)
     need_docker || die "the tests run real containers and need Docker"
     need_image || die "the agent image could not be built"
-    need_claude || die "the image with Claude Code could not be built"
+    need_clis || die "the image with the agents' programs could not be built"
     need_postgres
     need_redis
     ;;

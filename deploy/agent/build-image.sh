@@ -2,15 +2,17 @@
 # Purpose: make the container image that agents run in, by the first of these that works:
 #   1. it is there already;
 #   2. `docker pull` from $ZEBLIT_IMAGE_REGISTRY (only when that is set), e.g. ghcr.io/your-org;
-#   3. built here from this machine's own Debian or Ubuntu package sources with mmdebstrap.
+#   3. built here from this machine's own Debian or Ubuntu package sources with mmdebstrap, and from the npm registry.
 #
-# Usage: build-image.sh [--with-claude] [--force] [TAG]
-#   TAG            default: zeblit-agent:latest
-#   --with-claude  adds Claude Code (its native program, about 360 MB) at the version in versions.env
+# Usage: build-image.sh [--with CLI[,CLI...]] [--force] [TAG]
+#   --with CLI,... adds agents' programs at the versions in versions.env: claude, codex, opencode, gemini
 #   --force        builds even when the image is there
+#   TAG            default: zeblit-agent:latest
 #
+# Programs are a layer over zeblit-agent:latest, which is made first when it is not there.
 # What it installs: on this machine `mmdebstrap` (only when missing; as root, else the command is
-# printed). Into the image: Debian's minimal base, git, ca-certificates, python3.
+# printed). Into the image: the Debian packages of versions.env, and Node with npm at its version there
+# (Debian's own when this machine has no npm to fetch it with).
 # The image needs no program of Zeblit: `zeblit-shim` is mounted into each container.
 set -eu
 
@@ -18,34 +20,58 @@ here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 # shellcheck source=/dev/null
 . "$here/versions.env"
 
-tag=zeblit-agent:latest
-with_claude=no
+base=zeblit-agent:latest
+tag=$base
+clis=
 force=no
-packages=git,ca-certificates,python3
 
 say() { printf 'build-image: %s\n' "$*" >&2; }
 die() { printf 'build-image: error: %s\n' "$*" >&2; exit 1; }
 
-for argument in "$@"; do
-    case $argument in
-    --with-claude) with_claude=yes ;;
+while [ $# -gt 0 ]; do
+    case $1 in
+    --with)
+        [ $# -ge 2 ] || die "--with needs a list: claude,codex,opencode,gemini"
+        clis=$(printf '%s' "$2" | tr ',' '\n' | sort -u | tr '\n' ' ')
+        shift
+        ;;
     --force) force=yes ;;
-    -h | --help) sed -n '2,15p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
-    -*) die "unknown option $argument (see --help)" ;;
-    *) tag=$argument ;;
+    -h | --help) sed -n '2,18p' "$0" | sed 's/^# \{0,1\}//'; exit 0 ;;
+    -*) die "unknown option $1 (see --help)" ;;
+    *) tag=$1 ;;
     esac
+    shift
+done
+
+# version_of CLI
+version_of() {
+    case $1 in
+    claude) echo "$CLAUDE_CODE_VERSION" ;;
+    codex) echo "$CODEX_VERSION" ;;
+    opencode) echo "$OPENCODE_VERSION" ;;
+    gemini) echo "$GEMINI_CLI_VERSION" ;;
+    *) return 1 ;;
+    esac
+}
+for cli in $clis; do
+    version_of "$cli" >/dev/null || die "there is no program $cli; --with takes claude, codex, opencode, gemini"
 done
 case $tag in *:*) ;; *) tag=$tag:latest ;; esac
+packages=$DEBIAN_PACKAGES
 
 command -v docker >/dev/null 2>&1 || die "the docker program is missing: sudo apt-get install docker.io"
 docker version >/dev/null 2>&1 ||
     die "the Docker Engine does not answer: sudo systemctl start docker (and be in the group docker, or root)"
 
-# What an image holds is in its labels, so that an image without Claude Code is not taken for one with it.
+label_of() { docker image inspect --format "{{index .Config.Labels \"$2\"}}" "$1" 2>/dev/null || true; }
+
+# What an image holds is in its labels, so that an older one is not taken for the wanted one.
 has_wanted_content() {
     docker image inspect "$tag" >/dev/null 2>&1 || return 1
-    [ "$with_claude" = yes ] || return 0
-    [ "$(docker image inspect --format '{{index .Config.Labels "zeblit.claude-code"}}' "$tag" 2>/dev/null)" = "$CLAUDE_CODE_VERSION" ]
+    [ "$(label_of "$tag" zeblit.packages)" = "$DEBIAN_PACKAGES" ] || return 1
+    for cli in $clis; do
+        [ "$(label_of "$tag" "zeblit.cli.$cli")" = "$(version_of "$cli")" ] || return 1
+    done
 }
 
 if [ "$force" = no ] && has_wanted_content; then
@@ -67,6 +93,34 @@ if [ "$force" = no ] && [ -n "${ZEBLIT_IMAGE_REGISTRY:-}" ]; then
     fi
 fi
 
+work=$(mktemp -d "${TMPDIR:-/tmp}/zeblit-image.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
+# mmdebstrap drops to a user of its own when root: it must be able to write here.
+chmod 0755 "$work"
+
+if [ -n "$clis" ]; then
+    command -v npm >/dev/null 2>&1 || die "--with fetches npm packages and npm is missing: sudo apt-get install npm"
+    sh "$0" "$base"
+    say "fetching ${clis}from the npm registry"
+    # shellcheck disable=SC2086
+    sh "$here/fetch.sh" "$work/clis" $clis || die "the programs could not be fetched"
+    say "adding them to $base as $tag"
+    container=$(docker create "$base" true)
+    for cli in $clis; do
+        set -- "$@" --change "LABEL zeblit.cli.$cli=$(version_of "$cli")"
+    done
+    if tar -C "$work/clis" --owner=0 --group=0 -cf - . | docker cp - "$container:/" >/dev/null &&
+        docker commit "$@" "$container" "$tag" >/dev/null; then
+        docker rm "$container" >/dev/null
+    else
+        docker rm "$container" >/dev/null
+        die "docker could not add the programs"
+    fi
+    say "image $tag is ready ($(docker image inspect --format '{{.Size}}' "$tag") bytes)"
+    exit 0
+fi
+
 if ! command -v mmdebstrap >/dev/null 2>&1; then
     command -v apt-get >/dev/null 2>&1 ||
         die "mmdebstrap is missing and this machine has no apt-get. With a registry at hand: docker build -t $tag $here"
@@ -79,9 +133,6 @@ if ! command -v mmdebstrap >/dev/null 2>&1; then
         die "mmdebstrap is missing. Type: sudo apt-get install --no-install-recommends mmdebstrap"
     fi
 fi
-if [ "$with_claude" = yes ]; then
-    command -v npm >/dev/null 2>&1 || die "--with-claude fetches an npm package and npm is missing: sudo apt-get install npm"
-fi
 
 # The suite of this machine's own sources: its mirrors and keys are known to work here.
 suite=$DEBIAN_SUITE
@@ -90,42 +141,31 @@ if [ -r /etc/os-release ]; then
     [ -z "$own" ] || suite=$own
 fi
 
-work=$(mktemp -d "${TMPDIR:-/tmp}/zeblit-image.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-trap 'exit 130' INT TERM
+node=$NODE_VERSION
+if command -v npm >/dev/null 2>&1 && sh "$here/fetch.sh" "$work/node" node; then
+    tar -C "$work/node" --owner=0 --group=0 -cf "$work/node.tar" .
+else
+    say "no Node $NODE_VERSION from the npm registry: taking the distribution's own"
+    packages=$packages,nodejs,npm
+    node=distribution
+    tar -cf "$work/node.tar" -T /dev/null
+fi
 
-set -- --variant=minbase --include="$packages" --format=tar --quiet \
+say "building from $suite packages: $packages (takes one to two minutes)"
+mmdebstrap --variant=minbase --include="$packages" --format=tar --quiet \
     --aptopt='Acquire::Retries "3"' --aptopt='APT::Install-Recommends "false"' \
+    --dpkgopt='force-unsafe-io' \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
     --customize-hook='mkdir -p "$1/zeblit"' \
-    --customize-hook='rm -rf "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/*'
-
-if [ "$with_claude" = yes ]; then
-    case $(uname -m) in
-    x86_64) claude_platform=linux-x64 ;;
-    aarch64) claude_platform=linux-arm64 ;;
-    *) die "Claude Code has no native program for $(uname -m)" ;;
-    esac
-    say "fetching Claude Code $CLAUDE_CODE_VERSION ($claude_platform) from the npm registry"
-    # The platform package holds one native program; no install script is run and no Node is needed.
-    (cd "$work" && npm pack --silent "@anthropic-ai/claude-code-$claude_platform@$CLAUDE_CODE_VERSION" >package.name) ||
-        die "npm could not fetch @anthropic-ai/claude-code-$claude_platform@$CLAUDE_CODE_VERSION"
-    tar -xzf "$work/$(tail -n 1 "$work/package.name")" -C "$work" package/claude ||
-        die "the npm package does not hold the program \`claude\`: choose another CLAUDE_CODE_VERSION in versions.env"
-    chmod 0755 "$work/package/claude"
-    set -- "$@" --customize-hook="copy-in $work/package/claude /usr/local/bin"
-fi
-
-say "building from $suite packages: $packages (takes about half a minute)"
-# mmdebstrap drops to a user of its own when root: it must be able to write here.
-chmod 0755 "$work"
-mmdebstrap "$@" "$suite" "$work/root.tar" >&2 || die "mmdebstrap failed; the lines above say why"
+    --customize-hook="tar-in $work/node.tar /" \
+    --customize-hook='rm -rf "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/*' \
+    "$suite" "$work/root.tar" >&2 || die "mmdebstrap failed; the lines above say why"
 
 say "importing into Docker as $tag"
-set -- --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
-    --change 'ENV LANG=C.UTF-8' --change 'CMD ["/bin/bash"]' --change "LABEL zeblit.base=$suite"
-[ "$with_claude" = no ] || set -- "$@" --change "LABEL zeblit.claude-code=$CLAUDE_CODE_VERSION"
-docker import "$@" "$work/root.tar" "$tag" >/dev/null || die "docker import failed"
+docker import --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
+    --change 'ENV LANG=C.UTF-8' --change 'CMD ["/bin/bash"]' --change "LABEL zeblit.base=$suite" \
+    --change "LABEL zeblit.packages=$DEBIAN_PACKAGES" --change "LABEL zeblit.node=$node" \
+    "$work/root.tar" "$tag" >/dev/null || die "docker import failed"
 
 say "image $tag is ready ($(docker image inspect --format '{{.Size}}' "$tag") bytes)"

@@ -35,10 +35,13 @@ macro_rules! builtin_files {
 /// The project's own files; a test compares the list with the folders.
 const BUILTIN: &[(&str, &str)] = builtin_files![
     "agents/builtin.md",
+    "agents/codex.md",
     "agents/demo-fix.md",
     "agents/explainer.md",
     "agents/fixer.md",
     "agents/format.md",
+    "agents/gemini.md",
+    "agents/opencode.md",
     "agents/reviewer.md",
     "skills/commit-messages/SKILL.md",
     "skills/small-diffs/SKILL.md",
@@ -339,6 +342,17 @@ pub fn parse_agent(path: &str, name: &str, text: &str) -> Result<AgentSpec, Agen
                 checked.map_err(|problem| at("tools", &problem))?;
             }
         }
+        AdapterKind::Codex | AdapterKind::Opencode | AdapterKind::Gemini => {
+            if !front.argv.is_empty() {
+                return Err(at("argv", "belongs to `adapter: command`; remove it"));
+            }
+            if !front.tools.is_empty() {
+                return Err(at("tools", "belongs to `adapter: claude`; remove it"));
+            }
+            if file.body.trim().is_empty() {
+                return Err(fail("the body is empty; write the system prompt below the second `---`".into()));
+            }
+        }
     }
     Ok(AgentSpec {
         name: front.name,
@@ -564,7 +578,7 @@ mod tests {
         let unknown = set.agent("nobody").unwrap_err().to_string();
         assert_eq!(
             unknown,
-            "there is no agent `nobody` here; there are: builtin, demo-fix, explainer, fixer, format, reviewer"
+            "there is no agent `nobody` here; there are: builtin, codex, demo-fix, explainer, fixer, format, gemini, opencode, reviewer"
         );
     }
 

@@ -19,6 +19,23 @@ pub enum AdapterKind {
     Claude,
     /// Zeblit's own small agent, part of the shim.
     Builtin,
+    /// OpenAI's Codex, headless.
+    Codex,
+    /// opencode, headless.
+    Opencode,
+    /// Google's Gemini CLI, headless.
+    Gemini,
+}
+
+impl AdapterKind {
+    pub const ALL: &[AdapterKind] = &[
+        AdapterKind::Command,
+        AdapterKind::Claude,
+        AdapterKind::Builtin,
+        AdapterKind::Codex,
+        AdapterKind::Opencode,
+        AdapterKind::Gemini,
+    ];
 }
 
 /// An agent as its file defines it.
@@ -57,6 +74,10 @@ pub struct Skill {
 #[serde(rename_all = "snake_case", tag = "event")]
 pub enum AgentEvent {
     Text {
+        text: String,
+    },
+    /// Words that are the result when the agent does nothing after them; a CLI without a line for its result says them.
+    Answer {
         text: String,
     },
     ToolStart {

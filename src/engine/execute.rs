@@ -920,8 +920,19 @@ fn follow(run: &mut Run, adapter: AdapterKind, events: &[AgentEvent]) -> Vec<(Lo
                 }
                 shown.push((LogKind::Text, text.clone()));
             }
+            AgentEvent::Answer { text } => {
+                progress.last = sanitize::for_comment(&sanitize::one_line(text, 160), 400);
+                progress.result.push_str(text);
+                progress.prose = true;
+                keep_tail(&mut progress.result, MAX_RESULT_BYTES);
+                shown.push((LogKind::Text, text.trim_end().to_owned()));
+            }
             AgentEvent::ToolStart { tool, summary } => {
                 progress.tool_calls += 1;
+                if adapter != AdapterKind::Command {
+                    // It goes on: what it said so far was not its result.
+                    progress.result.clear();
+                }
                 let line = format!("{tool} {summary}");
                 progress.last = sanitize::for_comment(&sanitize::one_line(&line, 160), 400);
                 shown.push((LogKind::Tool, line));

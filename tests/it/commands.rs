@@ -722,7 +722,7 @@ async fn an_agent_that_is_not_there_or_no_recipe_is_refused_with_the_list() {
     😕 `fixer` is an agent, not a recipe. Use `/zeblit fix --agent fixer …`.
 
     /zeblit fix --agent nobody it
-    😕 There is no agent `nobody` here. There are: `builtin`, `demo-fix`, `explainer`, `fixer`, `format`, `mine`, `reviewer`.
+    😕 There is no agent `nobody` here. There are: `builtin`, `codex`, `demo-fix`, `explainer`, `fixer`, `format`, `gemini`, `mine`, `opencode`, `reviewer`.
     ");
     })
     .await;

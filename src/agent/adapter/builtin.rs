@@ -121,8 +121,7 @@ pub(super) fn parse_line(line: &str) -> Vec<AgentEvent> {
         }
         Ok(Line::Result { text }) => AgentEvent::Result { ok: true, text: capped(&text, MAX_RESULT_BYTES) },
         Ok(Line::Error { status, unreachable, message }) => {
-            let class =
-                if unreachable { FailureClass::Model } else { super::claude::classify(status, &message) };
+            let class = if unreachable { FailureClass::Model } else { super::class_of(status, &message) };
             let said = one_line(&capped(&message, 4096), 900);
             let detail = status.map_or_else(|| said.clone(), |status| format!("HTTP {status}: {said}"));
             AgentEvent::Error { class, detail }

@@ -1,10 +1,10 @@
-//! Claude Code, headless: `claude -p --output-format stream-json`. Flags and lines as of version 2.1.197.
+//! Claude Code, headless: `claude -p --output-format stream-json`. Flags and lines as of version 2.1.329.
 
 use super::{
-    BRIDGE_PORT, Launch, LaunchContext, MAX_EVENT_TEXT_BYTES, MAX_RESULT_BYTES, MAX_SUMMARY_CHARS,
-    MCP_SERVER, MCP_URL,
+    ANTHROPIC_BASE_URL, Launch, LaunchContext, MAX_EVENT_TEXT_BYTES, MAX_RESULT_BYTES, MCP_SERVER, MCP_URL,
+    PLACEHOLDER_KEY,
 };
-use super::{capped, text};
+use super::{capped, class_of, summary, text};
 use crate::agent::AgentEvent;
 use crate::domain::budget::Usage;
 use crate::domain::run::{FailureClass, RunMode};
@@ -77,9 +77,8 @@ pub(super) fn launch(context: &LaunchContext<'_>) -> Launch {
         argv.extend(["--model".to_owned(), model.to_owned()]);
     }
     let env = [
-        ("ANTHROPIC_BASE_URL", format!("http://127.0.0.1:{BRIDGE_PORT}")),
-        // The broker strips it and adds the real key.
-        ("ANTHROPIC_API_KEY", "placeholder".to_owned()),
+        ("ANTHROPIC_BASE_URL", ANTHROPIC_BASE_URL.to_owned()),
+        ("ANTHROPIC_API_KEY", PLACEHOLDER_KEY.to_owned()),
         // Lets it run without permission prompts as root, too.
         ("IS_SANDBOX", "1".to_owned()),
         ("DISABLE_TELEMETRY", "1".to_owned()),
@@ -243,17 +242,6 @@ fn assistant_events(message: &Message) -> Vec<AgentEvent> {
     events
 }
 
-/// What a tool call does, in one line: the command, the file, the pattern, else the first text argument.
-fn summary(input: &Value) -> String {
-    const KEYS: &[&str] =
-        &["command", "file_path", "notebook_path", "pattern", "skill", "description", "path"];
-    let known = KEYS.iter().find_map(|key| input.get(key).and_then(Value::as_str));
-    let first = || input.as_object().and_then(|map| map.values().find_map(Value::as_str));
-    let shown = known.or_else(first).unwrap_or("");
-    // Cut first: one_line need not read a whole file that a tool is told to write.
-    one_line(&capped(shown, MAX_SUMMARY_CHARS * 4), MAX_SUMMARY_CHARS)
-}
-
 fn tool_results(message: &Message) -> Vec<AgentEvent> {
     blocks(message)
         .into_iter()
@@ -280,33 +268,9 @@ fn result_event(line: &ResultLine) -> AgentEvent {
     let class = if line.subtype == "error_max_budget_usd" {
         FailureClass::Budget
     } else {
-        classify(line.api_error_status, &said)
+        class_of(line.api_error_status, &said)
     };
     AgentEvent::Error { class, detail: one_line(&capped(&detail, 4096), 1000) }
-}
-
-/// The class of a failure that the model endpoint (or the broker before it) reported.
-pub(super) fn classify(status: Option<i64>, said: &str) -> FailureClass {
-    // The broker's own words: see broker/llm.rs.
-    if said.contains("zeblit: the budget of this run is used up") {
-        return FailureClass::Budget;
-    }
-    if said.contains("zeblit: no model key") || said.contains("zeblit: the price of model") {
-        return FailureClass::Model;
-    }
-    if said.contains("credit balance is too low") {
-        return FailureClass::Quota;
-    }
-    match status {
-        Some(401 | 403) => FailureClass::Auth,
-        Some(402 | 429) => FailureClass::Quota,
-        Some(404 | 408 | 500..=599) => FailureClass::Model,
-        Some(_) => FailureClass::Agent,
-        None if said.contains("Unable to connect") || said.contains("Connection error") => {
-            FailureClass::Model
-        }
-        None => FailureClass::Agent,
-    }
 }
 
 /// A line that was cut on its way (lines have a cap) still tells what kind it was.
@@ -325,7 +289,7 @@ fn cut_line(line: &str) -> Option<AgentEvent> {
         return Some(if ok {
             AgentEvent::Result { ok, text: said }
         } else {
-            AgentEvent::Error { class: classify(None, &said), detail: one_line(&capped(&said, 4096), 1000) }
+            AgentEvent::Error { class: class_of(None, &said), detail: one_line(&capped(&said, 4096), 1000) }
         });
     }
     None

@@ -15,7 +15,7 @@ const ENGINE_TIMEOUT: Duration = Duration::from_secs(10);
 const BUILD_TIMEOUT: Duration = Duration::from_secs(1200);
 
 /// The label that names the version of Claude Code in an image.
-const CLAUDE_LABEL: &str = "zeblit.claude-code";
+const CLAUDE_LABEL: &str = "zeblit.cli.claude";
 
 const BUILD_SCRIPT: &str = "deploy/agent/build-image.sh";
 
@@ -104,7 +104,7 @@ pub fn how_to_get_docker(host: &str, detail: &str) -> String {
 
 /// Makes the image, when the script is there; else says how.
 async fn build<W: Write>(image: &str, with_claude: bool, screen: &mut Screen<W>) -> anyhow::Result<()> {
-    let flag = if with_claude { "--with-claude " } else { "" };
+    let flag = if with_claude { "--with claude " } else { "" };
     let command = format!("{BUILD_SCRIPT} {flag}{image}");
     if !Path::new(BUILD_SCRIPT).is_file() {
         bail!("image `{image}` is not there\nhint: in Zeblit's source folder, run `{command}`");
@@ -112,7 +112,7 @@ async fn build<W: Write>(image: &str, with_claude: bool, screen: &mut Screen<W>)
     screen.line(Style::Dim, &format!("  making the agent image: {command}"));
     let mut build = tokio::process::Command::new(BUILD_SCRIPT);
     if with_claude {
-        build.arg("--with-claude");
+        build.args(["--with", "claude"]);
     }
     let mut child = build.arg(image).kill_on_drop(true).spawn().with_context(|| command.clone())?;
     let status = match tokio::time::timeout(BUILD_TIMEOUT, child.wait()).await {

@@ -14,8 +14,8 @@ use zeblit::domain::budget::Usage;
 /// The only key that it takes.
 pub const KEY: &str = "sk-ant-the-key-of-the-scripted-model";
 
-/// The image with Claude Code.
-pub const IMAGE: &str = "zeblit-agent-claude:latest";
+/// The image with the agents' programs.
+pub const IMAGE: &str = "zeblit-agent-clis:latest";
 
 /// What the model does when it is asked next.
 #[derive(Debug, Clone)]
