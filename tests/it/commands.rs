@@ -506,8 +506,11 @@ async fn help_shows_roles_and_agents_of_this_repository() {
         Agents:
 
         - `builtin`: Fixes issues with Zeblit's own small agent. Needs no agent program in the image.
+        - `codex`: Fixes what is described, with OpenAI Codex.
         - `explainer`: Answers a question about the repository. Changes nothing.
         - `fixer`: Fixes the problem that an issue, a review comment or a request describes.
+        - `gemini`: Fixes what is described, with Gemini CLI.
+        - `opencode`: Fixes what is described, with opencode and the model of your choice.
         - `reviewer`: Reviews a pull request and reports findings with file and line. Changes nothing.
 
         Recipes:
