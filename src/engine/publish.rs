@@ -6,6 +6,7 @@ use super::execute::{self, Step};
 use super::report::{self, Owner, Urgency};
 use super::{EngineError, ingest};
 use crate::agent::AdapterKind;
+use crate::agent::adapter::MASKED_PATHS;
 use crate::app::App;
 use crate::clock::IdKind;
 use crate::domain::effect::{
@@ -20,6 +21,7 @@ use crate::git::{GitError, ImportCaps, Imported, Rewrite};
 use crate::queue::Topic;
 use crate::remote::{GitPermission, Retry};
 use crate::store;
+use std::collections::BTreeSet;
 
 /// Violations that are listed in the report.
 const SHOWN_VIOLATIONS: usize = 10;
@@ -44,6 +46,14 @@ pub async fn publish(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         }
         Err(error) => return Err(error.into()),
     };
+    let mut dropped: BTreeSet<String> =
+        imported.iter().flat_map(|imported| imported.dropped.iter().cloned()).collect();
+    if run.spec.mode != RunMode::ReadOnly {
+        // What was not committed did not even come into the bundle.
+        let (repo, base) = (run.repo.id, &run.spec.base_sha);
+        dropped.extend(app.git.masked_edits(&run.remote, repo, &run.id, base, MASKED_PATHS).await?);
+        note_dropped(run, &dropped);
+    }
     let Some(imported) = imported else {
         return nothing_came(app, run, end).await;
     };
@@ -52,18 +62,6 @@ pub async fn publish(app: &App, run: &mut Run) -> Result<Step, EngineError> {
             "The agent changed files although this is a read-only run; its changes were thrown away.".into(),
         );
         return nothing_came(app, run, end).await;
-    }
-    if !imported.dropped.is_empty() {
-        let shown: Vec<String> = imported
-            .dropped
-            .iter()
-            .take(5)
-            .map(|path| format!("`{}`", sanitize::one_line(path, 120).replace('`', "'")))
-            .collect();
-        run.outcome.notes.push(format!(
-            "Changes to {} were dropped: agents may not change what configures agents.",
-            shown.join(", ")
-        ));
     }
     let changes = &imported.changeset.changes;
     run.outcome.files = i64::try_from(changes.len()).unwrap_or(i64::MAX);
@@ -76,6 +74,29 @@ pub async fn publish(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         return Ok(Step::Done);
     }
     push(app, run, imported, end).await
+}
+
+/// Tells which changes of the agent to files that configure agents are not in the result.
+fn note_dropped(run: &mut Run, dropped: &BTreeSet<String>) {
+    if dropped.is_empty() {
+        return;
+    }
+    let mut shown: Vec<String> = dropped
+        .iter()
+        .take(5)
+        .map(|path| format!("`{}`", sanitize::one_line(path, 120).replace('`', "'")))
+        .collect();
+    if dropped.len() > shown.len() {
+        shown.push(format!("{} more", dropped.len() - shown.len()));
+    }
+    let note = format!(
+        "Changes to {} were dropped: agents may not change what configures agents.",
+        shown.join(", ")
+    );
+    // A repeated tick says it once.
+    if !run.outcome.notes.contains(&note) {
+        run.outcome.notes.push(note);
+    }
 }
 
 /// The agent's own words; masked and made inert where they are shown.
@@ -107,7 +128,7 @@ async fn import(app: &App, run: &Run) -> Result<Option<Imported>, GitError> {
             ("Co-authored-by".into(), report::links(app, run, None).co_author),
             ("Zeblit-Run".into(), run.id.to_string()),
         ],
-        masked: crate::agent::adapter::MASKED_PATHS.iter().map(|path| (*path).to_owned()).collect(),
+        masked: MASKED_PATHS.iter().map(|path| (*path).to_owned()).collect(),
     };
     app.git
         .import(&run.remote, run.repo.id, &workspace.output, run.start(), &rewrite, ImportCaps::default())

@@ -52,10 +52,10 @@ const DEFAULT_SUBJECT: &str = "Apply changes";
 
 /// `O_NOFOLLOW` and `O_NONBLOCK` of Linux: a symbolic link is refused, a FIFO does not block.
 #[cfg(any(target_arch = "aarch64", target_arch = "arm"))]
-const O_NOFOLLOW: i32 = 0o100_000;
+pub(super) const O_NOFOLLOW: i32 = 0o100_000;
 #[cfg(not(any(target_arch = "aarch64", target_arch = "arm")))]
-const O_NOFOLLOW: i32 = 0o400_000;
-const O_NONBLOCK: i32 = 0o4000;
+pub(super) const O_NOFOLLOW: i32 = 0o400_000;
+pub(super) const O_NONBLOCK: i32 = 0o4000;
 
 const IMPORT: &str = "import the result";
 const PUSH: &str = "push";
@@ -541,9 +541,10 @@ fn rewrite_chain(
     let mut commits = 0;
     for id in originals {
         let original = reader.commit(id)?;
-        note_dropped(&mut reader, start_tree, original.tree_id(), &masked, &mut dropped)?;
+        let touched = masks_touched(&mut reader, start_tree, original.tree_id(), &masked)?;
+        note_dropped(&mut reader, start_tree, original.tree_id(), &touched, &mut dropped)?;
         let mut tree = original.tree_id();
-        for path in &masked {
+        for path in &touched {
             let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
             tree = restore(&mut reader, Some(tree), Some(start_tree), &parts)?
                 .unwrap_or(empty_tree(&repository)?);
@@ -679,12 +680,23 @@ fn changes(
     Ok(changes)
 }
 
+/// The masked files and folders, wherever they lie, that are not as they were.
+fn masks_touched(
+    reader: &mut Reader<'_>,
+    start: git2::Oid,
+    tree: git2::Oid,
+    masked: &[Vec<u8>],
+) -> Result<BTreeSet<Vec<u8>>, GitError> {
+    let changed = reader.differences(start, tree)?;
+    Ok(changed.iter().filter_map(|(path, _, _)| super::mask_root(path, masked)).map(<[u8]>::to_vec).collect())
+}
+
 /// Notes the masked paths that the agent changed.
 fn note_dropped(
     reader: &mut Reader<'_>,
     start: git2::Oid,
     tree: git2::Oid,
-    masked: &[Vec<u8>],
+    masked: &BTreeSet<Vec<u8>>,
     dropped: &mut BTreeSet<String>,
 ) -> Result<(), GitError> {
     for path in masked {

@@ -90,7 +90,7 @@ pub struct WorkspaceSpec<'a> {
     pub start: &'a Sha,
     /// Trusted copies of masked paths come from here.
     pub base_sha: &'a Sha,
-    /// Masked paths (files or folders) are replaced by those of `base_sha` (or removed when it has none).
+    /// Masked files and folders (see `mask_root`) are replaced by those of `base_sha` (or removed when it has none).
     pub masked: &'a [&'a str],
     /// What the alternates file of the workspace must say.
     pub objects_inside: PathBuf,
@@ -199,6 +199,19 @@ impl Git {
         caps: ImportCaps,
     ) -> Result<Option<Imported>, GitError> {
         bundle::import(self, &mirror::Mirror::of(self, remote, repo_id)?, output, start, rewrite, caps).await
+    }
+
+    /// Masked files of a run's workspace that are not as they were prepared from `base`: the agent changed them.
+    /// Reads without following links; nothing of it is run.
+    pub async fn masked_edits(
+        &self,
+        remote: &str,
+        repo_id: i64,
+        run: &RunId,
+        base: &Sha,
+        masked: &[&str],
+    ) -> Result<Vec<String>, GitError> {
+        workspace::masked_edits(self, remote, repo_id, run, base, masked).await
     }
 
     /// Pushes the head of a stored bundle: `expected` is the lease (`None`: the branch must not exist), never a force beyond it.
@@ -321,6 +334,21 @@ pub(crate) async fn blocking<T: Send + 'static>(
         Ok(done) => done,
         Err(error) => Err(GitError::Failed { operation, detail: error.to_string() }),
     }
+}
+
+/// The masked path at or above a path: a mask without `/` is a name in any folder, another is a path from the top.
+pub(crate) fn mask_root<'a>(path: &'a [u8], masked: &[Vec<u8>]) -> Option<&'a [u8]> {
+    let ends =
+        path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).chain([path.len()]);
+    let mut start = 0;
+    for end in ends {
+        let (name, whole) = (path.get(start..end)?, path.get(..end)?);
+        if masked.iter().any(|mask| mask.as_slice() == if mask.contains(&b'/') { whole } else { name }) {
+            return Some(whole);
+        }
+        start = end + 1;
+    }
+    None
 }
 
 /// Maps an error of the object library.

@@ -24,7 +24,11 @@ const KEEP_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 const MASKED_FILES_CAP: usize = 5_000;
 /// One masked file (bytes).
 const MASKED_FILE_BYTES: usize = 16 * 1024 * 1024;
-/// Folder depth of masked trees.
+/// Changed masked files that are told.
+const MASKED_EDITS_CAP: usize = 50;
+/// Files and folders of a workspace that are looked at for changed masked files.
+const WORKSPACE_ENTRIES_CAP: usize = 500_000;
+/// Folder depth of trees.
 const DEPTH_CAP: usize = 64;
 /// Copying a seed.
 const COPY_LIMIT: Duration = Duration::from_secs(600);
@@ -247,43 +251,144 @@ struct MaskedFile {
     id: git2::Oid,
 }
 
-/// The files of one commit below the masked paths.
+/// The masked files of one commit, wherever they lie, and the masked files and folders themselves.
+struct MaskedFiles {
+    files: BTreeMap<String, MaskedFile>,
+    roots: BTreeSet<String>,
+}
+
 fn masked_files(
     repository: &git2::Repository,
     commit: &Sha,
-    masked: &[String],
-) -> Result<BTreeMap<String, MaskedFile>, GitError> {
+    masked: &[Vec<u8>],
+) -> Result<MaskedFiles, GitError> {
     let operation = "read the masked files";
     let tree = repository
         .find_commit(mirror::oid(operation, commit)?)
         .and_then(|commit| commit.tree())
         .map_err(object_error(operation))?;
-    let mut files = BTreeMap::new();
-    for path in masked {
-        let Ok(entry) = tree.get_path(Path::new(path)) else { continue };
-        let mut open = vec![(path.trim_end_matches('/').to_owned(), entry.id(), entry.filemode(), 0)];
-        while let Some((path, id, mode, depth)) = open.pop() {
-            if mode != 0o040_000 {
-                files.insert(path, MaskedFile { mode, id });
+    let (mut files, mut roots) = (BTreeMap::new(), BTreeSet::new());
+    let mut open = vec![(String::new(), tree.id(), 0)];
+    while let Some((prefix, id, depth)) = open.pop() {
+        if depth >= DEPTH_CAP {
+            return Err(GitError::Failed { operation, detail: format!("`{prefix}` is nested too deeply") });
+        }
+        let tree = repository.find_tree(id).map_err(object_error(operation))?;
+        for entry in &tree {
+            // Names that are not UTF-8 cannot be what an agent's program looks for.
+            let Ok(name) = entry.name() else { continue };
+            let path = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
+            let root = super::mask_root(path.as_bytes(), masked);
+            if root.is_some_and(|root| root.len() == path.len()) {
+                roots.insert(path.clone());
+            }
+            if entry.filemode() == 0o040_000 {
+                open.push((path, entry.id(), depth + 1));
+            } else if root.is_some() {
+                files.insert(path, MaskedFile { mode: entry.filemode(), id: entry.id() });
                 if files.len() > MASKED_FILES_CAP {
                     let detail = format!("more than {MASKED_FILES_CAP} files in the agents' own folders");
                     return Err(GitError::Failed { operation, detail });
                 }
-                continue;
-            }
-            if depth >= DEPTH_CAP {
-                return Err(GitError::Failed { operation, detail: format!("`{path}` is nested too deeply") });
-            }
-            let tree = repository.find_tree(id).map_err(object_error(operation))?;
-            for entry in &tree {
-                // Names that are not UTF-8 cannot be what an agent's program looks for.
-                if let Ok(name) = entry.name() {
-                    open.push((format!("{path}/{name}"), entry.id(), entry.filemode(), depth + 1));
-                }
             }
         }
     }
-    Ok(files)
+    Ok(MaskedFiles { files, roots })
+}
+
+fn masks(masked: &[&str]) -> Vec<Vec<u8>> {
+    masked.iter().map(|path| path.trim_matches('/').as_bytes().to_vec()).collect()
+}
+
+/// See `Git::masked_edits`.
+pub(crate) async fn masked_edits(
+    git: &Git,
+    remote: &str,
+    repo_id: i64,
+    run: &RunId,
+    base: &Sha,
+    masked: &[&str],
+) -> Result<Vec<String>, GitError> {
+    let operation = "look for changed masked files";
+    let Some(folders) = prepared(git, remote, repo_id, run) else { return Ok(Vec::new()) };
+    let (mirror, base, masked) = (Mirror::of(git, remote, repo_id)?.path, base.clone(), masks(masked));
+    blocking(operation, move || {
+        let repository = mirror::open(operation, &mirror)?;
+        let mut expected = masked_files(&repository, &base, &masked)?.files;
+        let mut edited = Vec::new();
+        for (path, ids) in masked_in_folder(&folders.workspace, &masked) {
+            let same = expected.remove(&path).is_some_and(|file| ids.contains(&file.id));
+            if !same {
+                edited.push(path);
+            }
+        }
+        // Submodules are not checked out.
+        edited.extend(expected.into_iter().filter(|(_, file)| file.mode != 0o160_000).map(|(path, _)| path));
+        edited.sort_unstable();
+        edited.truncate(MASKED_EDITS_CAP);
+        Ok(edited)
+    })
+    .await
+}
+
+/// The masked files below a folder that an agent had, with the ids that their bytes may have in Git (line ends may
+/// have been changed by the checkout). What cannot be read counts as changed.
+fn masked_in_folder(workspace: &Path, masked: &[Vec<u8>]) -> Vec<(String, Vec<git2::Oid>)> {
+    let mut found = Vec::new();
+    let mut open = vec![(String::new(), 0)];
+    let mut looked_at = 0_usize;
+    while let Some((prefix, depth)) = open.pop() {
+        let Ok(entries) = std::fs::read_dir(workspace.join(&prefix)) else { continue };
+        for entry in entries.flatten() {
+            looked_at += 1;
+            if looked_at > WORKSPACE_ENTRIES_CAP || found.len() > MASKED_FILES_CAP {
+                return found;
+            }
+            let (Ok(name), Ok(kind)) = (entry.file_name().into_string(), entry.file_type()) else { continue };
+            if prefix.is_empty() && name == ".git" {
+                continue;
+            }
+            let path = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
+            if kind.is_dir() {
+                if depth < DEPTH_CAP {
+                    open.push((path, depth + 1));
+                }
+            } else if super::mask_root(path.as_bytes(), masked).is_some() {
+                let ids = ids_of(&entry.path(), kind);
+                found.push((path, ids));
+            }
+        }
+    }
+    found
+}
+
+fn ids_of(path: &Path, kind: std::fs::FileType) -> Vec<git2::Oid> {
+    use std::io::Read;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::OpenOptionsExt;
+    let id = |bytes: &[u8]| git2::Oid::hash_object(git2::ObjectType::Blob, bytes).ok();
+    if kind.is_symlink() {
+        return std::fs::read_link(path)
+            .ok()
+            .and_then(|to| id(to.as_os_str().as_bytes()))
+            .into_iter()
+            .collect();
+    }
+    if !kind.is_file() {
+        return Vec::new();
+    }
+    let mut bytes = Vec::new();
+    let opened = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(super::bundle::O_NOFOLLOW | super::bundle::O_NONBLOCK)
+        .open(path);
+    let limit = u64::try_from(MASKED_FILE_BYTES).unwrap_or(u64::MAX).saturating_add(1);
+    let read = opened.and_then(|file| file.take(limit).read_to_end(&mut bytes));
+    if read.is_err() || bytes.len() > MASKED_FILE_BYTES {
+        return Vec::new();
+    }
+    let plain: Vec<u8> = bytes.split(|byte| *byte == b'\r').flatten().copied().collect();
+    [id(&bytes), id(&plain)].into_iter().flatten().collect()
 }
 
 /// Replaces the masked files of the workspace by the base commit's, and hides that from `git status`.
@@ -294,28 +399,29 @@ async fn mask(
     workspace: &Path,
 ) -> Result<(), GitError> {
     let operation = "mask the agents' own files";
-    let masked: Vec<String> = spec.masked.iter().map(|path| path.trim_matches('/').to_owned()).collect();
-    if let Some(bad) = masked.iter().find(|path| parts(path).is_none()) {
+    if let Some(bad) = spec.masked.iter().find(|path| parts(path.trim_matches('/')).is_none()) {
         return Err(GitError::Failed { operation, detail: format!("`{bad}` is not a path to mask") });
     }
+    let masked = masks(spec.masked);
     let (path, start, base) = (mirror.path.clone(), spec.start.clone(), spec.base_sha.clone());
     let (folder, owner) = (workspace.to_owned(), spec.owner);
     let changed = blocking(operation, move || {
         let repository = mirror::open(operation, &path)?;
         let before = masked_files(&repository, &start, &masked)?;
         let after = masked_files(&repository, &base, &masked)?;
-        if before == after {
+        if before.files == after.files {
             return Ok(None);
         }
-        for name in &masked {
+        for name in &before.roots {
             // Whole folders: a trusted one must not keep a file that the head added.
             remove(&folder, name)?;
         }
-        for (name, file) in &after {
+        for (name, file) in &after.files {
             restore(&repository, &folder, name, file, owner)?;
         }
-        let tracked: BTreeSet<String> = before.keys().cloned().collect();
-        let added: Vec<String> = after.keys().filter(|name| !tracked.contains(*name)).cloned().collect();
+        let tracked: BTreeSet<String> = before.files.into_keys().collect();
+        let added: Vec<String> =
+            after.files.keys().filter(|name| !tracked.contains(*name)).cloned().collect();
         Ok(Some((tracked, added)))
     })
     .await?;

@@ -182,6 +182,7 @@ impl Repository {
         let base_tree = self.line(&["rev-parse", "--verify", "--quiet", &format!("{base}^{{tree}}")])?;
         self.put_back(base, exclude)?;
         self.git(&["add", "--all"], b"")?;
+        self.put_back_anywhere(base, exclude)?;
         let tree = self.line(&["write-tree"])?;
         if tree == base_tree {
             return Ok(Collected::Nothing);
@@ -263,6 +264,20 @@ impl Repository {
         Ok(())
     }
 
+    /// Excluded names (those without `/`) are excluded in every folder: the index has them as `base` has them.
+    fn put_back_anywhere(&self, base: &str, exclude: &[String]) -> Result<(), String> {
+        let names: Vec<String> = exclude
+            .iter()
+            .filter(|path| !path.contains('/'))
+            .flat_map(|name| [format!(":(glob)**/{name}"), format!(":(glob)**/{name}/**")])
+            .collect();
+        for names in names.chunks(PATHS_AT_ONCE) {
+            let start = ["reset", "-q", base, "--"].into_iter().map(str::to_owned);
+            self.git_owned(&start.chain(names.iter().cloned()).collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+
     fn line(&self, arguments: &[&str]) -> Result<String, String> {
         self.line_with(arguments, b"")
     }
@@ -293,7 +308,10 @@ impl Repository {
         ] {
             command.args(["-c", setting]);
         }
-        command.arg("--literal-pathspecs");
+        // Only the patterns of `put_back_anywhere` are patterns.
+        if !arguments.iter().any(|argument| argument.starts_with(":(glob)")) {
+            command.arg("--literal-pathspecs");
+        }
         if let Some(git_dir) = &self.git_dir {
             command.arg("--git-dir").arg(git_dir).arg("--work-tree").arg(&self.workspace);
         }

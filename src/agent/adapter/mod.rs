@@ -14,21 +14,34 @@ use crate::domain::sanitize::one_line;
 use serde_json::Value;
 use std::path::Path;
 
-/// Files and folders that agent CLIs execute or obey: taken from the base branch, never from a
-/// pull request's head, and never part of a changeset from the head.
+/// Files and folders that agent CLIs execute or obey, in whatever folder of the repository they lie: taken from the base
+/// branch, never from a pull request's head, and never part of a changeset from the head.
 pub const MASKED_PATHS: &[&str] = &[
+    // Claude Code: settings, hooks, commands, agents, skills, plugins, MCP servers, memory.
     ".claude",
+    ".claude-plugin",
     ".mcp.json",
+    "CLAUDE.md",
+    "CLAUDE.local.md",
+    // Codex: configuration, hooks, rules, memory; `.agents` holds skills and plugins for several CLIs.
     ".codex",
+    ".agents",
+    "AGENTS.md",
+    "AGENTS.override.md",
+    // opencode: configuration, plugins, tools, commands, agents, skills; `CONTEXT.md` is its older memory file.
     "opencode.json",
     "opencode.jsonc",
     ".opencode",
+    "CONTEXT.md",
+    // Gemini CLI: settings, hooks, commands, extensions, skills, policies, memory, what it may not see.
     ".gemini",
-    "CLAUDE.md",
-    "CLAUDE.local.md",
-    "AGENTS.md",
     "GEMINI.md",
+    ".geminiignore",
+    // Read into the environment by Gemini CLI, by programs built with Bun, and by tools they start.
     ".env",
+    ".env.local",
+    "bunfig.toml",
+    // Run by Git when an agent commits.
     ".husky",
 ];
 
