@@ -139,7 +139,8 @@ pub fn usual_tools(adapter: AdapterKind, read_only: bool) -> &'static [&'static 
     match adapter {
         AdapterKind::Claude => claude::usual_tools(read_only),
         AdapterKind::Builtin => builtin::usual_tools(read_only),
-        AdapterKind::Command => &[],
+        // A definition names tools for the two above only.
+        AdapterKind::Command | AdapterKind::Codex | AdapterKind::Opencode | AdapterKind::Gemini => &[],
     }
 }
 
