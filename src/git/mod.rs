@@ -372,6 +372,25 @@ pub(crate) mod tests {
     use super::*;
     use std::process::{Command, Stdio};
 
+    #[test]
+    fn a_mask_without_a_slash_holds_in_every_folder() {
+        let masked = [b".claude".to_vec(), b"AGENTS.md".to_vec(), b".github/agents.md".to_vec()];
+        for (path, root) in [
+            ("AGENTS.md", Some("AGENTS.md")),
+            ("src/deep/AGENTS.md", Some("src/deep/AGENTS.md")),
+            ("src/.claude/skills/x/SKILL.md", Some("src/.claude")),
+            (".claude", Some(".claude")),
+            (".github/agents.md", Some(".github/agents.md")),
+            ("src/.github/agents.md", None),
+            ("src/MY-AGENTS.md", None),
+            ("src/AGENTS.md.txt", None),
+            ("agents.md", None),
+            ("", None),
+        ] {
+            assert_eq!(mask_root(path.as_bytes(), &masked), root.map(str::as_bytes), "{path}");
+        }
+    }
+
     /// Runs real Git as a person or an agent would; the answer without its last line break.
     pub(crate) fn git(folder: &Path, arguments: &[&str]) -> String {
         let output = git_output(folder, arguments, b"");
