@@ -2,7 +2,9 @@
 
 use crate::domain::egress::AllowList;
 use crate::domain::event::Source;
+use crate::domain::ids::RepoName;
 use crate::domain::model_api::ModelApi;
+use crate::domain::policy::PushMode;
 use figment::providers::{Format, Serialized, Toml};
 use figment::{Figment, Provider, error::Kind};
 use secrecy::{ExposeSecret, SecretString};
@@ -37,6 +39,7 @@ pub struct Config {
     pub models: ModelsConfig,
     pub limits: LimitsConfig,
     pub agents: AgentsConfig,
+    pub publish: PublishConfig,
     /// Signs markers and run links. Absent: made once, 0600, in the state directory.
     pub secret_key: Option<SecretString>,
 }
@@ -282,6 +285,43 @@ pub struct AgentsConfig {
     pub skills_folder: Option<PathBuf>,
 }
 
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PublishConfig {
+    /// How far a result gets; repositories may only be stricter.
+    pub mode: PushMode,
+    /// The same for single repositories (`owner/name`) and owners (`owner/*`).
+    pub repositories: BTreeMap<String, PushMode>,
+    /// The account whose forks take the branches in the mode `fork`.
+    pub fork_owner: Option<String>,
+    /// A change that nobody approved is dropped after so many days.
+    pub approval_days: i64,
+    /// Every run is a dry run.
+    pub staged: bool,
+}
+
+impl Default for PublishConfig {
+    fn default() -> Self {
+        Self {
+            mode: PushMode::Trusted,
+            repositories: BTreeMap::new(),
+            fork_owner: None,
+            approval_days: 7,
+            staged: false,
+        }
+    }
+}
+
+impl PublishConfig {
+    /// The mode of a repository: its own entry, else its owner's, else the general one.
+    pub fn mode_of(&self, repo: &RepoName) -> PushMode {
+        let of = |name: &str| {
+            self.repositories.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, mode)| *mode)
+        };
+        of(repo.as_str()).or_else(|| of(&format!("{}/*", repo.owner()))).unwrap_or(self.mode)
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -299,6 +339,7 @@ impl Default for Config {
             models: ModelsConfig::default(),
             limits: LimitsConfig::default(),
             agents: AgentsConfig::default(),
+            publish: PublishConfig::default(),
             secret_key: None,
         }
     }
@@ -514,6 +555,13 @@ fn of_github(config: &Config, show: impl Fn(&GithubConfig) -> Shown) -> Shown {
 fn of_local(config: &Config, show: impl Fn(&LocalForgeConfig) -> Shown) -> Shown {
     config.local_forge.as_ref().map_or(Shown::Unset, show)
 }
+fn modes(values: &BTreeMap<String, PushMode>) -> Shown {
+    let row = |(name, mode): (&String, &PushMode)| {
+        format!("{} = \"{}\"", toml::Value::String(name.clone()), mode.name())
+    };
+    let rows: Vec<String> = values.iter().map(row).collect();
+    Shown::Value(if rows.is_empty() { "{}".into() } else { format!("{{ {} }}", rows.join(", ")) })
+}
 fn prices(values: &BTreeMap<String, PriceConfig>) -> Shown {
     let rows: Vec<String> = values
         .iter()
@@ -578,6 +626,10 @@ const SECTIONS: &[(&str, &str)] = &[
         "The model endpoints. Agents never see a key: the server's proxy adds it and meters every request.",
     ),
     ("limits", "Caps on runs, money and writes to the forge."),
+    (
+        "publish",
+        "What becomes of a result. A pushed branch starts the repository's workflows, with its secrets: see `zeblit help modes`.",
+    ),
     ("agents", "Which agent serves which command, and your own agents and skills."),
 ];
 
@@ -940,6 +992,37 @@ const KEYS: &[Key] = &[
     key!("limits.progress_seconds", Integer, "Seconds between two edits of one progress comment.", "", |c| {
         plain(c.limits.progress_seconds)
     }),
+    key!(
+        "publish.mode",
+        Text,
+        "\"trusted\" pushes branches at once, \"approve-first\" waits for `/zeblit ok` by somebody with write access, \"fork\" pushes to a fork. Repositories may only be stricter.",
+        "",
+        |c| text(c.publish.mode.name())
+    ),
+    key!(
+        "publish.repositories",
+        Table,
+        "The same for single repositories or owners, e.g. { \"octo/site\" = \"approve-first\", \"guests/*\" = \"fork\" }.",
+        "",
+        |c| modes(&c.publish.repositories)
+    ),
+    key!(
+        "publish.fork_owner",
+        Text,
+        "The account whose forks take the branches of the mode \"fork\"; the App is installed there, too.",
+        "\"zeblit-forks\"",
+        |c| optional(c.publish.fork_owner.as_deref())
+    ),
+    key!(
+        "publish.approval_days",
+        Integer,
+        "Days after which a change that nobody approved is dropped.",
+        "",
+        |c| plain(c.publish.approval_days)
+    ),
+    key!("publish.staged", Bool, "Every run is a dry run: nothing is pushed or opened.", "", |c| plain(
+        c.publish.staged
+    )),
     key!("agents.fix", Text, "The agent of `fix`, `continue` and plain words.", "", |c| text(&c.agents.fix)),
     key!("agents.review", Text, "The agent of `review`.", "", |c| text(&c.agents.review)),
     key!("agents.ask", Text, "The agent of `ask`.", "", |c| text(&c.agents.ask)),
@@ -1070,6 +1153,7 @@ impl Config {
         self.validate_egress(&mut found);
         self.validate_models(&mut found);
         self.validate_limits(&mut found);
+        self.validate_publish(&mut found);
         for (name, agent) in
             [("fix", &self.agents.fix), ("review", &self.agents.review), ("ask", &self.agents.ask)]
         {
@@ -1281,6 +1365,31 @@ impl Config {
                     "needs dollars per million tokens, zero or more",
                 );
             }
+        }
+    }
+
+    fn validate_publish(&self, found: &mut Problems) {
+        let publish = &self.publish;
+        for name in publish.repositories.keys() {
+            let plain = name.strip_suffix("/*").map_or_else(|| name.clone(), |owner| format!("{owner}/x"));
+            if RepoName::parse(&plain).is_err() {
+                found.add(
+                    &format!("publish.repositories.\"{name}\""),
+                    "needs the name of a repository (`owner/name`) or `owner/*`",
+                );
+            }
+        }
+        let forks =
+            publish.mode == PushMode::Fork || publish.repositories.values().any(|m| *m == PushMode::Fork);
+        match &publish.fork_owner {
+            Some(owner) if RepoName::parse(&format!("{owner}/x")).is_err() => {
+                found.add("publish.fork_owner", "needs the name of an account");
+            }
+            None if forks => found.add("publish.fork_owner", "is needed for the mode \"fork\""),
+            _ => {}
+        }
+        if !(1..=90).contains(&publish.approval_days) {
+            found.add("publish.approval_days", "needs a number from 1 to 90");
         }
     }
 

@@ -335,7 +335,7 @@ mod tests {
     use crate::domain::event::{Actor, ActorKind, PullHead, Subject};
     use crate::domain::ids::{BranchName, Sha};
     use crate::domain::repo_config::RepoConfig;
-    use crate::domain::run::Origin;
+    use crate::domain::run::{Origin, Publish};
     use chrono::TimeZone;
 
     fn actor(id: i64, login: &str) -> Actor {
@@ -365,6 +365,8 @@ mod tests {
             base_sha: Sha::parse(&"b".repeat(40)).unwrap(),
             pull: None,
             push_to: None,
+            fork: None,
+            publish: Publish::Push,
             image: "image".into(),
             budget_micros: 1,
             wall_seconds: 1,

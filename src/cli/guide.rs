@@ -82,6 +82,31 @@ setups only. Runs that start from the default branch share one; every pull reque
 own. On pull requests from forks there is no setup.
 ",
     ),
+    (
+        "modes",
+        "What becomes of a result, and who must look at it first",
+        "A branch that the bot pushes starts the workflows of the repository, as any push does, and with its secrets.
+`publish.mode` (for single repositories: `publish.repositories`) says how far a result gets. A repository may set
+`push = ...` in `.github/zeblit.toml`; the stricter of both counts.
+
+trusted         The branch is pushed at once and a draft pull request opened. Code that an agent wrote then runs in
+                your workflows. Protect secrets with environments that need a reviewer.
+approve-first   The change is kept and shown. Somebody with write access reads it and types `/zeblit ok <commit>`;
+                then it is checked once more and pushed. `/zeblit cancel` drops it, and so do
+                `publish.approval_days`. No workflow sees the change before a person did.
+fork            The branch goes to a fork that the account `publish.fork_owner` owns, and the pull request comes
+                from there: workflows get no secrets and a read-only token. The App needs write access to the fork
+                (install it there); in the repository, reading its contents is enough. Make the fork once by hand and keep
+                its default branch in step. On pull requests of the repository itself the result is a patch.
+
+Dry run: `/zeblit fix --staged`, `staged = true` (repository) or `publish.staged = true` (server): everything runs,
+nothing is pushed or opened, and the comment shows what would be.
+
+Pull requests from forks: `review` and `ask` run none of their code. Every other command needs `/zeblit ok <commit>`
+for exactly the present head by somebody with write access; any later push voids it. The result is a patch: nothing
+is ever pushed to a stranger's fork. Approvals are in the audit log.
+",
+    ),
     ("commands", "What people type in issues and pull requests", ""),
     (
         "webhooks",

@@ -19,6 +19,7 @@ pub enum Verb {
     Retry,
     Continue,
     Cancel,
+    Ok,
     Status,
     Help,
     Ping,
@@ -96,6 +97,14 @@ pub const VERBS: &[VerbInfo] = &[
         starts_run: false,
     },
     VerbInfo {
+        verb: Verb::Ok,
+        names: &["ok"],
+        usage: "/zeblit ok <commit>",
+        about: "Approve exactly this commit: a change that waits for it is pushed; the code of a pull request from a fork may be run.",
+        default_role: Role::Write,
+        starts_run: false,
+    },
+    VerbInfo {
         verb: Verb::Status,
         names: &["status", "info"],
         usage: "/zeblit status",
@@ -134,7 +143,8 @@ impl Verb {
     }
 }
 
-/// `--agent NAME --model NAME --base BRANCH --budget USD`, in any order, `--flag value` or `--flag=value`.
+/// `--agent NAME --model NAME --base BRANCH --budget USD`, in any order, `--flag value` or `--flag=value`;
+/// `--staged` takes no value.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flags {
     pub agent: Option<String>,
@@ -142,6 +152,9 @@ pub struct Flags {
     pub base: Option<String>,
     /// In millionths of a US dollar.
     pub budget_micros: Option<i64>,
+    /// Do everything except pushing and opening.
+    #[serde(default)]
+    pub staged: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,6 +180,9 @@ impl Command {
         }
         if let Some(micros) = self.flags.budget_micros {
             line.push_str(&format!(" --budget {}", budget::dollars_exact(micros)));
+        }
+        if self.flags.staged {
+            line.push_str(" --staged");
         }
         if !self.text.is_empty() {
             // Words of the text that look like flags stay words.
@@ -211,12 +227,18 @@ const MAX_RECIPE_CHARS: usize = 50;
 /// The word that begins a command, in any case.
 const PREFIX: &str = "/zeblit";
 
-const FLAGS: &[&str] = &["agent", "model", "base", "budget"];
+const FLAGS: &[&str] = &["agent", "model", "base", "budget", STAGED];
+
+/// The flag without a value.
+const STAGED: &str = "staged";
+
+/// Hexadecimal digits of a commit that `ok` takes: fewer would not name one commit.
+const COMMIT_DIGITS: std::ops::RangeInclusive<usize> = 7..=40;
 
 /// Verbs of later versions: never read as a request in plain words, so that they cannot start a run now.
 const LATER_VERBS: &[&str] = &[
-    "plan", "approve", "answer", "rebase", "recreate", "budget", "autofix", "describe", "ok", "unlock",
-    "hold", "delegate", "revert",
+    "plan", "approve", "answer", "rebase", "recreate", "budget", "autofix", "describe", "unlock", "hold",
+    "delegate", "revert",
 ];
 
 /// Finds the commands of a comment, in order. Text in quotes, code, HTML, links and headings never counts.
@@ -643,6 +665,7 @@ fn split_flags(line: &str) -> Split {
         let name = rest.get(dashes..dashes + name_length).unwrap_or_default().to_lowercase();
         let (value, after) = match after.strip_prefix('=') {
             Some(after) => flag_value(after),
+            None if name == STAGED => (Ok(String::new()), after),
             None if FLAGS.contains(&name.as_str()) => flag_value(after.trim_start()),
             None => (Ok(String::new()), after),
         };
@@ -834,6 +857,19 @@ fn arguments(
             }
             Ok(String::new())
         }
+        Verb::Ok => {
+            let commit = text.split_whitespace().next().unwrap_or_default().trim_matches('`').to_lowercase();
+            let more = text.split_whitespace().skip(1).all(polite);
+            let hex = commit.bytes().all(|b| b.is_ascii_hexdigit());
+            if more && hex && COMMIT_DIGITS.contains(&commit.len()) {
+                Ok(commit)
+            } else {
+                bad(format!(
+                    "needs the commit that you have read, at least {} digits of it: `/zeblit ok 0123abc`",
+                    COMMIT_DIGITS.start()
+                ))
+            }
+        }
         Verb::Ask if text.is_empty() => bad("needs a question: `/zeblit ask why is … slow?`".to_owned()),
         Verb::Run => {
             let recipe = text.split_whitespace().next().unwrap_or_default();
@@ -867,6 +903,13 @@ fn read_flags(found: Vec<(String, Result<String, String>)>) -> Result<Flags, Com
         };
         let bad = |problem: String| CommandError::BadFlag { flag: known.to_owned(), problem };
         let value = value.map_err(bad)?;
+        if known == STAGED {
+            if !value.is_empty() {
+                return Err(bad("takes no value".to_owned()));
+            }
+            flags.staged = true;
+            continue;
+        }
         let slot = match known {
             "agent" => &mut flags.agent,
             "model" => &mut flags.model,

@@ -176,6 +176,9 @@ pub struct OwnComment {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnPull {
     pub head: BranchName,
+    /// The repository that `head` lives in, when it is our fork.
+    #[serde(default)]
+    pub fork: Option<Repo>,
     pub base: BranchName,
     pub title: String,
     pub body: String,

@@ -159,6 +159,8 @@ pub enum EventKind {
     PullPushed {
         number: i64,
         head: Sha,
+        /// By the forge's clock.
+        at: Option<DateTime<Utc>>,
     },
     Pushed {
         branch: BranchName,

@@ -3,10 +3,10 @@
 use super::command::{self, Command, CommandError, Verb};
 use super::egress::{self, AllowList};
 use super::event::{Actor, ActorKind, Comment, CommentAction, PullHead, Repo, SubjectKind};
-use super::ids::{BranchName, RunId, Sha};
-use super::policy::{self, Permission, Role};
+use super::ids::{BranchName, RepoName, RunId, Sha};
+use super::policy::{self, Permission, PushMode, Role};
 use super::repo_config::{ConfigProblem, RepoConfig};
-use super::run::{Origin, Run, RunMode, RunSpec, RunState};
+use super::run::{Origin, Publish, Run, RunMode, RunSpec, RunState};
 use super::task::{self, Task};
 use super::wording;
 use chrono::{DateTime, Utc};
@@ -80,6 +80,10 @@ pub struct ServerRules {
     pub run_budget_micros: i64,
     pub max_run_budget_micros: i64,
     pub commands_per_user_hour: i64,
+    /// The server's mode for this repository; the repository can only be stricter.
+    pub push: PushMode,
+    /// Every run is a dry run.
+    pub staged: bool,
     /// Why the operator paused everything, if he did.
     pub paused: Option<String>,
 }
@@ -111,6 +115,12 @@ pub struct PlanContext<'a> {
     pub task: &'a Task,
     /// The head of the task's own branch, when it has one and it still exists.
     pub own_head: Option<&'a Sha>,
+    /// Our own fork of the repository, where there is one and it may matter.
+    pub fork: Option<&'a RepoName>,
+    /// The approved heads of the pull request.
+    pub approved: &'a [Sha],
+    /// Somebody pushed to the pull request when the comment was written, or after.
+    pub pushed_since: bool,
     /// Runs of the task, oldest first.
     pub runs: &'a [Run],
     pub agents: &'a BTreeMap<String, AgentFacts>,
@@ -132,6 +142,15 @@ pub enum Action {
     },
     Cancel {
         run: RunId,
+    },
+    /// The change of this run was approved.
+    Release {
+        run: RunId,
+    },
+    /// The code of this head of the pull request may be run.
+    ApproveHead {
+        number: i64,
+        head: Sha,
     },
     /// A reply in the thread. `ok` chooses the reaction: 👍 or 😕.
     Reply {
@@ -172,6 +191,8 @@ pub fn plan(
         return plan;
     }
     let mut started = 0;
+    // An `ok` counts for the commands below it, too.
+    let mut approved = context.approved.to_vec();
     for parsed in commands {
         match parsed {
             Err(error) => plan.actions.push(Action::Reply {
@@ -180,7 +201,7 @@ pub fn plan(
                 body: wording::command_error(error),
                 ok: false,
             }),
-            Ok(command) => match one(comment, command, config, context, started) {
+            Ok(command) => match one(comment, command, config, context, &approved, started) {
                 Decision::Silent => plan.audit.push((
                     "refuse",
                     format!("{} as {}: not answered", command.verb.name(), context.role.name()),
@@ -195,6 +216,18 @@ pub fn plan(
                     plan.audit.push(("grant", format!("cancel as {}", context.role.name())));
                     plan.actions.extend(runs.into_iter().map(|run| Action::Cancel { run }));
                     plan.actions.push(reply(command, body, true));
+                }
+                Decision::Release(run, head, body) => {
+                    let detail = format!("the change {head} of run {run} as {}", context.role.name());
+                    plan.audit.push(("approve", detail));
+                    plan.actions.push(Action::Release { run });
+                    plan.actions.push(reply(command, body, true));
+                }
+                Decision::ApproveHead(number, head, body) => {
+                    plan.audit.push(("approve", format!("the head {head} as {}", context.role.name())));
+                    plan.actions.push(Action::ApproveHead { number, head: head.clone() });
+                    plan.actions.push(reply(command, body, true));
+                    approved.push(head);
                 }
                 Decision::Start(spec) => {
                     started += 1;
@@ -217,6 +250,8 @@ enum Decision {
     Refuse(String),
     Say(String),
     Cancel(Vec<RunId>, String),
+    Release(RunId, Sha, String),
+    ApproveHead(i64, Sha, String),
     Start(Box<RunSpec>),
 }
 
@@ -225,6 +260,7 @@ fn one(
     command: &Command,
     config: &RepoConfig,
     context: &PlanContext<'_>,
+    approved: &[Sha],
     started: i64,
 ) -> Decision {
     match policy::permission(command.verb, context.role, context.repo.private, config) {
@@ -262,6 +298,7 @@ fn one(
                 Decision::Cancel(open, body)
             }
         }
+        Verb::Ok => approve(&command.text, context),
         Verb::Fix | Verb::Run | Verb::Review | Verb::Ask | Verb::Retry | Verb::Continue => {
             if let Err(problem) = context.config {
                 return Decision::Refuse(wording::broken_config(problem));
@@ -273,11 +310,54 @@ fn one(
             if context.recent_runs + started >= limit {
                 return Decision::Refuse(wording::rate_limited(&comment.author.login, limit));
             }
-            match spec(comment, command, config, context) {
+            match spec(comment, command, config, context, approved) {
                 Ok(spec) => Decision::Start(Box::new(spec)),
                 Err(body) => Decision::Refuse(body),
             }
         }
+    }
+}
+
+/// The head of a pull request that comes from a fork which is not ours.
+fn foreign<'a>(context: &PlanContext<'a>) -> Option<&'a PullHead> {
+    context.pull.filter(|pull| pull.fork && !in_our_fork(pull, context))
+}
+
+fn in_our_fork(pull: &PullHead, context: &PlanContext<'_>) -> bool {
+    pull.fork && context.fork.is_some() && pull.head_repo.as_ref() == context.fork
+}
+
+/// What `ok` means here: the head of a stranger's pull request, or a change that waits for it.
+fn approve(commit: &str, context: &PlanContext<'_>) -> Decision {
+    if let Some(pull) = foreign(context) {
+        if !pull.open {
+            return Decision::Refuse(wording::pull_is_closed(pull.number));
+        }
+        if !pull.head_sha.as_str().starts_with(commit) {
+            return Decision::Refuse(wording::ok_names_another_head(commit, &pull.head_sha));
+        }
+        // The digits may fit what was pushed after they were read.
+        if context.pushed_since {
+            return Decision::Refuse(wording::ok_came_before_a_push(&pull.head_sha));
+        }
+        let body = wording::head_approved(&pull.head_sha);
+        return Decision::ApproveHead(pull.number, pull.head_sha.clone(), body);
+    }
+    let waiting: Vec<(&Run, &Sha)> = context
+        .runs
+        .iter()
+        .filter(|run| run.state == RunState::Held)
+        .filter_map(|run| run.outcome.kept.as_ref().map(|kept| (run, &kept.head)))
+        .collect();
+    match waiting.iter().rev().find(|(_, head)| head.as_str().starts_with(commit)) {
+        Some((run, head)) => {
+            Decision::Release(run.id.clone(), (*head).clone(), wording::change_approved(&run.id, head))
+        }
+        None if waiting.is_empty() => Decision::Say(wording::nothing_to_approve()),
+        None => Decision::Refuse(wording::ok_names_another_change(
+            commit,
+            &waiting.iter().map(|(_, head)| *head).collect::<Vec<_>>(),
+        )),
     }
 }
 
@@ -287,6 +367,7 @@ fn spec(
     command: &Command,
     config: &RepoConfig,
     context: &PlanContext<'_>,
+    approved: &[Sha],
 ) -> Result<RunSpec, String> {
     let rules = context.rules;
     let previous = match command.verb {
@@ -324,9 +405,11 @@ fn spec(
         return Err(wording::not_a_recipe(&agent_name));
     }
     let read_only = agent.read_only || matches!(verb, Verb::Review | Verb::Ask);
-    let fork = context.pull.is_some_and(|pull| pull.fork);
-    if fork && !matches!(verb, Verb::Review | Verb::Ask) {
-        return Err(wording::fork_is_read_only(command.verb));
+    if let Some(pull) = foreign(context)
+        && !matches!(verb, Verb::Review | Verb::Ask)
+        && !approved.contains(&pull.head_sha)
+    {
+        return Err(wording::fork_needs_ok(command.verb, &pull.head_sha));
     }
     let mode = if read_only { RunMode::ReadOnly } else { RunMode::Change };
     if let Some(pull) = context.pull
@@ -335,7 +418,16 @@ fn spec(
     {
         return Err(wording::pull_is_closed(pull.number));
     }
-    let (start, base, base_sha, push_to) = place(command, context, mode)?;
+    let push = rules.push.max(config.push);
+    let publish = way_out(command, config, context, push);
+    let (start, base, base_sha, push_to) = place(command, context, mode, publish)?;
+    let fork = match context.pull {
+        Some(pull) => context.fork.filter(|_| in_our_fork(pull, context)).cloned(),
+        None if push == PushMode::Fork && mode == RunMode::Change => {
+            Some(context.fork.cloned().ok_or_else(|| wording::no_fork(&context.repo.name))?)
+        }
+        None => None,
+    };
     let image = match &config.image {
         None => rules.image.clone(),
         Some(image) if image_is_allowed(image, rules) => image.clone(),
@@ -383,6 +475,8 @@ fn spec(
         base_sha,
         pull: context.pull.cloned(),
         push_to,
+        fork,
+        publish,
         image,
         budget_micros,
         wall_seconds,
@@ -391,16 +485,39 @@ fn spec(
     })
 }
 
+/// What becomes of the changeset of a run that may change something.
+fn way_out(command: &Command, config: &RepoConfig, context: &PlanContext<'_>, push: PushMode) -> Publish {
+    let in_repository = context.pull.is_some_and(|pull| !pull.fork);
+    if foreign(context).is_some() {
+        Publish::Patch
+    } else if command.flags.staged || config.staged || context.rules.staged {
+        Publish::Stage
+    } else if in_repository && push == PushMode::Fork {
+        // The branch of the pull request lives where this mode never pushes.
+        Publish::Patch
+    } else if push == PushMode::ApproveFirst {
+        Publish::Approve
+    } else {
+        Publish::Push
+    }
+}
+
 type Place = (Sha, BranchName, Sha, Option<BranchName>);
 
 /// Where the agent starts and where its work goes.
-fn place(command: &Command, context: &PlanContext<'_>, mode: RunMode) -> Result<Place, String> {
+fn place(
+    command: &Command,
+    context: &PlanContext<'_>,
+    mode: RunMode,
+    publish: Publish,
+) -> Result<Place, String> {
     if let Some(pull) = context.pull {
         if command.flags.base.is_some() {
             return Err(wording::base_on_pull());
         }
         let push_to = match mode {
             RunMode::ReadOnly => None,
+            RunMode::Change if publish == Publish::Patch => None,
             RunMode::Change => {
                 let head =
                     BranchName::parse(&pull.head_ref).map_err(|_| wording::odd_branch(&pull.head_ref))?;
@@ -565,6 +682,9 @@ mod tests {
         agents_problem: Option<String>,
         rules: ServerRules,
         recent_runs: i64,
+        fork: Option<RepoName>,
+        approved: Vec<Sha>,
+        pushed_since: bool,
     }
 
     impl Case {
@@ -611,9 +731,14 @@ mod tests {
                     run_budget_micros: 5_000_000,
                     max_run_budget_micros: 20_000_000,
                     commands_per_user_hour: 3,
+                    push: PushMode::Trusted,
+                    staged: false,
                     paused: None,
                 },
                 recent_runs: 0,
+                fork: None,
+                approved: Vec::new(),
+                pushed_since: false,
             }
         }
 
@@ -640,6 +765,9 @@ mod tests {
                     pull: self.pull.as_ref(),
                     task: &self.task,
                     own_head: self.own_head.as_ref(),
+                    fork: self.fork.as_ref(),
+                    approved: &self.approved,
+                    pushed_since: self.pushed_since,
                     runs: &self.runs,
                     agents: &self.agents,
                     agents_problem: self.agents_problem.as_deref(),
@@ -693,7 +821,7 @@ mod tests {
     }
 
     #[test]
-    fn forks_are_read_only() {
+    fn forks_are_read_only_until_their_head_is_approved() {
         let case = Case::new().on_pull(true);
         for verb in [Verb::Fix, Verb::Continue, Verb::Retry, Verb::Run] {
             let mut case = Case::new().on_pull(true);
@@ -705,6 +833,113 @@ mod tests {
             let spec = case.spec(command(verb, "why?"));
             assert_eq!((spec.mode, spec.push_to, spec.start), (RunMode::ReadOnly, None, sha('b')));
         }
+        let mut case = Case::new().on_pull(true);
+        case.approved = vec![sha('c')];
+        assert!(case.refusal(command(Verb::Fix, "")).contains("/zeblit ok bbbbbbbbbbbb"), "of another head");
+        case.approved = vec![sha('b')];
+        let spec = case.spec(command(Verb::Fix, ""));
+        assert_eq!((spec.publish, &spec.push_to, &spec.start), (Publish::Patch, &None, &sha('b')));
+        assert!(spec.needs_ok().is_some());
+    }
+
+    #[test]
+    fn ok_is_for_exactly_the_present_head_and_counts_for_what_follows() {
+        let mut case = Case::new().on_pull(true);
+        let ok = |digits: &str| command(Verb::Ok, digits);
+        assert!(case.refusal(ok("ccccccc")).contains("bbbbbbbbbbbb"));
+        let plan = case.plan(&[ok("bbbbbbb"), command(Verb::Fix, "")]);
+        let [Action::ApproveHead { number: 12, head }, Action::Reply { ok: true, .. }, Action::Start { .. }] =
+            plan.actions.as_slice()
+        else {
+            panic!("{:?}", plan.actions)
+        };
+        assert_eq!(*head, sha('b'));
+        assert!(plan.audit.iter().any(|(action, detail)| *action == "approve" && detail.contains("bbbb")));
+        case.pushed_since = true;
+        assert!(case.refusal(ok("bbbbbbb")).contains("pushed"));
+        case.pushed_since = false;
+        case.pull.as_mut().unwrap().open = false;
+        assert!(case.refusal(ok("bbbbbbb")).contains("closed"));
+        case.role = Role::Triage;
+        case.pull.as_mut().unwrap().open = true;
+        assert!(case.refusal(ok("bbbbbbb")).contains("needs `write`"));
+    }
+
+    #[test]
+    fn ok_releases_the_change_that_it_names_and_no_other() {
+        let mut case = Case::new();
+        let ok = |digits: &str| command(Verb::Ok, digits);
+        assert!(matches!(case.plan(&[ok("ddddddd")]).actions.as_slice(), [Action::Reply { ok: true, .. }]));
+        let mut held = run();
+        held.state = RunState::Held;
+        held.outcome.kept = Some(super::super::run::Kept {
+            head: sha('d'),
+            files: Vec::new(),
+            excerpt: String::new(),
+            until: None,
+            approved_by: None,
+        });
+        case.runs = vec![held];
+        assert!(case.refusal(ok("eeeeeee")).contains("dddddddddddd"));
+        let plan = case.plan(&[ok("ddddddd")]);
+        assert!(matches!(plan.actions.first(), Some(Action::Release { run }) if run.as_str() == "run_0001"));
+    }
+
+    #[test]
+    fn the_stricter_of_server_and_repository_decides_the_way_out() {
+        use PushMode::{ApproveFirst, Fork, Trusted};
+        for (server, repository, expected) in [
+            (Trusted, Trusted, Publish::Push),
+            (Trusted, ApproveFirst, Publish::Approve),
+            (ApproveFirst, Trusted, Publish::Approve),
+            (Trusted, Fork, Publish::Push),
+            (Fork, Trusted, Publish::Push),
+            (ApproveFirst, Fork, Publish::Push),
+        ] {
+            let mut case = Case::new();
+            case.rules.push = server;
+            case.config = Ok(RepoConfig { push: repository, ..RepoConfig::default() });
+            let fork = RepoName::parse("zeblit-bot/demo").unwrap();
+            let forked = server.max(repository) == Fork;
+            if forked {
+                assert!(case.refusal(command(Verb::Fix, "")).contains("fork"), "there is none yet");
+            }
+            case.fork = Some(fork.clone());
+            let spec = case.spec(command(Verb::Fix, ""));
+            assert_eq!(spec.publish, expected, "{server:?} {repository:?}");
+            assert_eq!(spec.fork, forked.then_some(fork), "{server:?} {repository:?}");
+        }
+    }
+
+    #[test]
+    fn in_fork_mode_pull_requests_get_patches_except_those_from_our_own_fork() {
+        let fork = RepoName::parse("zeblit-bot/demo").unwrap();
+        let mut case = Case::new().on_pull(false);
+        case.rules.push = PushMode::Fork;
+        case.fork = Some(fork.clone());
+        let spec = case.spec(command(Verb::Fix, ""));
+        assert_eq!((spec.publish, &spec.push_to, spec.needs_ok()), (Publish::Patch, &None, None));
+        let mut case = Case::new().on_pull(true);
+        case.pull.as_mut().unwrap().head_repo = Some(fork.clone());
+        case.fork = Some(fork.clone());
+        let spec = case.spec(command(Verb::Fix, ""));
+        assert_eq!(spec.publish, Publish::Push);
+        assert_eq!((spec.push_to.as_ref().unwrap().as_str(), spec.fork.as_ref()), ("feature/x", Some(&fork)));
+        assert!(spec.needs_ok().is_none());
+    }
+
+    #[test]
+    fn a_dry_run_can_be_asked_for_by_flag_repository_and_server() {
+        let mut flagged = command(Verb::Fix, "");
+        flagged.flags.staged = true;
+        assert_eq!(Case::new().spec(flagged).publish, Publish::Stage);
+        let mut case = Case::new();
+        case.config = Ok(RepoConfig { staged: true, ..RepoConfig::default() });
+        assert_eq!(case.spec(command(Verb::Fix, "")).publish, Publish::Stage);
+        let mut case = Case::new().on_pull(false);
+        case.rules.staged = true;
+        case.rules.push = PushMode::ApproveFirst;
+        assert_eq!(case.spec(command(Verb::Fix, "")).publish, Publish::Stage);
     }
 
     #[test]
@@ -733,7 +968,11 @@ mod tests {
                     case.role = role;
                     case.repo.private = private;
                     case.runs = vec![run()];
-                    let text = if info.verb == Verb::Run { "format" } else { "x" };
+                    let text = match info.verb {
+                        Verb::Run => "format",
+                        Verb::Ok => "aaaaaaa",
+                        _ => "x",
+                    };
                     let plan = case.plan(&[command(info.verb, text)]);
                     let started = plan
                         .actions

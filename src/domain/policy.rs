@@ -35,6 +35,35 @@ impl Role {
     }
 }
 
+/// How far the result of a run gets without another look by a person; a later one is stricter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PushMode {
+    /// The branch is pushed to the repository at once: its workflows run with the repository's secrets.
+    #[default]
+    Trusted,
+    /// Nothing is pushed before somebody with write access has seen the change and typed `/zeblit ok`.
+    ApproveFirst,
+    /// The branch is pushed to a fork that the bot's account owns: its workflows get no secrets.
+    Fork,
+}
+
+impl PushMode {
+    pub const ALL: [PushMode; 3] = [PushMode::Trusted, PushMode::ApproveFirst, PushMode::Fork];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            PushMode::Trusted => "trusted",
+            PushMode::ApproveFirst => "approve-first",
+            PushMode::Fork => "fork",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.name() == name)
+    }
+}
+
 use super::command::{VERBS, Verb};
 use super::repo_config::RepoConfig;
 
@@ -86,8 +115,8 @@ mod tests {
         let config = RepoConfig::default();
         for info in VERBS {
             for role in ROLES {
-                let needs =
-                    if info.starts_run || info.verb == Verb::Cancel { Role::Write } else { Role::Triage };
+                let guarded = info.starts_run || matches!(info.verb, Verb::Cancel | Verb::Ok);
+                let needs = if guarded { Role::Write } else { Role::Triage };
                 let granted = permission(info.verb, role, true, &config) == Permission::Granted;
                 assert_eq!(granted, role >= needs, "{:?} as {role:?}", info.verb);
             }

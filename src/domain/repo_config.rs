@@ -2,7 +2,7 @@
 
 use super::command::Verb;
 use super::egress::{self, AllowList};
-use super::policy::Role;
+use super::policy::{PushMode, Role};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -30,6 +30,10 @@ pub struct RepoConfig {
     pub setup: Option<Setup>,
     /// Also answer refused people on public repositories (default: silence).
     pub answer_strangers: bool,
+    /// How far a result gets; the server's mode wins when it is stricter.
+    pub push: PushMode,
+    /// Every run is a dry run.
+    pub staged: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +100,8 @@ impl Default for RepoConfig {
             egress: Vec::new(),
             setup: None,
             answer_strangers: false,
+            push: PushMode::default(),
+            staged: false,
         }
     }
 }
@@ -154,6 +160,12 @@ answer_strangers = false
 # Must be on the server's list of allowed images.
 # image = "ghcr.io/octo/tools:1"
 # The word "devcontainer" stands for the image that `.devcontainer/devcontainer.json` names.
+# How far a result gets; the server's own mode wins when it is stricter:
+# "trusted" pushes the branch at once, "approve-first" waits for `/zeblit ok <commit>` by somebody with write access,
+# "fork" pushes to a fork of the bot's account, whose workflows get no secrets.
+push = "trusted"
+# `true`: every run is a dry run, which shows what would be pushed and pushes nothing.
+staged = false
 
 # Which role a command needs: read, triage, write, maintain or admin. Commands that start runs, and `cancel`,
 # need at least triage.
@@ -201,6 +213,8 @@ const KEYS: &[&str] = &[
     "model",
     "image",
     "answer_strangers",
+    "push",
+    "staged",
     "permissions",
     "limits",
     "gate",
@@ -243,6 +257,8 @@ struct File {
     model: Option<toml::Spanned<String>>,
     image: Option<toml::Spanned<String>>,
     answer_strangers: Option<bool>,
+    push: Option<toml::Spanned<String>>,
+    staged: Option<bool>,
     permissions: BTreeMap<toml::Spanned<String>, toml::Spanned<String>>,
     limits: FileLimits,
     gate: FileGate,
@@ -310,8 +326,14 @@ pub fn parse(text: &str) -> Result<RepoConfig, ConfigProblem> {
     let mut config = RepoConfig {
         enabled: file.enabled.unwrap_or(true),
         answer_strangers: file.answer_strangers.unwrap_or(false),
+        staged: file.staged.unwrap_or(false),
         ..RepoConfig::default()
     };
+    if let Some(mode) = file.push {
+        let known = PushMode::ALL.map(PushMode::name).join(", ");
+        config.push = PushMode::parse(mode.get_ref())
+            .ok_or_else(|| wrong(mode.span(), format!("`push` must be one of {known}")))?;
+    }
     for (key, value, slot) in [
         ("agent", file.agent, &mut config.agent),
         ("model", file.model, &mut config.model),
@@ -340,7 +362,12 @@ pub fn parse(text: &str) -> Result<RepoConfig, ConfigProblem> {
             let known = "read, triage, write, maintain or admin";
             return Err(wrong(role.span(), format!("`{}` is not a role: use {known}", role.get_ref())));
         };
-        let floor = if info.starts_run || info.verb == Verb::Cancel { Role::Triage } else { Role::Read };
+        let floor = match info.verb {
+            // Whoever approves code could have pushed it.
+            Verb::Ok => Role::Write,
+            verb if info.starts_run || verb == Verb::Cancel => Role::Triage,
+            _ => Role::Read,
+        };
         if wanted < floor {
             let problem =
                 format!("`{}` needs at least `{}`: it is not for everybody", name.get_ref(), floor.name());
@@ -681,6 +708,7 @@ mod tests {
         refused("[gate]\nmax_fils = 3", 2, "did you mean `max_files`?");
         refused("[permision]\nfix = \"write\"", 1, "did you mean `permissions`?");
         refused("colour = 3", 1, "unknown field `colour`");
+        refused("push = \"approve\"", 1, "`push` must be one of trusted, approve-first, fork");
         // Known elsewhere is not known here.
         refused("minutes = 3", 1, "unknown field `minutes`");
         refused("[limits]\nbudget_micros = 3", 2, "unknown field");
@@ -698,9 +726,10 @@ mod tests {
         for info in super::super::command::VERBS {
             let with =
                 |role: &str| parse(&format!("[permissions]\n{} = \"{role}\"", quoted(info.verb.name())));
-            assert!(with("admin").is_ok() && with("triage").is_ok(), "{:?}", info.verb);
+            let approves = info.verb == Verb::Ok;
+            assert!(with("admin").is_ok() && with("triage").is_ok() != approves, "{:?}", info.verb);
             assert!(with("none").is_err(), "{:?}", info.verb);
-            let guarded = info.starts_run || info.verb == Verb::Cancel;
+            let guarded = approves || info.starts_run || info.verb == Verb::Cancel;
             assert_eq!(with("read").is_err(), guarded, "{:?}", info.verb);
         }
     }

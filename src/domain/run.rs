@@ -2,7 +2,7 @@
 
 use super::command::Verb;
 use super::event::{Actor, PullHead, Subject, Surface};
-use super::ids::{BranchName, RunId, Sha, TaskId};
+use super::ids::{BranchName, RepoName, RunId, Sha, TaskId};
 use super::repo_config::RepoConfig;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,8 @@ pub enum RunState {
     Publishing,
     /// Pushed; waits until the forge confirmed the pull request. Holds no lease.
     Reporting,
+    /// The changeset is kept and waits for a person's `/zeblit ok`. Holds neither lease nor lock.
+    Held,
     Succeeded,
     /// Ended well and changed nothing.
     Nothing,
@@ -38,6 +40,7 @@ impl RunState {
         RunState::Collecting,
         RunState::Publishing,
         RunState::Reporting,
+        RunState::Held,
         RunState::Succeeded,
         RunState::Nothing,
         RunState::NeedsInput,
@@ -53,6 +56,7 @@ impl RunState {
             RunState::Collecting => "collecting",
             RunState::Publishing => "publishing",
             RunState::Reporting => "reporting",
+            RunState::Held => "held",
             RunState::Succeeded => "succeeded",
             RunState::Nothing => "nothing",
             RunState::NeedsInput => "needs_input",
@@ -90,6 +94,21 @@ pub enum RunMode {
     ReadOnly,
 }
 
+/// What becomes of a changeset that passed the gate.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Publish {
+    /// Pushed at once.
+    #[default]
+    Push,
+    /// Kept until somebody approves exactly this changeset, then pushed.
+    Approve,
+    /// A dry run: kept and shown.
+    Stage,
+    /// Kept and offered as a patch: there is no branch that we may push to.
+    Patch,
+}
+
 /// The comment that asked, so that answers and reactions find their way back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
@@ -123,14 +142,27 @@ pub struct RunSpec {
     pub base_sha: Sha,
     /// The pull request that is worked on, pinned.
     pub pull: Option<PullHead>,
-    /// The branch that will be pushed; `None` for read-only runs.
+    /// The branch that will be pushed; `None` for read-only runs and patches.
     pub push_to: Option<BranchName>,
+    /// Our fork, when that branch lives there and not in the repository itself.
+    #[serde(default)]
+    pub fork: Option<RepoName>,
+    #[serde(default)]
+    pub publish: Publish,
     pub image: String,
     pub budget_micros: i64,
     pub wall_seconds: i64,
     pub config: RepoConfig,
     /// The run this one retries or continues.
     pub previous: Option<RunId>,
+}
+
+impl RunSpec {
+    /// The pull request from a stranger's fork whose code this run executes: its head must be approved.
+    pub fn needs_ok(&self) -> Option<&PullHead> {
+        let runs_code = !matches!(self.verb, Verb::Review | Verb::Ask);
+        self.pull.as_ref().filter(|pull| runs_code && pull.fork && self.fork.is_none())
+    }
 }
 
 /// Why a run ended badly.
@@ -306,8 +338,25 @@ pub struct Outcome {
     /// What the agent asked, when the run needs input.
     #[serde(default)]
     pub question: Option<Question>,
+    /// A changeset that was kept instead of being pushed at once.
+    #[serde(default)]
+    pub kept: Option<Kept>,
     /// Things the report should mention (drafts refused, masked files dropped, …).
     pub notes: Vec<String>,
+}
+
+/// What the report says of a changeset that was not pushed (yet); its bytes are artifacts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    pub head: Sha,
+    /// Path, added and removed lines of the first changes, as they may be shown.
+    pub files: Vec<(String, i64, i64)>,
+    /// The beginning of the diff, masked.
+    pub excerpt: String,
+    /// When a change that waits for approval is dropped.
+    pub until: Option<DateTime<Utc>>,
+    /// Who approved it.
+    pub approved_by: Option<String>,
 }
 
 /// A run as stored. `fence` counts claims: a write with an older fence is refused.
@@ -357,6 +406,10 @@ pub enum RunInput {
     NeedsInput,
     Failed,
     Cancelled,
+    /// The changeset waits for approval.
+    Held,
+    /// It was approved, or is to be dropped: a worker takes it on.
+    Released,
     /// The lease was lost before the agent started: back to the queue.
     Requeued,
 }
@@ -398,13 +451,18 @@ impl Run {
             (Preparing | Running, RunInput::AgentGone(_)) => Collecting,
             (Collecting, RunInput::Collected) => Publishing,
             (Publishing, RunInput::Pushed) => Reporting,
+            (Publishing, RunInput::Held) => Held,
+            (Held, RunInput::Released) => Publishing,
             (Publishing | Reporting, RunInput::Done) => Succeeded,
             (Publishing, RunInput::NothingToDo) => Nothing,
             (Publishing, RunInput::NeedsInput) => RunState::NeedsInput,
-            (Queued | Preparing | Running | Collecting | Publishing | Reporting, RunInput::Failed) => Failed,
-            (Queued | Preparing | Running | Collecting | Publishing | Reporting, RunInput::Cancelled) => {
-                Cancelled
+            (Queued | Preparing | Running | Collecting | Publishing | Reporting | Held, RunInput::Failed) => {
+                Failed
             }
+            (
+                Queued | Preparing | Running | Collecting | Publishing | Reporting | Held,
+                RunInput::Cancelled,
+            ) => Cancelled,
             (state, input) => return Err(InvalidTransition { state, input: input.clone() }),
         };
         if let RunInput::AgentGone(end) = input {
@@ -514,6 +572,8 @@ pub(crate) mod tests {
                 base_sha: sha('a'),
                 pull: None,
                 push_to: Some(BranchName::parse("zeblit/12-it-crashes-k0001").unwrap()),
+                fork: None,
+                publish: Publish::Push,
                 image: "zeblit-agent:latest".into(),
                 budget_micros: 5_000_000,
                 wall_seconds: 3600,
@@ -551,6 +611,8 @@ pub(crate) mod tests {
             RunInput::Failed,
             RunInput::Cancelled,
             RunInput::Requeued,
+            RunInput::Held,
+            RunInput::Released,
         ]
     }
 
@@ -619,7 +681,7 @@ pub(crate) mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_sequence_of_inputs_keeps_the_invariants(choices in proptest::collection::vec(0usize..12, 0..40)) {
+        fn any_sequence_of_inputs_keeps_the_invariants(choices in proptest::collection::vec(0usize..14, 0..40)) {
             let inputs = inputs();
             let mut run = run();
             let mut ended = 0;

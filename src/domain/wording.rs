@@ -4,11 +4,11 @@ use super::budget::dollars;
 use super::command::{CommandError, VERBS, Verb};
 use super::effect::{CheckConclusion, CheckStatus};
 use super::event::{SubjectKind, Surface};
-use super::ids::{BranchName, RunId};
+use super::ids::{BranchName, RepoName, RunId, Sha};
 use super::plan::AgentFacts;
-use super::policy::{self, Role};
+use super::policy::{self, PushMode, Role};
 use super::repo_config::{self, ConfigProblem, RepoConfig};
-use super::run::{FailureClass, Phase, Run, RunMode, RunState};
+use super::run::{AgentEnd, FailureClass, Kept, Phase, Publish, Run, RunMode, RunState};
 use super::sanitize;
 use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
@@ -107,11 +107,79 @@ pub fn not_a_recipe(name: &str) -> String {
     format!("😕 `{name}` is an agent, not a recipe. Use `/zeblit fix --agent {name} …`.")
 }
 
-pub fn fork_is_read_only(verb: Verb) -> String {
+/// The digits of a commit that a person is asked to type.
+fn digits(sha: &Sha) -> &str {
+    sha.as_str().get(..12).unwrap_or_else(|| sha.short())
+}
+
+pub fn fork_needs_ok(verb: Verb, head: &Sha) -> String {
     format!(
-        "🚫 This pull request comes from a fork: I do not run its code and cannot push to it, so `{}` is not possible. `/zeblit review` and `/zeblit ask` are.",
-        verb.name()
+        "🚫 This pull request comes from a fork, so `{}` would run a stranger's code. Read the commit `{}` first, then type `/zeblit ok {}` and the command again. `/zeblit review` and `/zeblit ask` run nothing and need no approval.",
+        verb.name(),
+        digits(head),
+        digits(head)
     )
+}
+
+pub fn ok_names_another_head(asked: &str, head: &Sha) -> String {
+    format!(
+        "🚫 `{asked}` is not the head of this pull request, which is `{}`. Read that one; `/zeblit ok {}` approves it.",
+        digits(head),
+        digits(head)
+    )
+}
+
+pub fn ok_came_before_a_push(head: &Sha) -> String {
+    format!(
+        "🚫 Somebody pushed to this pull request after your comment was written, so it approves nothing. Read the head `{}` and approve it with a new comment.",
+        digits(head)
+    )
+}
+
+pub fn head_approved(head: &Sha) -> String {
+    format!(
+        "👍 The commit `{}` may be run here. A push to this pull request needs a new approval.",
+        digits(head)
+    )
+}
+
+pub fn change_approved(run: &RunId, head: &Sha) -> String {
+    format!("👍 The change `{}` of run `{}` is checked once more and pushed.", digits(head), run.short())
+}
+
+pub fn nothing_to_approve() -> String {
+    "👍 Nothing waits for approval here.".into()
+}
+
+pub fn ok_names_another_change(asked: &str, waiting: &[&Sha]) -> String {
+    let lines: Vec<String> = waiting.iter().map(|sha| format!("`/zeblit ok {}`", digits(sha))).collect();
+    format!("🚫 No change `{asked}` waits for approval here. These do: {}.", lines.join(", "))
+}
+
+pub fn no_fork(repo: &RepoName) -> String {
+    format!(
+        "🚫 Results for `{repo}` go to a fork (mode `{}`), and this server has none that it may push to. Its operator has to fork the repository to the account in `publish.fork_owner` and install the App there.",
+        PushMode::Fork.name()
+    )
+}
+
+/// The head was approved, and then the approval was voided by a push.
+pub fn approval_is_void(head: &Sha) -> String {
+    format!(
+        "The approval of the commit `{}` does not hold any more: somebody pushed to the pull request.",
+        digits(head)
+    )
+}
+
+/// Why a change that nobody approved was dropped; stands where otherwise a person's name does.
+pub const NOT_APPROVED: &str = "not approved in time";
+
+/// Why a run on a stranger's code was stopped by a push; stands where otherwise a person's name does.
+pub const APPROVAL_VOID: &str = "approval void";
+
+/// The bot's account has no fork of the repository (any more).
+pub fn fork_is_missing(fork: &RepoName) -> String {
+    format!("There is no fork `{fork}` of this repository that the App may push to.")
 }
 
 pub fn pull_is_closed(number: i64) -> String {
@@ -279,7 +347,7 @@ pub fn help(
             policy::required_role(info.verb, config).name()
         );
     }
-    text.push_str("\nFlags: `--agent NAME`, `--model NAME`, `--base BRANCH`, `--budget DOLLARS`.\n");
+    text.push_str("\nFlags: `--agent NAME`, `--model NAME`, `--base BRANCH`, `--budget DOLLARS`; `--staged` shows what would be done and pushes nothing.\n");
     for (title, recipe) in [("Agents", false), ("Recipes", true)] {
         let list: Vec<String> = agents
             .iter()
@@ -324,6 +392,7 @@ fn state_words(run: &Run) -> &'static str {
         RunState::Collecting => "📦 collecting",
         RunState::Publishing => "🔎 checking and pushing",
         RunState::Reporting => "🚚 opening the pull request",
+        RunState::Held => "✋ waits for approval",
         RunState::Succeeded => "✅ done",
         RunState::Nothing => "👍 nothing to do",
         RunState::NeedsInput => "❓ needs an answer",
@@ -351,6 +420,9 @@ pub fn phases(run: &Run) -> Vec<(Phase, &'static str)> {
     list.push((Phase::Agent, "agent"));
     if run.spec.mode == RunMode::Change {
         list.push((Phase::Check, "check the changes"));
+        if matches!(run.spec.publish, Publish::Stage | Publish::Patch) {
+            return list;
+        }
         list.push((Phase::Push, "push"));
         if run.spec.pull.is_none() {
             list.push((Phase::Pull, "pull request"));
@@ -412,6 +484,13 @@ pub fn headline(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
                 line.push_str(" · the server is paused by its operator");
             }
             line
+        }
+        RunState::Held => format!("✋ Waits for approval · {}", elapsed(run, now)),
+        RunState::Succeeded if outcome.kept.is_some() && run.spec.publish == Publish::Stage => {
+            format!("🧪 Staged: nothing was pushed · {}", elapsed(run, now))
+        }
+        RunState::Succeeded if outcome.kept.is_some() && run.spec.publish == Publish::Patch => {
+            format!("✅ A patch is ready, nothing was pushed · {}", elapsed(run, now))
         }
         RunState::Succeeded => match (outcome.pull_number, run.spec.mode) {
             (Some(number), RunMode::Change) if run.spec.pull.is_none() => {
@@ -511,8 +590,15 @@ pub fn sticky(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
             });
             summary(&mut text, run);
         }
+        RunState::Held => {
+            kept(&mut text, run, links);
+            summary(&mut text, run);
+        }
         RunState::Succeeded => {
-            if run.spec.mode == RunMode::Change {
+            if matches!(run.spec.publish, Publish::Stage | Publish::Patch) && run.outcome.kept.is_some() {
+                kept(&mut text, run, links);
+                summary(&mut text, run);
+            } else if run.spec.mode == RunMode::Change {
                 if let (Some(number), Some(url)) = (run.outcome.pull_number, &run.outcome.pull_url)
                     && run.spec.pull.is_none()
                 {
@@ -549,10 +635,11 @@ pub fn sticky(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
         foot.push(spent.trim_start_matches(" · ").to_owned());
     }
     if let Some(page) = &links.run_page {
-        let name = if run.state.is_terminal() { "log" } else { "live log" };
+        let rests = run.state.is_terminal() || run.state == RunState::Held;
+        let name = if rests { "log" } else { "live log" };
         foot.push(format!("[{name}]({page})"));
     }
-    if !run.state.is_terminal() {
+    if !run.state.is_terminal() && run.state != RunState::Held {
         foot.push("stop it: `/zeblit cancel`".into());
     }
     let _ = write!(
@@ -606,6 +693,86 @@ fn open_question(run: &Run) -> String {
     text
 }
 
+/// A changeset that was not pushed: what it is, what would be done with it, and what to type.
+fn kept(text: &mut String, run: &Run, links: &RunLinks) {
+    let Some(kept) = &run.outcome.kept else { return };
+    let _ = write!(
+        text,
+        "{} · {}, +{} −{}",
+        plural(run.outcome.commits, "commit"),
+        plural(run.outcome.files, "file"),
+        run.outcome.added_lines,
+        run.outcome.removed_lines
+    );
+    if let Some(page) = &links.run_page {
+        let _ = write!(text, " · [the whole diff]({page})");
+    }
+    text.push_str("\n\n");
+    let _ = writeln!(text, "{}\n", what_would_be(run));
+    for (path, added, removed) in &kept.files {
+        let path = sanitize::one_line(path, 200).replace('`', "'");
+        let _ = writeln!(text, "- `{path}` +{added} −{removed}");
+    }
+    let rest = run.outcome.files.saturating_sub(i64::try_from(kept.files.len()).unwrap_or(i64::MAX));
+    if rest > 0 {
+        let _ = writeln!(text, "- and {} more", plural(rest, "file"));
+    }
+    text.push('\n');
+    if !kept.excerpt.is_empty() {
+        let _ = write!(text, "{}\n\n", fenced(&kept.excerpt));
+    }
+    if run.state == RunState::Held {
+        let _ = writeln!(text, "{}\n", what_to_type(kept));
+    }
+}
+
+/// Where the changeset goes, or would go.
+fn what_would_be(run: &Run) -> String {
+    let branch = run.spec.push_to.as_ref().map_or("", BranchName::as_str);
+    let place = run.spec.fork.as_ref().map_or(String::new(), |fork| format!(" of `{fork}`"));
+    let will = if run.state == RunState::Held { "will" } else { "would" };
+    match (run.spec.publish, &run.spec.pull) {
+        (Publish::Patch, Some(pull)) if pull.fork => {
+            "I never push to a fork: this is the change, to be applied by whoever wants it.".to_owned()
+        }
+        (Publish::Patch, _) => format!(
+            "Nothing is pushed to this repository (mode `{}`): this is the change, to be applied by whoever wants it.",
+            PushMode::Fork.name()
+        ),
+        (_, Some(_)) => format!("It {will} be pushed to the branch `{branch}`{place} of this pull request."),
+        (_, None) => format!(
+            "It {will} be pushed to the branch `{branch}`{place}, and a draft pull request to `{}` opened: \"{}\".",
+            run.spec.base,
+            sanitize::for_comment(&pull_title(run), 400)
+        ),
+    }
+}
+
+fn what_to_type(kept: &Kept) -> String {
+    let until = kept
+        .until
+        .map_or(String::new(), |until| format!(" By itself it is dropped on {}.", until.format("%Y-%m-%d")));
+    format!(
+        "**`/zeblit ok {}`** by somebody with write access pushes exactly this change; `/zeblit cancel` drops it.{until}",
+        digits(&kept.head)
+    )
+}
+
+/// Somebody else's text as a block of code, made inert.
+fn fenced(diff: &str) -> String {
+    let mut longest = 0;
+    let mut ticks = 0;
+    for c in diff.chars() {
+        ticks = if c == '`' { ticks + 1 } else { 0 };
+        longest = longest.max(ticks);
+    }
+    let fence = "`".repeat((longest + 1).max(3));
+    sanitize::for_comment(
+        &format!("{fence}diff\n{}\n{fence}", diff.trim_end_matches('\n')),
+        MAX_SUMMARY_BYTES,
+    )
+}
+
 fn summary(text: &mut String, run: &Run) {
     if !run.outcome.summary.is_empty() {
         let _ = writeln!(text, "{}\n", sanitize::for_comment(&run.outcome.summary, MAX_SUMMARY_BYTES));
@@ -629,7 +796,26 @@ fn ending(run: &Run) -> String {
         let what = if outcome.step == Some(Phase::Pull) { "The work" } else { "Partial work" };
         let _ = writeln!(text, "{what} is on `{branch}` ({}).\n", plural(outcome.commits, "commit"));
     }
+    if outcome.kept.is_some() && kept.is_none() {
+        let what = if run.spec.publish == Publish::Approve && run.agent_end == Some(AgentEnd::Finished) {
+            "The change"
+        } else {
+            "Partial work"
+        };
+        let _ = writeln!(
+            text,
+            "{what} ({}, {}) was not pushed; its diff is on the run page.\n",
+            plural(outcome.commits, "commit"),
+            plural(outcome.files, "file")
+        );
+    }
     let next = match (run.state, outcome.class) {
+        (RunState::Cancelled, _) if run.cancel_requested.as_deref() == Some(NOT_APPROVED) => {
+            "`/zeblit retry` asks for the same again."
+        }
+        (RunState::Cancelled, _) if run.cancel_requested.as_deref() == Some(APPROVAL_VOID) => {
+            "Read the new head, approve it with `/zeblit ok`, then `/zeblit retry`."
+        }
         (RunState::Cancelled, _) if subject_was_closed(run) => {
             "That ended its task, too. When it is open again, `/zeblit fix` begins a new one."
         }
@@ -687,6 +873,14 @@ pub fn final_comment(run: &Run) -> Option<String> {
                 money(run)
             )))
         }
+        RunState::Held => run.outcome.kept.as_ref().map(|kept| {
+            format!(
+                "✋ @{}, the change of run `{}` waits for approval.\n\n{}",
+                run.spec.requester.login,
+                run.id.short(),
+                what_to_type(kept)
+            )
+        }),
         RunState::Failed => Some(cap(format!(
             "❌ @{}, run `{}` failed ({}).\n\n{}",
             run.spec.requester.login,
@@ -722,6 +916,10 @@ pub fn check_state(run: &Run) -> (CheckStatus, Option<CheckConclusion>) {
         | RunState::Collecting
         | RunState::Publishing
         | RunState::Reporting => (CheckStatus::InProgress, None),
+        RunState::Held => (CheckStatus::Completed, Some(CheckConclusion::ActionRequired)),
+        RunState::Succeeded if run.spec.publish == Publish::Stage && run.outcome.kept.is_some() => {
+            (CheckStatus::Completed, Some(CheckConclusion::Neutral))
+        }
         RunState::Succeeded => (CheckStatus::Completed, Some(CheckConclusion::Success)),
         RunState::Nothing => (CheckStatus::Completed, Some(CheckConclusion::Neutral)),
         RunState::NeedsInput => (CheckStatus::Completed, Some(CheckConclusion::ActionRequired)),
@@ -741,6 +939,9 @@ pub fn check_summary(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String 
     }
     if run.state == RunState::NeedsInput {
         let _ = write!(text, "\n{}", open_question(run));
+    }
+    if let (RunState::Held, Some(kept)) = (run.state, &run.outcome.kept) {
+        let _ = write!(text, "\n{}\n", what_to_type(kept));
     }
     let _ = write!(
         text,

@@ -9,6 +9,7 @@ use crate::agent::{AdapterKind, AgentEvent, AgentSpec};
 use crate::app::App;
 use crate::broker::{Allowance, BrokerError, Listener, tools};
 use crate::clock::IdKind;
+use crate::domain::event::Repo;
 use crate::domain::ids::{BranchName, RunId, Sha, SlotId};
 use crate::domain::run::{
     AgentEnd, Attempt, FailureClass, LogKind, LogLine, Phase, Run, RunInput, RunState, SetupState,
@@ -18,6 +19,7 @@ use crate::git::{Access, GitError, Workspace, WorkspaceSpec};
 use crate::queue::Topic;
 use crate::remote::{GitPermission, RemoteError, Retry};
 use crate::sandbox::{CollectJob, Duty, Job, Limits, LineSource, Polled, SandboxSpec, Status};
+use crate::store::approvals::PullKey;
 use crate::store::runs::Caps;
 use crate::store::{self, StoreError};
 use chrono::{DateTime, Utc};
@@ -244,6 +246,7 @@ pub async fn step(app: &App, run: &mut Run, patience: Duration) -> Result<Step, 
         RunState::Publishing => publish::publish(app, run).await,
         RunState::Queued
         | RunState::Reporting
+        | RunState::Held
         | RunState::Succeeded
         | RunState::Nothing
         | RunState::NeedsInput
@@ -467,6 +470,12 @@ async fn cancel_before_start(app: &App, run: &mut Run) -> Result<Step, EngineErr
 
 pub(super) fn cancel_reason(run: &Run) -> String {
     let by = run.cancel_requested.as_deref().unwrap_or("somebody");
+    if by == wording::NOT_APPROVED {
+        return "Nobody approved the change in time.".into();
+    }
+    if by == wording::APPROVAL_VOID {
+        return "Somebody pushed to the pull request after its commit was approved.".into();
+    }
     if wording::subject_was_closed(run) {
         return format!("{}.", sanitize::one_line(by, 80));
     }
@@ -476,10 +485,18 @@ pub(super) fn cancel_reason(run: &Run) -> String {
 /// Is the pinned commit still what it was? Our own earlier run may have moved the branch on: then the
 /// agent starts from our commit. Anything else is a conflict, told by the answer.
 async fn settle_start(app: &App, run: &mut Run) -> Result<Option<String>, EngineError> {
+    if let Some(pull) = run.spec.needs_ok() {
+        let key = PullKey { remote: &run.remote, repo_id: run.repo.id, number: pull.number };
+        if app.forge.pull(&run.repo, pull.number).await?.head_sha != pull.head_sha
+            || !store::approvals::of_pull(&app.store, key).await?.contains(&pull.head_sha)
+        {
+            return Ok(Some(wording::approval_is_void(&pull.head_sha)));
+        }
+    }
     let Some(push_to) = run.spec.push_to.clone() else { return Ok(None) };
     let head = match &run.spec.pull {
         Some(pull) => Some(app.forge.pull(&run.repo, pull.number).await?.head_sha),
-        None => app.forge.branch_head(&run.repo, &push_to).await?,
+        None => app.forge.branch_head(&publish::home(app, run).await?, &push_to).await?,
     };
     let Some(head) = head else {
         return Ok(None);
@@ -508,6 +525,12 @@ async fn workspace(app: &App, run: &Run) -> Result<Workspace, EngineError> {
     let access = git_access(app, run, GitPermission::Read).await?;
     let wanted = [run.start().clone(), run.spec.base_sha.clone()];
     let pull = run.spec.pull.as_ref().filter(|pull| pull.fork).map(|pull| pull.number);
+    if run.spec.fork.is_some() && run.start() != &run.spec.base_sha {
+        // Our earlier work lies in our fork.
+        let fork = publish::home(app, run).await?;
+        let access = access_to(app, &fork, GitPermission::Read).await?;
+        app.git.ensure(&run.remote, run.repo.id, &access, &wanted[..1], None).await?;
+    }
     app.git.ensure(&run.remote, run.repo.id, &access, &wanted, pull).await?;
     let objects = app.git.mirror_path(&run.remote, run.repo.id).join("objects");
     let spec = WorkspaceSpec {
@@ -528,7 +551,15 @@ pub(super) async fn git_access(
     run: &Run,
     permission: GitPermission,
 ) -> Result<Access, EngineError> {
-    let access = app.forge.git_access(&run.repo, permission).await?;
+    access_to(app, &run.repo, permission).await
+}
+
+pub(super) async fn access_to(
+    app: &App,
+    repo: &Repo,
+    permission: GitPermission,
+) -> Result<Access, EngineError> {
+    let access = app.forge.git_access(repo, permission).await?;
     Ok(Access { url: access.url, username: access.username, token: access.token })
 }
 

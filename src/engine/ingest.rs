@@ -12,15 +12,17 @@ use crate::domain::egress::AllowList;
 use crate::domain::event::{
     Actor, Comment, Decoded, Event, EventKind, PullHead, Repo, Source, SubjectKind, Surface,
 };
-use crate::domain::ids::{BranchName, InboxId, RunId, Sha, TaskId};
+use crate::domain::ids::{BranchName, InboxId, RepoName, RunId, Sha, TaskId};
 use crate::domain::plan::{self, Action, AgentFacts, Interest, Own, Plan, PlanContext, ServerRules};
+use crate::domain::policy::PushMode;
 use crate::domain::repo_config::{self, ConfigProblem, RepoConfig};
-use crate::domain::run::{Origin, Run};
+use crate::domain::run::{Origin, Run, RunInput, RunState};
 use crate::domain::task::Task;
 use crate::domain::{policy, wording};
 use crate::intake;
 use crate::queue::Topic;
 use crate::remote::RemoteError;
+use crate::store::approvals::PullKey;
 use crate::store::inbox::{Delivery, InboxState};
 use crate::store::nodes::InstallationState;
 use crate::store::runs::NewRun;
@@ -183,7 +185,10 @@ async fn handle(app: &App, delivery: &Delivery, event: &Event) -> Result<Taken, 
             app.forge.forget(repo.installation);
             Ok(done("repository deleted"))
         }
-        EventKind::Pushed { .. } | EventKind::PullPushed { .. } | EventKind::SubjectReopened { .. } => {
+        EventKind::PullPushed { number, head, at } => {
+            pull_pushed(app, delivery, event, *number, head, *at).await
+        }
+        EventKind::Pushed { .. } | EventKind::SubjectReopened { .. } => {
             Ok(Taken::Ended(InboxState::Ignored, "nothing depends on it".into()))
         }
         EventKind::SubjectClosed { kind, number, merged } => {
@@ -247,6 +252,60 @@ async fn closed(
         _ => "closed",
     };
     Ok(Taken::Ended(InboxState::Done, format!("#{number} was {what}: {} run(s) stop", cancelled.len())))
+}
+
+/// New commits on a pull request: what was approved before them is approved no more, and a run on the very
+/// commit that they brought had no approval at all.
+async fn pull_pushed(
+    app: &App,
+    delivery: &Delivery,
+    event: &Event,
+    number: i64,
+    head: &Sha,
+    at: Option<DateTime<Utc>>,
+) -> Result<Taken, EngineError> {
+    let Some(repo) = &event.repo else {
+        return Ok(Taken::Ended(InboxState::Failed, "names no repository".into()));
+    };
+    let remote = app.forge.name();
+    let key = PullKey { remote, repo_id: repo.id, number };
+    let task = store::tasks::open_for(&app.store, remote, repo.id, number).await?;
+    let runs = match &task {
+        Some(task) => store::runs::of_task(&app.store, &task.id).await?,
+        None => Vec::new(),
+    };
+    let mut tx = app.store.write_tx().await?;
+    let void = store::approvals::pushed(&mut tx, key, head, at.unwrap_or(delivery.received_at)).await?;
+    let subject = format!("{}#{number}", repo.name);
+    for old in &void {
+        audit(
+            app,
+            &mut tx,
+            event.sender.as_ref(),
+            "approve.void",
+            &subject,
+            &format!("{old}: pushed {head}"),
+        )
+        .await?;
+    }
+    let on_it = |run: &&Run| {
+        run.spec.needs_ok().is_some_and(|pull| pull.head_sha == *head) && !run.state.is_terminal()
+    };
+    if void.contains(head) {
+        for run in runs.iter().filter(on_it) {
+            store::runs::request_cancel(&mut tx, &run.id, wording::APPROVAL_VOID).await?;
+        }
+    }
+    store::inbox::finish(
+        &mut tx,
+        &delivery.id,
+        InboxState::Done,
+        &format!("pushed {}; {} approval(s) void", head.short(), void.len()),
+    )
+    .await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Runs);
+    Ok(Taken::Stored)
 }
 
 /// GitHub's own "Re-run" on our check: a retry, by whoever pressed it.
@@ -386,6 +445,9 @@ async fn commented(
         pull: facts.pull.as_ref(),
         task: &facts.task,
         own_head: facts.own_head.as_ref(),
+        fork: facts.fork.as_ref(),
+        approved: &facts.approved,
+        pushed_since: facts.pushed_since,
         runs: &facts.runs,
         agents: &facts.agents,
         agents_problem: facts.agents_problem.as_deref(),
@@ -411,6 +473,9 @@ struct Facts {
     agents: BTreeMap<String, AgentFacts>,
     agents_problem: Option<String>,
     rules: ServerRules,
+    fork: Option<RepoName>,
+    approved: Vec<Sha>,
+    pushed_since: bool,
     recent_runs: i64,
 }
 
@@ -426,21 +491,7 @@ async fn gather(
     let Some(default_sha) = app.forge.branch_head(repo, &info.default_branch).await? else {
         return Ok(Err("😕 This repository has no commit yet.".into()));
     };
-    let config = match app.forge.read_file(repo, default_sha.as_str(), repo_config::PATH).await {
-        // The forge has it and will not give it: too large, or no file.
-        Err(RemoteError::Refused { detail, .. }) => {
-            Err(ConfigProblem { line: 1, problem: format!("cannot be read: {detail}") })
-        }
-        Err(error) => return Err(error.into()),
-        Ok(None) => Ok(RepoConfig::default()),
-        Ok(Some(bytes)) => match String::from_utf8(bytes) {
-            Ok(text) => match repo_config::parse(&text) {
-                Ok(config) => devcontainer(app, repo, default_sha.as_str(), config).await?,
-                Err(problem) => Err(problem),
-            },
-            Err(_) => Err(ConfigProblem { line: 1, problem: "is not UTF-8 text".into() }),
-        },
-    };
+    let config = repository_config(app, repo, default_sha.as_str()).await?;
     let pull = match (&comment.pull, comment.subject.kind) {
         // Asked again even when the payload has it: the payload may be old.
         (_, SubjectKind::PullRequest) => Some(app.forge.pull(repo, comment.subject.number).await?),
@@ -469,9 +520,22 @@ async fn gather(
             closed_at: None,
         },
     };
+    let rules = rules(app, repo).await?;
+    let mode = config.as_ref().map_or(rules.push, |config| rules.push.max(config.push));
+    let fork = our_fork(app, repo, pull.as_ref(), mode).await?;
     let own_head = match &task.branch {
-        Some(branch) => app.forge.branch_head(repo, branch).await?,
+        Some(branch) => {
+            let home = fork.as_ref().filter(|_| mode == PushMode::Fork).unwrap_or(repo);
+            app.forge.branch_head(home, branch).await?
+        }
         None => None,
+    };
+    let key = PullKey { remote, repo_id: repo.id, number: comment.subject.number };
+    let (approved, pushed_since) = if pull.as_ref().is_some_and(|pull| pull.fork) {
+        let pushed = store::approvals::pushed_since(&app.store, key, comment.written_at).await?;
+        (store::approvals::of_pull(&app.store, key).await?, pushed)
+    } else {
+        (Vec::new(), false)
     };
     // Broken agents must not keep anybody from `cancel` and `help`: the plan decides with the server's own.
     let (agents, agents_problem) = match repository_agents(app, repo, default_sha.as_str()).await? {
@@ -491,7 +555,10 @@ async fn gather(
         task,
         agents: agents.agents.iter().map(|(name, spec)| (name.clone(), facts_of(spec))).collect(),
         agents_problem,
-        rules: rules(app).await?,
+        rules,
+        fork: fork.map(|fork| fork.name),
+        approved,
+        pushed_since,
         recent_runs: store::runs::count_by_requester(&app.store, comment.author.id, hour_ago).await?,
     }))
 }
@@ -543,7 +610,49 @@ fn facts_of(spec: &AgentSpec) -> AgentFacts {
     }
 }
 
-async fn rules(app: &App) -> Result<ServerRules, EngineError> {
+/// The rules of a repository at a commit of its default branch.
+pub(super) async fn repository_config(
+    app: &App,
+    repo: &Repo,
+    at: &str,
+) -> Result<Result<RepoConfig, ConfigProblem>, EngineError> {
+    Ok(match app.forge.read_file(repo, at, repo_config::PATH).await {
+        // The forge has it and will not give it: too large, or no file.
+        Err(RemoteError::Refused { detail, .. }) => {
+            Err(ConfigProblem { line: 1, problem: format!("cannot be read: {detail}") })
+        }
+        Err(error) => return Err(error.into()),
+        Ok(None) => Ok(RepoConfig::default()),
+        Ok(Some(bytes)) => match String::from_utf8(bytes) {
+            Ok(text) => match repo_config::parse(&text) {
+                Ok(config) => devcontainer(app, repo, at, config).await?,
+                Err(problem) => Err(problem),
+            },
+            Err(_) => Err(ConfigProblem { line: 1, problem: "is not UTF-8 text".into() }),
+        },
+    })
+}
+
+/// Our fork of the repository, asked for only where it matters: in the mode `fork`, and for a pull request
+/// that comes from the account of our forks.
+async fn our_fork(
+    app: &App,
+    repo: &Repo,
+    pull: Option<&PullHead>,
+    mode: PushMode,
+) -> Result<Option<Repo>, EngineError> {
+    let Some(owner) = &app.config.publish.fork_owner else { return Ok(None) };
+    let from_it = pull
+        .filter(|pull| pull.fork)
+        .and_then(|pull| pull.head_repo.as_ref())
+        .is_some_and(|head| head.owner().eq_ignore_ascii_case(owner));
+    if mode != PushMode::Fork && !from_it {
+        return Ok(None);
+    }
+    Ok(app.forge.fork_of(repo, owner).await?)
+}
+
+async fn rules(app: &App, repo: &Repo) -> Result<ServerRules, EngineError> {
     let config = &app.config;
     Ok(ServerRules {
         fix_agent: config.agents.fix.clone(),
@@ -557,6 +666,8 @@ async fn rules(app: &App) -> Result<ServerRules, EngineError> {
         run_budget_micros: micros(config.limits.run_budget),
         max_run_budget_micros: micros(config.limits.max_run_budget),
         commands_per_user_hour: config.limits.commands_per_user_hour,
+        push: config.publish.mode_of(&repo.name),
+        staged: config.publish.staged,
         paused: store::settings::get(&app.store, store::settings::PAUSED).await?,
     })
 }
@@ -671,6 +782,13 @@ async fn commit(
             Action::Cancel { run } => {
                 store::runs::request_cancel(&mut tx, &run, &comment.author.login).await?;
             }
+            Action::Release { run } => {
+                release(app, &mut tx, &run, &comment.author).await?;
+            }
+            Action::ApproveHead { number, head } => {
+                let key = PullKey { remote: app.forge.name(), repo_id: repo.id, number };
+                store::approvals::approve(&mut tx, key, &head, &comment.author, comment.written_at).await?;
+            }
             Action::Reply { command, occurrence, body, ok } => {
                 seen |= ok;
                 confused |= !ok;
@@ -700,6 +818,21 @@ async fn commit(
     app.wakeup.notify(Topic::Effects);
     app.wakeup.notify(Topic::Runs);
     Ok(Taken::Stored)
+}
+
+/// A change was approved: a worker takes its run on. Nothing happens when it does not wait any more.
+async fn release(app: &App, tx: &mut Tx, run: &RunId, by: &Actor) -> Result<(), EngineError> {
+    let Some(mut run) = store::runs::get_tx(tx, run).await? else { return Ok(()) };
+    if run.state != RunState::Held {
+        return Ok(());
+    }
+    if let Some(kept) = &mut run.outcome.kept {
+        kept.approved_by = Some(by.login.clone());
+    }
+    run.apply(&RunInput::Released, app.clock.now())?;
+    store::runs::save(tx, &run).await?;
+    report::report(app, tx, &run, Urgency::State).await?;
+    Ok(())
 }
 
 /// The semantic key: source, comment, normalised command and which repetition of it.

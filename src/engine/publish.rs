@@ -12,25 +12,39 @@ use crate::clock::IdKind;
 use crate::domain::effect::{
     BranchPush, EffectPriority, EffectState, NewEffect, OwnPull, Payload, RemoteRef,
 };
-use crate::domain::event::SubjectKind;
-use crate::domain::gate::{self, Violation};
+use crate::domain::event::{Repo, SubjectKind};
+use crate::domain::gate::{self, Changeset, Violation};
 use crate::domain::ids::{BranchName, EffectId, Sha};
-use crate::domain::run::{AgentEnd, FailureClass, Phase, Run, RunInput, RunMode, SetupState};
+use crate::domain::run::{
+    AgentEnd, FailureClass, Kept, Phase, Publish, Run, RunInput, RunMode, SetupState,
+};
 use crate::domain::{sanitize, task, wording};
 use crate::git::{GitError, ImportCaps, Imported, Rewrite};
 use crate::queue::Topic;
-use crate::remote::{GitPermission, Retry};
+use crate::remote::{GitPermission, RemoteError, Retry};
 use crate::store;
 use std::collections::BTreeSet;
 
 /// Violations that are listed in the report.
 const SHOWN_VIOLATIONS: usize = 10;
 
+/// Changed paths that are listed where a changeset is shown instead of pushed.
+const SHOWN_FILES: usize = 30;
+
+/// Bytes of a diff that are shown in a comment.
+const EXCERPT_BYTES: usize = 6 * 1024;
+
 /// A push that the network swallowed is tried this often in all.
 const PUSH_TRIES: i64 = 3;
 
 /// Takes a collected run to its end, or to waiting for its pull request.
 pub async fn publish(app: &App, run: &mut Run) -> Result<Step, EngineError> {
+    if run.spec.publish == Publish::Approve
+        && let Some(kept) = run.outcome.kept.clone()
+    {
+        // It waited and was released.
+        return released(app, run, &kept).await;
+    }
     run.progress.phase = Some(Phase::Check);
     let raw = run.progress.setup == SetupState::Running
         || execute::adapter_of(app, run).await? == AdapterKind::Command;
@@ -73,7 +87,159 @@ pub async fn publish(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         refuse(app, run, &violations).await?;
         return Ok(Step::Done);
     }
-    push(app, run, imported, end).await
+    if run.spec.publish == Publish::Push {
+        push(app, run, imported, end).await
+    } else {
+        set_aside(app, run, &imported, &end).await
+    }
+}
+
+/// Keeps a changeset that is not pushed (now): shows it, and for an approval waits.
+async fn set_aside(
+    app: &App,
+    run: &mut Run,
+    imported: &Imported,
+    end: &AgentEnd,
+) -> Result<Step, EngineError> {
+    let changeset = &imported.changeset;
+    let waits = run.spec.publish == Publish::Approve && *end == AgentEnd::Finished;
+    let until = app.clock.now() + chrono::Duration::days(app.config.publish.approval_days);
+    run.outcome.commits = changeset.commits;
+    run.outcome.kept = Some(Kept {
+        head: changeset.head.clone(),
+        files: changeset
+            .changes
+            .iter()
+            .take(SHOWN_FILES)
+            .map(|change| {
+                let path = app.secrets.mask(&gate::shown(&change.path));
+                (path, change.added_lines, change.removed_lines)
+            })
+            .collect(),
+        excerpt: excerpt(&app.secrets.mask(&imported.diff)),
+        until: waits.then_some(until),
+        approved_by: None,
+    });
+    let input = if waits { RunInput::Held } else { ended_by(run, end, RunInput::Done) };
+    run.apply(&input, app.clock.now())?;
+    let mut tx = app.store.write_tx().await?;
+    if waits {
+        let without_text = Changeset { added_text: Vec::new(), ..changeset.clone() };
+        let json = serde_json::to_vec(&without_text)
+            .map_err(|error| EngineError::Defect(format!("a changeset cannot be stored: {error}")))?;
+        store::artifacts::put(&mut tx, &run.id, "changeset", &json, app.clock.now()).await?;
+        store::artifacts::put(&mut tx, &run.id, "added", &changeset.added_text, app.clock.now()).await?;
+    }
+    ingest::audit(app, &mut tx, None, "kept", run.id.as_str(), changeset.head.as_str()).await?;
+    store::runs::save(&mut tx, run).await?;
+    report::report(app, &mut tx, run, Urgency::State).await?;
+    tx.commit().await?;
+    tracing::info!(run.id = %run.id, head = %changeset.head, state = run.state.as_str(), "kept, not pushed");
+    execute::clean_up(app, run).await;
+    app.wakeup.notify(Topic::Effects);
+    app.wakeup.notify(Topic::Logs);
+    Ok(Step::Done)
+}
+
+/// The first lines of a diff, whole ones.
+fn excerpt(diff: &str) -> String {
+    let mut out = String::new();
+    for line in diff.lines() {
+        if out.len() + line.len() >= EXCERPT_BYTES {
+            out.push_str("…\n");
+            break;
+        }
+        out.push_str(line);
+        out.push('\n');
+    }
+    out
+}
+
+/// What the end of the agent's part means for the run, with `good` when it ended well.
+fn ended_by(run: &mut Run, end: &AgentEnd, good: RunInput) -> RunInput {
+    match end {
+        AgentEnd::Finished => good,
+        AgentEnd::Cancelled => {
+            run.outcome.step = Some(Phase::Agent);
+            run.outcome.reason = execute::cancel_reason(run);
+            RunInput::Cancelled
+        }
+        AgentEnd::Failed { class, detail } => {
+            run.outcome.class = Some(*class);
+            run.outcome.step = Some(if *class == FailureClass::Setup { Phase::Setup } else { Phase::Agent });
+            run.outcome.reason = detail.clone();
+            RunInput::Failed
+        }
+        AgentEnd::Asked { question } => {
+            run.outcome.question = Some(question.clone());
+            RunInput::NeedsInput
+        }
+    }
+}
+
+/// A changeset that waited: dropped when that is asked for, else checked by the rules as they are now, and pushed.
+async fn released(app: &App, run: &mut Run, kept: &Kept) -> Result<Step, EngineError> {
+    if run.cancel_requested.is_some() {
+        run.outcome.step = Some(Phase::Push);
+        run.outcome.reason = execute::cancel_reason(run);
+        finish(app, run, &RunInput::Cancelled).await?;
+        return Ok(Step::Done);
+    }
+    let imported = stored(app, run, kept).await?;
+    let base = app.forge.repo_info(&run.repo).await?.default_branch;
+    let config = match app.forge.branch_head(&run.repo, &base).await? {
+        Some(head) => ingest::repository_config(app, &run.repo, head.as_str()).await?,
+        None => Ok(run.spec.config.clone()),
+    };
+    let config = match config {
+        Ok(config) => config,
+        Err(problem) => {
+            execute::fail(app, run, FailureClass::Config, problem.to_string()).await?;
+            return Ok(Step::Done);
+        }
+    };
+    let violations = gate::check(&imported.changeset, &config.gate, &app.secrets);
+    if !violations.is_empty() {
+        refuse(app, run, &violations).await?;
+        return Ok(Step::Done);
+    }
+    let access = execute::git_access(app, run, GitPermission::Read).await?;
+    let pull = run.spec.pull.as_ref().filter(|pull| pull.fork).map(|pull| pull.number);
+    let wanted = [imported.changeset.base.clone()];
+    app.git.ensure(&run.remote, run.repo.id, &access, &wanted, pull).await?;
+    if let Some(by) = &kept.approved_by {
+        let note = format!("Approved by {}.", sanitize::for_comment(&sanitize::one_line(by, 60), 200));
+        if !run.outcome.notes.contains(&note) {
+            run.outcome.notes.push(note);
+        }
+    }
+    push(app, run, imported, AgentEnd::Finished).await
+}
+
+/// The changeset that was kept, as it was verified.
+async fn stored(app: &App, run: &Run, kept: &Kept) -> Result<Imported, EngineError> {
+    let part = async |name: &str| -> Result<Vec<u8>, EngineError> {
+        let missing = || EngineError::Defect(format!("the artifact `{name}` of run {} is gone", run.id));
+        store::artifacts::get(&app.store, &run.id, name).await?.ok_or_else(missing)
+    };
+    let mut changeset: Changeset = serde_json::from_slice(&part("changeset").await?)
+        .map_err(|error| EngineError::Defect(format!("a stored changeset cannot be read: {error}")))?;
+    if changeset.head != kept.head {
+        return Err(EngineError::Defect("the stored changeset is not the one that was approved".into()));
+    }
+    changeset.added_text = part("added").await?;
+    Ok(Imported { changeset, bundle: part("bundle").await?, diff: String::new(), dropped: Vec::new() })
+}
+
+/// Where the run's branch lives: the repository itself, or our fork of it.
+pub(super) async fn home(app: &App, run: &Run) -> Result<Repo, EngineError> {
+    let Some(fork) = &run.spec.fork else { return Ok(run.repo.clone()) };
+    let missing = || RemoteError::Refused {
+        operation: "look for our fork",
+        status: 404,
+        detail: wording::fork_is_missing(fork),
+    };
+    Ok(app.forge.fork_of(&run.repo, fork.owner()).await?.ok_or_else(missing)?)
 }
 
 /// Tells which changes of the agent to files that configure agents are not in the result.
@@ -137,25 +303,8 @@ async fn import(app: &App, run: &Run) -> Result<Option<Imported>, GitError> {
 
 /// No commit came back: the end depends on how the agent ended.
 async fn nothing_came(app: &App, run: &mut Run, end: AgentEnd) -> Result<Step, EngineError> {
-    let input = match end {
-        AgentEnd::Finished if run.spec.mode == RunMode::ReadOnly => RunInput::Done,
-        AgentEnd::Finished => RunInput::NothingToDo,
-        AgentEnd::Cancelled => {
-            run.outcome.step = Some(Phase::Agent);
-            run.outcome.reason = execute::cancel_reason(run);
-            RunInput::Cancelled
-        }
-        AgentEnd::Failed { class, detail } => {
-            run.outcome.class = Some(class);
-            run.outcome.step = Some(if class == FailureClass::Setup { Phase::Setup } else { Phase::Agent });
-            run.outcome.reason = detail;
-            RunInput::Failed
-        }
-        AgentEnd::Asked { question } => {
-            run.outcome.question = Some(question);
-            RunInput::NeedsInput
-        }
-    };
+    let good = if run.spec.mode == RunMode::ReadOnly { RunInput::Done } else { RunInput::NothingToDo };
+    let input = ended_by(run, &end, good);
     finish(app, run, &input).await?;
     Ok(Step::Done)
 }
@@ -223,7 +372,7 @@ async fn expected(app: &App, run: &Run, branch: &BranchName) -> Result<Option<Sh
     if run.spec.pull.is_some() && run.spec.push_to.as_ref() == Some(branch) {
         return Ok(Some(run.pinned().clone()));
     }
-    let head = app.forge.branch_head(&run.repo, branch).await?;
+    let head = app.forge.branch_head(&home(app, run).await?, branch).await?;
     // A branch that holds something else than our start is refused by the lease on it.
     Ok(head.map(|_| run.start().clone()))
 }
@@ -257,7 +406,8 @@ async fn push(app: &App, run: &mut Run, imported: Imported, end: AgentEnd) -> Re
         },
     };
     intend(app, run, &key, &push).await?;
-    let access = execute::git_access(app, run, GitPermission::Write).await?;
+    let home = home(app, run).await?;
+    let access = execute::access_to(app, &home, GitPermission::Write).await?;
     let mut tries = 0;
     loop {
         tries += 1;
@@ -275,7 +425,7 @@ async fn push(app: &App, run: &mut Run, imported: Imported, end: AgentEnd) -> Re
             }
         }
     }
-    pushed(app, run, imported, push, end).await
+    pushed(app, run, imported, push, end, home).await
 }
 
 /// Commits the intent of the push.
@@ -329,6 +479,7 @@ async fn pushed(
     imported: Imported,
     push: BranchPush,
     end: AgentEnd,
+    home: Repo,
 ) -> Result<Step, EngineError> {
     run.outcome.branch = Some(push.branch.clone());
     run.outcome.head = Some(push.new.clone());
@@ -350,21 +501,7 @@ async fn pushed(
             }
             RunInput::Done
         }
-        AgentEnd::Cancelled => {
-            run.outcome.step = Some(Phase::Agent);
-            run.outcome.reason = execute::cancel_reason(run);
-            RunInput::Cancelled
-        }
-        AgentEnd::Failed { class, detail } => {
-            run.outcome.class = Some(*class);
-            run.outcome.step = Some(Phase::Agent);
-            run.outcome.reason = detail.clone();
-            RunInput::Failed
-        }
-        AgentEnd::Asked { question } => {
-            run.outcome.question = Some(question.clone());
-            RunInput::NeedsInput
-        }
+        end => ended_by(run, end, RunInput::Done),
     };
     let template = match input {
         RunInput::Pushed => app.forge.pull_template(&run.repo).await?,
@@ -389,6 +526,7 @@ async fn pushed(
         let body = format!("{}\n\n{marker}", wording::pull_body(run, &links, template.as_deref()));
         let pull = OwnPull {
             head: push.branch.clone(),
+            fork: run.spec.fork.as_ref().map(|_| home),
             base: run.spec.base.clone(),
             title: wording::pull_title(run),
             body: app.secrets.mask(&body),

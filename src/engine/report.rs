@@ -105,7 +105,8 @@ pub async fn report(app: &App, tx: &mut Tx, run: &Run, urgency: Urgency) -> Resu
     let paused = store::settings::get(&app.store, store::settings::PAUSED).await?;
     let links = links(app, run, paused);
     let now = app.clock.now();
-    let ended = run.state.is_terminal();
+    // Nothing goes on by itself from here.
+    let ended = run.state.is_terminal() || run.state == RunState::Held;
     let priority = match urgency {
         _ if ended => EffectPriority::Final,
         Urgency::First => EffectPriority::FirstSticky,
@@ -144,7 +145,10 @@ fn check_shas(run: &Run) -> Vec<&Sha> {
     if let Some(pull) = &run.spec.pull {
         shas.push(&pull.head_sha);
     }
+    // What lies in our fork is known to the repository once the pull request is there.
+    let reachable = run.spec.fork.is_none() || run.spec.pull.is_some() || run.outcome.pull_number.is_some();
     if let Some(head) = &run.outcome.head
+        && reachable
         && !shas.contains(&head)
     {
         shas.push(head);
@@ -169,7 +173,7 @@ fn check(run: &Run, links: &RunLinks, sha: &Sha, now: chrono::DateTime<chrono::U
 }
 
 async fn last_words(app: &App, tx: &mut Tx, run: &Run, owner: &Owner<'_>) -> Result<(), StoreError> {
-    if let Some(origin) = &run.spec.origin {
+    if let Some(origin) = run.spec.origin.as_ref().filter(|_| run.state.is_terminal()) {
         let reaction = match run.state {
             RunState::Succeeded => Reaction::Rocket,
             RunState::Nothing => Reaction::PlusOne,
@@ -181,15 +185,17 @@ async fn last_words(app: &App, tx: &mut Tx, run: &Run, owner: &Owner<'_>) -> Res
         put(app, tx, owner, key, EffectPriority::Final, payload).await?;
     }
     if let Some(text) = wording::final_comment(run) {
-        let marker = app.signer.marker(run.id.as_str(), "final");
+        // A change that waits asks for a hand now; how its run ends is told later, in a comment of its own.
+        let purpose = if run.state == RunState::Held { "held" } else { "final" };
+        let marker = app.signer.marker(run.id.as_str(), purpose);
         let thread = run.spec.origin.as_ref().and_then(|origin| match &origin.surface {
             Surface::ReviewComment { thread, .. } if run.state == RunState::Succeeded => Some(*thread),
             _ => None,
         });
         let body = format!("{text}\n\n{marker}");
         let comment = OwnComment { number: run.spec.subject.number, thread, marker, body };
-        put(app, tx, owner, format!("final:{}", run.id), EffectPriority::Final, Payload::Comment(comment))
-            .await?;
+        let key = format!("{purpose}:{}", run.id);
+        put(app, tx, owner, key, EffectPriority::Final, Payload::Comment(comment)).await?;
     }
     Ok(())
 }

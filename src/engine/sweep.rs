@@ -5,6 +5,7 @@ use super::report::{self, Urgency};
 use crate::app::App;
 use crate::domain::ids::RunId;
 use crate::domain::run::{Run, RunInput};
+use crate::domain::wording;
 use crate::queue::Topic;
 use crate::sandbox::SandboxError;
 use crate::store;
@@ -51,6 +52,7 @@ async fn strict(app: &App) -> Result<(), EngineError> {
 pub async fn tick(app: &App) -> Result<(), EngineError> {
     store::nodes::seen(&app.store, &app.boot, "all", app.clock.now()).await?;
     queued(app).await?;
+    unapproved(app).await?;
     orphans(app).await?;
     Ok(())
 }
@@ -72,6 +74,26 @@ async fn queued(app: &App) -> Result<(), EngineError> {
             show_place(app, run).await?;
         }
     }
+    Ok(())
+}
+
+/// Changes that waited for their approval long enough are dropped.
+async fn unapproved(app: &App) -> Result<(), EngineError> {
+    let now = app.clock.now();
+    let held = store::runs::held(&app.store, PLACES).await?;
+    let late: Vec<_> = held
+        .iter()
+        .filter(|run| run.outcome.kept.as_ref().and_then(|kept| kept.until).is_some_and(|until| until <= now))
+        .collect();
+    if late.is_empty() {
+        return Ok(());
+    }
+    let mut tx = app.store.write_tx().await?;
+    for run in late {
+        store::runs::request_cancel(&mut tx, &run.id, wording::NOT_APPROVED).await?;
+    }
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Runs);
     Ok(())
 }
 

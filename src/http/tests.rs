@@ -10,7 +10,7 @@ use crate::domain::command::Verb;
 use crate::domain::event::{Actor, ActorKind, Repo, Source, Subject, SubjectKind};
 use crate::domain::ids::{BranchName, RepoName, RunId, Sha, SlotId, TaskId};
 use crate::domain::repo_config::RepoConfig;
-use crate::domain::run::{RunInput, RunMode, RunSpec};
+use crate::domain::run::{Publish, RunInput, RunMode, RunSpec};
 use crate::domain::secrets::SecretScan;
 use crate::domain::task::Task;
 use crate::git::Git;
@@ -301,6 +301,8 @@ fn spec() -> RunSpec {
         base_sha: sha,
         pull: None,
         push_to: None,
+        fork: None,
+        publish: Publish::Push,
         image: "image".into(),
         budget_micros: 5_000_000,
         wall_seconds: 60,

@@ -440,7 +440,8 @@ fn subject_event(
         "reopened" => Ok(EventKind::SubjectReopened { kind, number }),
         "synchronize" => {
             let head = raw.head.as_ref().ok_or_else(|| missing("pull_request.head"))?;
-            Ok(EventKind::PullPushed { number, head: Sha::parse(&head.sha).map_err(invalid)? })
+            let head = Sha::parse(&head.sha).map_err(invalid)?;
+            Ok(EventKind::PullPushed { number, head, at: raw.updated_at })
         }
         _ => {
             let pull = if kind == SubjectKind::PullRequest { pull_of(&raw) } else { None };
@@ -655,7 +656,7 @@ mod tests {
         );
         check(
             "pull_request.synchronize",
-            r#"Codertocat/Hello-World by 21031067: PullPushed { number: 2, head: Sha("ec26c3e57ca3a959ca5aad62de7213c562f8c821") }"#,
+            r#"Codertocat/Hello-World by 21031067: PullPushed { number: 2, head: Sha("ec26c3e57ca3a959ca5aad62de7213c562f8c821"), at: Some(2019-05-15T15:20:33Z) }"#,
         );
         check(
             "pull_request_review.submitted",

@@ -147,6 +147,9 @@ pub trait Forge: Remote {
     /// The pull request template of the default branch, when there is one.
     async fn pull_template(&self, repo: &Repo) -> Result<Option<String>, RemoteError>;
 
+    /// The fork of a repository that this account owns and that we may push to; `None` when there is none.
+    async fn fork_of(&self, repo: &Repo, owner: &str) -> Result<Option<Repo>, RemoteError>;
+
     /// Short-lived access for Git, for this repository and permission only.
     async fn git_access(&self, repo: &Repo, permission: GitPermission) -> Result<GitAccess, RemoteError>;
 

@@ -8,6 +8,7 @@
 //!   begins its own (`runs::claim`, `runs::heartbeat`, `ledger::reserve`, `inbox::insert`, `Store::ping`, …).
 
 pub mod access;
+pub mod approvals;
 pub mod artifacts;
 pub mod attempts;
 pub mod audit;

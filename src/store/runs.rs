@@ -431,9 +431,11 @@ fn fenced_unless_written(run: &Run, rows: u64) -> Result<(), StoreError> {
 }
 
 /// Marks a run that has not ended; false when it has ended or does not exist. The first who asked stays.
+/// One that waits for approval is released, so that a worker ends it.
 pub async fn request_cancel(tx: &mut Tx, id: &RunId, by: &str) -> Result<bool, StoreError> {
     let done = sqlx::query(concat!(
-        "UPDATE runs SET cancel_requested = COALESCE(cancel_requested, $2) WHERE id = $1 AND state NOT IN ",
+        "UPDATE runs SET cancel_requested = COALESCE(cancel_requested, $2), \
+         state = CASE WHEN state = 'held' THEN 'publishing' ELSE state END WHERE id = $1 AND state NOT IN ",
         ended!()
     ))
     .bind(id.as_str())
@@ -507,6 +509,16 @@ pub async fn queued(store: &Store, limit: i64) -> Result<Vec<Run>, StoreError> {
         .fetch_all(&store.pool)
         .await
         .map_err(sql("list queued runs"))?;
+    read_runs(&rows)
+}
+
+/// Runs that wait for approval, oldest first.
+pub async fn held(store: &Store, limit: i64) -> Result<Vec<Run>, StoreError> {
+    let rows = sqlx::query(select!("WHERE state = 'held' ORDER BY created_at, id LIMIT $1"))
+        .bind(row_limit(limit))
+        .fetch_all(&store.pool)
+        .await
+        .map_err(sql("list runs that wait for approval"))?;
     read_runs(&rows)
 }
 
@@ -601,7 +613,42 @@ mod tests {
         };
         assert_eq!(working!(), quoted(RunState::needs_worker));
         assert_eq!(ended!(), quoted(RunState::is_terminal));
-        assert_eq!(live_states!(), quoted(|state| !state.is_terminal() && state != RunState::Queued));
+        let waits = |state| matches!(state, RunState::Queued | RunState::Held);
+        assert_eq!(live_states!(), quoted(|state| state.needs_worker() || state == RunState::Reporting));
+        assert!(RunState::ALL.into_iter().all(|state| {
+            state.needs_worker() || state == RunState::Reporting || state.is_terminal() || waits(state)
+        }));
+    }
+
+    #[tokio::test]
+    async fn a_run_that_waits_holds_no_lock_and_a_cancel_gives_it_to_a_worker() {
+        each_database(async |database| {
+            let store = &database.store;
+            let mut tx = store.write_tx().await.unwrap();
+            for name in ["a", "b"] {
+                insert(&mut tx, &NewRun { lock_key: "same".into(), ..new_run(name) }).await.unwrap();
+            }
+            tx.commit().await.unwrap();
+            let caps = Caps { global: 9, per_repo: 9, per_user: 9 };
+            let lease = Duration::from_secs(60);
+            let mut first = claim(store, "n:1", at(1), lease, caps).await.unwrap().unwrap();
+            for input in [RunInput::AgentGone(AgentEnd::Finished), RunInput::Collected, RunInput::Held] {
+                first.apply(&input, at(2)).unwrap();
+            }
+            write(store, &first).await.unwrap();
+            assert_eq!(held(store, 10).await.unwrap().len(), 1);
+            let second = claim(store, "n:1", at(3), lease, caps).await.unwrap().unwrap();
+            assert_ne!(second.id, first.id);
+            assert!(claim(store, "n:1", at(500), Duration::from_secs(1), caps).await.unwrap().is_some());
+            let mut tx = store.write_tx().await.unwrap();
+            assert!(request_cancel(&mut tx, &first.id, "ada").await.unwrap());
+            tx.commit().await.unwrap();
+            assert!(held(store, 10).await.unwrap().is_empty());
+            let taken = claim(store, "n:1", at(500), lease, caps).await.unwrap().unwrap();
+            assert_eq!((taken.id, taken.state), (first.id, RunState::Publishing));
+            assert_eq!(taken.cancel_requested.as_deref(), Some("ada"));
+        })
+        .await;
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use crate::domain::effect::{EffectPriority, NewEffect, OwnComment, Payload};
 use crate::domain::event::{Actor, ActorKind, Repo, Subject, SubjectKind};
 use crate::domain::ids::{BranchName, RepoName, RunId, Sha, TaskId};
 use crate::domain::repo_config::RepoConfig;
-use crate::domain::run::{RunMode, RunSpec};
+use crate::domain::run::{Publish, RunMode, RunSpec};
 use crate::domain::task::Task;
 use crate::store::runs::NewRun;
 use chrono::{DateTime, TimeZone, Utc};
@@ -125,6 +125,8 @@ pub(super) fn spec(requester: i64) -> RunSpec {
         base_sha: sha,
         pull: None,
         push_to: None,
+        fork: None,
+        publish: Publish::Push,
         image: "image".to_owned(),
         budget_micros: 5_000_000,
         wall_seconds: 600,

@@ -119,6 +119,7 @@ impl Bench {
     fn pull(&self, head: &str) -> OwnPull {
         OwnPull {
             head: BranchName::parse(head).unwrap(),
+            fork: None,
             base: BranchName::parse("main").unwrap(),
             title: "Fix the crash".into(),
             body: format!("Fixes #1\n\n{MARKER}"),

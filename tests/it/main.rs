@@ -18,6 +18,7 @@ mod faults;
 mod forge;
 mod kill;
 mod model;
+mod modes;
 mod policy;
 mod postgres;
 mod pulls;

@@ -29,6 +29,7 @@ fn words(verb: Verb) -> &'static str {
         Verb::Retry => "/zeblit retry",
         Verb::Continue => "/zeblit continue",
         Verb::Cancel => "/zeblit cancel",
+        Verb::Ok => "/zeblit ok 0123abc",
         Verb::Status => "/zeblit status",
         Verb::Help => "/zeblit help",
         Verb::Ping => "/zeblit ping",
@@ -84,7 +85,7 @@ async fn every_verb_and_role(private: bool) {
             w.hub.set_role(REPO, &login, base);
             let number = w.issue();
             for info in VERBS {
-                let starts = info.starts_run || info.verb == Verb::Cancel;
+                let starts = info.starts_run || matches!(info.verb, Verb::Cancel | Verb::Ok);
                 let expected = match role {
                     "write" | "maintain" | "admin" => Heard::Obeyed,
                     "triage" if starts => Heard::Refused,

@@ -78,6 +78,8 @@ pub struct GithubForge {
     identity: tokio::sync::OnceCell<OwnIdentity>,
     /// Installation by repository id, for deliveries that name none.
     installations: Mutex<HashMap<i64, i64>>,
+    /// Our forks, by repository id and owner.
+    forks: Mutex<HashMap<(i64, String), Repo>>,
 }
 
 impl std::fmt::Debug for GithubForge {
@@ -130,6 +132,7 @@ impl GithubForge {
             web_url,
             identity: tokio::sync::OnceCell::new(),
             installations: Mutex::default(),
+            forks: Mutex::default(),
         })
     }
 
@@ -270,10 +273,6 @@ impl GithubForge {
 
     /// A token that may read metadata, of whichever installation comes first.
     async fn any_token(&self) -> Result<SecretString, RemoteError> {
-        #[derive(serde::Deserialize)]
-        struct TokenReply {
-            token: SecretString,
-        }
         let list = "/app/installations?per_page=1".to_owned();
         let call = Call::get("list the App's installations", list, Credentials::App);
         let installations: Vec<wire::Id> = self.client.call(call).await?.json()?;
@@ -281,14 +280,51 @@ impl GithubForge {
             operation: "read the App's own user",
             detail: "the App is not installed anywhere, and GitHub tells strangers nothing here".into(),
         })?;
+        self.metadata_token(first.id).await
+    }
+
+    /// A token that may read the metadata of every repository of an installation.
+    async fn metadata_token(&self, installation: i64) -> Result<SecretString, RemoteError> {
+        #[derive(serde::Deserialize)]
+        struct TokenReply {
+            token: SecretString,
+        }
         let call = Call::write(
             "request an installation token",
             Method::POST,
-            format!("/app/installations/{}/access_tokens", first.id),
+            format!("/app/installations/{installation}/access_tokens"),
             json!({ "permissions": { "metadata": "read" } }),
             Credentials::App,
         );
         Ok(self.client.call(call.harmless()).await?.json::<TokenReply>()?.token)
+    }
+
+    /// Asks for `owner`'s repository of the same name, and whether it is a fork of `repo` with the App on it.
+    async fn ask_fork(&self, repo: &Repo, owner: &str) -> Result<Option<Repo>, RemoteError> {
+        const OPERATION: &str = "look for our fork";
+        let wrong = |error: crate::domain::ids::InvalidId| RemoteError::Protocol {
+            operation: OPERATION,
+            detail: error.to_string(),
+        };
+        let name = RepoName::parse(&format!("{owner}/{}", repo.name.name())).map_err(wrong)?;
+        let path = format!("/repos/{name}");
+        let call = Call::get(OPERATION, format!("{path}/installation"), Credentials::App);
+        let installation = match self.client.call(call).await {
+            Err(RemoteError::NotFound { .. } | RemoteError::Forbidden { .. }) => return Ok(None),
+            other => other?.json::<wire::Id>()?.id,
+        };
+        let token = self.metadata_token(installation).await?;
+        let found: wire::RepoJson =
+            match self.client.call(Call::get(OPERATION, path, Credentials::Token(token))).await {
+                Err(RemoteError::NotFound { .. }) => return Ok(None),
+                other => other?.json()?,
+            };
+        let name = RepoName::parse(&found.full_name).map_err(wrong)?;
+        if found.parent.is_none_or(|parent| parent.id != repo.id) || !name.owner().eq_ignore_ascii_case(owner)
+        {
+            return Ok(None);
+        }
+        Ok(Some(Repo { id: found.id, name, installation, private: found.private }))
     }
 
     async fn react(
@@ -512,7 +548,10 @@ impl GithubForge {
                 json!({
                     "title": pull.title,
                     "body": pull.body,
-                    "head": pull.head,
+                    "head": match &pull.fork {
+                        None => pull.head.to_string(),
+                        Some(fork) => format!("{}:{}", fork.name.owner(), pull.head),
+                    },
                     "base": pull.base,
                     "draft": draft,
                     "maintainer_can_modify": false,
@@ -574,10 +613,11 @@ impl GithubForge {
         pull: &OwnPull,
         state: &str,
     ) -> Result<Vec<wire::Pull>, RemoteError> {
+        let home = pull.fork.as_ref().unwrap_or(repo);
         let path = format!(
             "{}/pulls?state={state}&head={}%3A{}&base={}&per_page={PAGE}",
             repo_path(repo),
-            encode(repo.name.owner()),
+            encode(home.name.owner()),
             encode(pull.head.as_str()),
             encode(pull.base.as_str())
         );
@@ -589,7 +629,7 @@ impl GithubForge {
             .filter(|candidate| {
                 candidate.head.name == pull.head.as_str()
                     && candidate.base.name == pull.base.as_str()
-                    && candidate.head.repo.as_ref().is_some_and(|head| head.id == repo.id)
+                    && candidate.head.repo.as_ref().is_some_and(|head| head.id == home.id)
             })
             .collect())
     }
@@ -1018,6 +1058,26 @@ impl Forge for GithubForge {
         Ok(None)
     }
 
+    async fn fork_of(&self, repo: &Repo, owner: &str) -> Result<Option<Repo>, RemoteError> {
+        let key = (repo.id, owner.to_ascii_lowercase());
+        let known = {
+            let known = self.forks.lock().unwrap_or_else(PoisonError::into_inner);
+            known.get(&key).cloned()
+        };
+        if known.is_some() {
+            return Ok(known);
+        }
+        let found = self.ask_fork(repo, owner).await?;
+        if let Some(found) = &found {
+            let mut known = self.forks.lock().unwrap_or_else(PoisonError::into_inner);
+            if known.len() >= INSTALLATIONS_KEPT {
+                known.clear();
+            }
+            known.insert(key, found.clone());
+        }
+        Ok(found)
+    }
+
     async fn git_access(&self, repo: &Repo, permission: GitPermission) -> Result<GitAccess, RemoteError> {
         let set = match permission {
             GitPermission::Read => PermissionSet::GitRead,
@@ -1042,6 +1102,7 @@ impl Forge for GithubForge {
         self.client.forget_replies();
         let mut known = self.installations.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, value| *value != installation);
+        self.forks.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     fn web_url(&self) -> &str {

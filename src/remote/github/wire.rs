@@ -85,6 +85,8 @@ pub struct RepoJson {
     pub full_name: String,
     pub private: bool,
     pub default_branch: String,
+    /// What it was forked from.
+    pub parent: Option<Id>,
 }
 
 #[derive(Deserialize)]

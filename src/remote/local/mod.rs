@@ -852,6 +852,7 @@ impl LocalForge {
         let operation = "open pull request";
         let wanted = OwnPull {
             head: head.clone(),
+            fork: None,
             base: base.clone(),
             title: title.to_owned(),
             body: body.to_owned(),
@@ -1205,6 +1206,11 @@ impl Forge for LocalForge {
                 own: comment.author == state.bot,
             })
             .collect())
+    }
+
+    async fn fork_of(&self, _repo: &Repo, _owner: &str) -> Result<Option<Repo>, RemoteError> {
+        // This forge has no forks.
+        Ok(None)
     }
 
     async fn pull_template(&self, repo: &Repo) -> Result<Option<String>, RemoteError> {

@@ -109,6 +109,7 @@ fn comment(number: i64, marker: &str, body: &str) -> OwnComment {
 fn own_pull(head: &str) -> OwnPull {
     OwnPull {
         head: branch(head),
+        fork: None,
         base: branch("main"),
         title: "Fix it".into(),
         body: "Fixes #1\n<!-- m -->".into(),

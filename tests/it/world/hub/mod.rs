@@ -282,6 +282,21 @@ impl FakeHub {
         id
     }
 
+    /// A fork that the App is installed on.
+    pub fn add_own_fork(&self, of: &str, full_name: &str) -> i64 {
+        let id = self.add_fork(of, full_name);
+        let owner = full_name.split_once('/').expect("owner/name").0;
+        let mut state = self.state();
+        let installation = state.installations.values_mut().find(|i| i.account == owner);
+        installation.expect("made with its first repository").repos.insert(id);
+        id
+    }
+
+    /// What GitHub Actions would have started.
+    pub fn workflow_runs(&self) -> Vec<state::WorkflowRun> {
+        self.state().workflow_runs.clone()
+    }
+
     pub fn set_private(&self, repo: &str, private: bool) {
         self.state().repo_mut(repo).private = private;
     }
@@ -893,9 +908,19 @@ impl State {
                     permissions: BTreeMap::from([("contents".to_owned(), Level::Write)]),
                 };
                 self.writes.push(write);
+                if let Some(new) = new {
+                    self.workflow_runs.push(state::WorkflowRun {
+                        repo: name.clone(),
+                        event: "push",
+                        sha: new.clone(),
+                        secrets: true,
+                    });
+                }
             }
         }
-        self.sync_pulls(permitted.repo);
+        for (base, number) in self.sync_pulls(permitted.repo) {
+            self.pull_workflow(base, number);
+        }
     }
 }
 

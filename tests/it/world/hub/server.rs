@@ -2,7 +2,7 @@
 
 use super::state::{
     BODY_CHARS, Check, Comment, Installation, Issue, Level, On, Pull, Reaction, Repo, ReviewComment, State,
-    Token, TokenGrant, Write, publish_pull_ref, stamp,
+    Token, TokenGrant, WorkflowRun, Write, publish_pull_ref, stamp,
 };
 use base64::Engine as _;
 use bytes::Bytes;
@@ -195,6 +195,19 @@ fn since(request: &Request) -> Result<Option<DateTime<Utc>>, Box<Answer>> {
 }
 
 impl State {
+    /// The workflows of a pull request's head start.
+    pub fn pull_workflow(&mut self, base: i64, number: i64) {
+        let repo = &self.repos[&base];
+        let Some(pull) = repo.issues.get(&number).and_then(|issue| issue.pull.as_ref()) else { return };
+        let started = WorkflowRun {
+            repo: repo.full_name(),
+            event: "pull_request",
+            sha: pull.head_sha.clone(),
+            secrets: pull.head_repo == Some(base),
+        };
+        self.workflow_runs.push(started);
+    }
+
     /// Answers one request of the API.
     pub fn answer(&mut self, request: &Request) -> Answer {
         let segments: Vec<&str> = request.segments.iter().map(String::as_str).collect();
@@ -826,8 +839,10 @@ impl State {
             issue.title
         );
         let value = self.full_pull_json(&self.repos[&id], &issue);
-        self.repos.get_mut(&id).expect("authorised").issues.insert(issue.number, issue);
+        let number = issue.number;
+        self.repos.get_mut(&id).expect("authorised").issues.insert(number, issue);
         self.wrote(request, caller, summary);
+        self.pull_workflow(id, number);
         Ok(Answer::json(201, &value))
     }
 

@@ -246,6 +246,18 @@ pub struct Write {
     pub permissions: BTreeMap<String, Level>,
 }
 
+/// A workflow that a push or a pull request starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkflowRun {
+    /// In which repository it runs.
+    pub repo: String,
+    /// `push` or `pull_request`.
+    pub event: &'static str,
+    pub sha: String,
+    /// A push has the secrets of its repository; a pull request only when its head lives in the same one.
+    pub secrets: bool,
+}
+
 /// A request for an installation token that was granted.
 #[derive(Debug, Clone)]
 pub struct TokenGrant {
@@ -275,6 +287,8 @@ pub struct State {
     /// New things stay out of lists for so many list calls.
     pub lag: u32,
     pub writes: Vec<Write>,
+    /// What GitHub Actions would have started, oldest first.
+    pub workflow_runs: Vec<WorkflowRun>,
     next_id: i64,
 }
 
@@ -297,6 +311,7 @@ impl State {
             private_mode: false,
             lag: 0,
             writes: Vec::new(),
+            workflow_runs: Vec::new(),
             next_id: 1000,
         };
         let bot = User { id: 9001, login: "zeblit[bot]".into(), kind: "Bot" };
@@ -452,6 +467,7 @@ impl State {
             "private": repo.private,
             "owner": self.owner_json(&repo.owner),
             "fork": repo.fork_of.is_some(),
+            "parent": repo.fork_of.map(|parent| json!({ "id": parent })),
             "default_branch": repo.default_branch,
             "has_issues": repo.issues_enabled,
             "archived": false,
