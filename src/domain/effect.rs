@@ -159,6 +159,18 @@ pub struct CheckRun {
     pub details_url: Option<String>,
     pub started_at: Option<DateTime<Utc>>,
     pub completed_at: Option<DateTime<Utc>>,
+    /// Shown beside the lines; sent when the check is created.
+    #[serde(default)]
+    pub annotations: Vec<Annotation>,
+}
+
+/// Something wrong with a line of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Annotation {
+    pub path: String,
+    /// Counted from 1.
+    pub line: i64,
+    pub message: String,
 }
 
 /// A comment that we own. With a `remote_ref` on the effect it is edited in place, else created.

@@ -2,7 +2,7 @@
 
 use super::budget::dollars;
 use super::command::{CommandError, VERBS, Verb};
-use super::effect::{CheckConclusion, CheckStatus};
+use super::effect::{Annotation, CheckConclusion, CheckStatus};
 use super::event::{SubjectKind, Surface};
 use super::ids::{BranchName, RepoName, RunId, Sha};
 use super::plan::AgentFacts;
@@ -950,6 +950,38 @@ pub fn check_summary(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String 
         run.progress.tool_calls,
         run.progress.tokens,
         dollars(run.progress.cost_micros)
+    );
+    cap(text)
+}
+
+/// The check of a pull request that changes the bot's rules.
+pub fn config_check_title(problems: usize) -> String {
+    match problems {
+        0 => "The configuration is right".into(),
+        1 => "The configuration has a problem".into(),
+        count => format!("The configuration has {count} problems"),
+    }
+}
+
+pub fn config_check_summary(touched: &[String], problems: &[Annotation]) -> String {
+    let code = |text: &str| format!("`{}`", sanitize::one_line(text, 200).replace('`', "'"));
+    let mut text = String::from("This pull request changes what this bot may do here:\n\n");
+    for path in touched.iter().take(20) {
+        let _ = writeln!(text, "- {}", code(path));
+    }
+    if touched.len() > 20 {
+        let _ = writeln!(text, "- and {} more", touched.len() - 20);
+    }
+    if !problems.is_empty() {
+        text.push_str("\nProblems:\n\n");
+        for problem in problems.iter().take(50) {
+            let message = sanitize::for_comment(&sanitize::one_line(&problem.message, 400), 1000);
+            let _ = writeln!(text, "- {}, line {}: {message}", code(&problem.path), problem.line);
+        }
+        text.push_str("\nMerged like this, no command that starts a run would work.\n");
+    }
+    text.push_str(
+        "\nRules are read from the default branch only: nothing of this takes effect before it is merged.",
     );
     cap(text)
 }

@@ -1,7 +1,9 @@
 //! Deliveries → events → plans → tasks, runs and first effects, each in one transaction.
 
 use super::EngineError;
+use super::config_check;
 use super::report::{self, Owner, Urgency};
+use crate::agent::adapter::AgentError;
 use crate::agent::definition::AgentSet;
 use crate::agent::{AdapterKind, AgentSpec};
 use crate::app::App;
@@ -10,7 +12,7 @@ use crate::domain::command::{Command, CommandError, Verb};
 use crate::domain::effect::{EffectPriority, OwnComment, Payload, Reaction};
 use crate::domain::egress::AllowList;
 use crate::domain::event::{
-    Actor, Comment, Decoded, Event, EventKind, PullHead, Repo, Source, SubjectKind, Surface,
+    Actor, Comment, CommentAction, Decoded, Event, EventKind, PullHead, Repo, Source, SubjectKind, Surface,
 };
 use crate::domain::ids::{BranchName, InboxId, RepoName, RunId, Sha, TaskId};
 use crate::domain::plan::{self, Action, AgentFacts, Interest, Own, Plan, PlanContext, ServerRules};
@@ -197,7 +199,20 @@ async fn handle(app: &App, delivery: &Delivery, event: &Event) -> Result<Taken, 
         EventKind::CheckRerequested { external_id, .. } => {
             rerequested(app, delivery, event, external_id).await
         }
-        EventKind::Comment(comment) => commented(app, delivery, event, comment).await,
+        EventKind::Comment(comment) => {
+            let checked = match (&comment.surface, &comment.action, &comment.pull, &event.repo) {
+                (Surface::Opening, CommentAction::Created, Some(pull), Some(repo)) => {
+                    config_check::check(app, repo, pull.number, &pull.head_sha).await?
+                }
+                _ => None,
+            };
+            match (commented(app, delivery, event, comment).await?, checked) {
+                (Taken::Ended(InboxState::Ignored, _), Some(verdict)) => {
+                    Ok(Taken::Ended(InboxState::Done, verdict))
+                }
+                (taken, _) => Ok(taken),
+            }
+        }
     }
 }
 
@@ -267,6 +282,7 @@ async fn pull_pushed(
     let Some(repo) = &event.repo else {
         return Ok(Taken::Ended(InboxState::Failed, "names no repository".into()));
     };
+    let checked = config_check::check(app, repo, number, head).await?;
     let remote = app.forge.name();
     let key = PullKey { remote, repo_id: repo.id, number };
     let task = store::tasks::open_for(&app.store, remote, repo.id, number).await?;
@@ -300,7 +316,7 @@ async fn pull_pushed(
         &mut tx,
         &delivery.id,
         InboxState::Done,
-        &format!("pushed {}; {} approval(s) void", head.short(), void.len()),
+        &checked.unwrap_or_else(|| format!("pushed {}; {} approval(s) void", head.short(), void.len())),
     )
     .await?;
     tx.commit().await?;
@@ -684,6 +700,15 @@ pub(super) async fn repository_agents(
     repo: &Repo,
     at: &str,
 ) -> Result<Result<AgentSet, String>, EngineError> {
+    Ok(agents_at(app, repo, at).await?.map_err(|error| error.to_string()))
+}
+
+/// The same with what is wrong file by file.
+pub(super) async fn agents_at(
+    app: &App,
+    repo: &Repo,
+    at: &str,
+) -> Result<Result<AgentSet, AgentError>, EngineError> {
     let mut files = Vec::new();
     for name in app.forge.list_folder(repo, at, ".github/zeblit/agents").await? {
         if name.ends_with(".md") && name != "README.md" && files.len() < MAX_AGENT_FILES {
@@ -693,7 +718,7 @@ pub(super) async fn repository_agents(
     if !app.forge.list_folder(repo, at, ".github/zeblit").await?.is_empty() {
         for name in app.forge.list_folder(repo, at, ".github/zeblit/skills").await? {
             if files.len() < MAX_AGENT_FILES {
-                files.push(format!(".github/zeblit/skills/{name}/SKILL.md"));
+                files.push(format!(".github/zeblit/skills/{}/SKILL.md", name.trim_end_matches('/')));
             }
         }
     }
@@ -701,17 +726,20 @@ pub(super) async fn repository_agents(
     for path in files {
         match app.forge.read_file(repo, at, &path).await {
             Err(RemoteError::Refused { detail, .. }) => {
-                return Ok(Err(format!("{path}: cannot be read: {detail}")));
+                let problem = format!("cannot be read: {detail}");
+                return Ok(Err(AgentError::Folder { path, problem }));
             }
             Err(error) => return Err(error.into()),
             Ok(None) => {}
             Ok(Some(bytes)) => match String::from_utf8(bytes) {
                 Ok(text) => texts.push((path, text)),
-                Err(_) => return Ok(Err(format!("{path}: is not UTF-8 text"))),
+                Err(_) => {
+                    return Ok(Err(AgentError::Folder { path, problem: "is not UTF-8 text".into() }));
+                }
             },
         }
     }
-    Ok(app.agents.with_repository(&texts).map_err(|error| error.to_string()))
+    Ok(app.agents.with_repository(&texts))
 }
 
 async fn refuse_all(

@@ -1,11 +1,13 @@
 //! Use cases, one tick per file: every loop body is a public `tick`, loops are a few lines around ticks.
 //!
 //! - `ingest`: deliveries become plans, and plans become rows.
+//! - `config_check`: a pull request that changes the bot's own rules gets them checked.
 //! - `execute`: claimed runs move from state to state; never waits for an agent to end.
 //! - `publish`: what came back is imported, checked and pushed.
 //! - `deliver`: effects are sent in order, under the rate governor, and reconciled when a reply was unclear.
 //! - `sweep`: repairs what a crash left.
 
+pub mod config_check;
 pub mod deliver;
 pub mod execute;
 pub mod ingest;

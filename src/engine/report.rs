@@ -169,6 +169,7 @@ fn check(run: &Run, links: &RunLinks, sha: &Sha, now: chrono::DateTime<chrono::U
         details_url: links.run_page.clone(),
         started_at: run.started_at,
         completed_at: if status == CheckStatus::Completed { run.finished_at } else { None },
+        annotations: Vec::new(),
     }
 }
 

@@ -131,11 +131,15 @@ pub trait Forge: Remote {
     /// The content of a file at a branch or commit; `None` when there is none. At most 1 MiB, else `Refused`.
     async fn read_file(&self, repo: &Repo, at: &str, path: &str) -> Result<Option<Vec<u8>>, RemoteError>;
 
-    /// Names of the files directly in a folder at a branch or commit; empty when there is none.
+    /// Names of the files directly in a folder at a branch or commit, of folders with a `/` at the end; empty when
+    /// there is none.
     async fn list_folder(&self, repo: &Repo, at: &str, path: &str) -> Result<Vec<String>, RemoteError>;
 
     /// A pull request as it is now.
     async fn pull(&self, repo: &Repo, number: i64) -> Result<PullHead, RemoteError>;
+
+    /// The paths that a pull request changes, old names too.
+    async fn changed_paths(&self, repo: &Repo, number: i64) -> Result<Vec<String>, RemoteError>;
 
     /// An issue or pull request as it is now.
     async fn subject(&self, repo: &Repo, number: i64) -> Result<Subject, RemoteError>;

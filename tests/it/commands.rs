@@ -497,11 +497,12 @@ async fn help_shows_roles_and_agents_of_this_repository() {
         | `/zeblit retry [--agent NAME]` | Start the last run of this thread again from the same request. | write and above |
         | `/zeblit continue [what to do next]` | Go on from where the last run of this thread stopped, with a summary of it. | write and above |
         | `/zeblit cancel` | Stop the run of this thread. Partial work is kept. | write and above |
+        | `/zeblit ok <commit>` | Approve exactly this commit: a change that waits for it is pushed; the code of a pull request from a fork may be run. | write and above |
         | `/zeblit status` | Show the runs of this thread and their place in the queue. | triage and above |
         | `/zeblit help` | Show this table. | triage and above |
         | `/zeblit ping` | Check that the bot listens. | triage and above |
 
-        Flags: `--agent NAME`, `--model NAME`, `--base BRANCH`, `--budget DOLLARS`.
+        Flags: `--agent NAME`, `--model NAME`, `--base BRANCH`, `--budget DOLLARS`; `--staged` shows what would be done and pushes nothing.
 
         Agents:
 
@@ -537,7 +538,7 @@ async fn help_names_a_broken_configuration_and_still_helps() {
         let own = w.hears("tri", "/zeblit help").await;
         assert_eq!(own.len(), 1);
         let last = own[0].lines().last().expect("a line");
-        insta::assert_snapshot!(last, @"This repository's rules stand in `.github/zeblit.toml` on its default branch. ⚠️ It cannot be read now: .github/zeblit.toml, line 3: unknown field `agnet`, expected one of `enabled`, `agent`, `model`, `image`, `answer_strangers`, `permissions`, `limits`, `gate`; did you mean `agent`?.");
+        insta::assert_snapshot!(last, @"This repository's rules stand in `.github/zeblit.toml` on its default branch. ⚠️ It cannot be read now: .github/zeblit.toml, line 3: unknown field `agnet`, expected one of `enabled`, `agent`, `model`, `image`, `answer_strangers`, `push`, `staged`, `permissions`, `limits`, `gate`; did you mean `agent`?.");
     })
     .await;
 }

@@ -679,11 +679,11 @@ async fn a_fork_pull_request_is_read_and_answered_and_never_pushed_to() {
 
             <sub>`reviewer` answered ada's `review` · run `run_0001`</sub>
             =====
-            🚫 This pull request comes from a fork: I do not run its code and cannot push to it, so `fix` is not possible. `/zeblit review` and `/zeblit ask` are.
+            🚫 This pull request comes from a fork, so `fix` would run a stranger's code. Read the commit `208a4d925cda` first, then type `/zeblit ok 208a4d925cda` and the command again. `/zeblit review` and `/zeblit ask` run nothing and need no approval.
             =====
-            🚫 This pull request comes from a fork: I do not run its code and cannot push to it, so `run` is not possible. `/zeblit review` and `/zeblit ask` are.
+            🚫 This pull request comes from a fork, so `run` would run a stranger's code. Read the commit `208a4d925cda` first, then type `/zeblit ok 208a4d925cda` and the command again. `/zeblit review` and `/zeblit ask` run nothing and need no approval.
             =====
-            🚫 This pull request comes from a fork: I do not run its code and cannot push to it, so `continue` is not possible. `/zeblit review` and `/zeblit ask` are.
+            🚫 This pull request comes from a fork, so `continue` would run a stranger's code. Read the commit `208a4d925cda` first, then type `/zeblit ok 208a4d925cda` and the command again. `/zeblit review` and `/zeblit ask` run nothing and need no approval.
             ");
         },
     )

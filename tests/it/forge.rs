@@ -113,6 +113,7 @@ impl Bench {
             details_url: Some("https://zeblit.example.com/runs/1".into()),
             started_at: None,
             completed_at: None,
+            annotations: Vec::new(),
         }
     }
 
@@ -754,7 +755,10 @@ async fn files_and_folders_are_read_at_a_branch_or_commit() {
     assert_eq!(read(&first, odd).await.unwrap(), None);
     assert_eq!(read("main", "src").await.unwrap(), None, "a folder is no file");
     assert_eq!(read("no-such-branch", "README.md").await.unwrap(), None);
-    assert_eq!(b.forge.list_folder(&repo, "main", "").await.unwrap(), ["README.md", "b.json"]);
+    assert_eq!(
+        b.forge.list_folder(&repo, "main", "").await.unwrap(),
+        [".github/", "README.md", "b.json", "docs/", "src/"]
+    );
     assert_eq!(b.forge.list_folder(&repo, "main", "src/").await.unwrap(), ["lib.py"]);
     assert_eq!(b.forge.list_folder(&repo, "main", "nothing/here").await.unwrap(), Vec::<String>::new());
     assert_eq!(b.forge.list_folder(&repo, "main", "README.md").await.unwrap(), Vec::<String>::new());

@@ -581,3 +581,91 @@ async fn an_approval_that_a_push_reached_first_is_void_although_its_digits_fit()
     })
     .await;
 }
+
+// ---------------------------------------------------------------- the check of a changed configuration
+
+/// The checks named `zeblit config` on a commit: conclusion, title, annotations.
+fn config_checks(w: &World, sha: &str) -> Vec<(String, String, Vec<String>)> {
+    let ours = w.hub.checks(REPO, sha).into_iter().filter(|check| check.name == "zeblit config");
+    ours.map(|check| (check.conclusion.unwrap_or_default(), check.title, check.annotations)).collect()
+}
+
+#[tokio::test]
+async fn a_pull_request_that_changes_the_rules_has_them_checked_line_by_line() {
+    World::run(async |w| {
+        let config = "enabled = true\nagnet = \"x\"\n";
+        let agent = "---\nname: helper\ndescription: helps\nadapter: nonsense\n---\nHelp.\n";
+        let files = [(".github/zeblit.toml", config), (".github/zeblit/agents/helper.md", agent)];
+        let head = w.hub.push_commit(REPO, "rules", &files, "Rules");
+        let number = w.hub.open_pull(REPO, "bob", "rules", "main", "Rules");
+        w.deliver(&w.hub.pull_event(REPO, number, "opened", "bob")).await;
+        w.settle().await;
+        let found = config_checks(w, &head);
+        let [(conclusion, title, annotations)] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!((conclusion.as_str(), title.as_str()), ("failure", "The configuration has 2 problems"));
+        assert!(annotations[0].starts_with(".github/zeblit.toml:2 unknown field `agnet`"), "{annotations:?}");
+        assert!(annotations[1].starts_with(".github/zeblit/agents/helper.md:"), "{annotations:?}");
+        // Broken rules that are not merged change nothing.
+        assert_eq!(w.hears("ada", "/zeblit ping").await.len(), 1);
+
+        let good = [(".github/zeblit.toml", "agent = \"fixer\"\n"), (".github/zeblit/agents/helper.md", "")];
+        let next = w.hub.push_commit(REPO, "rules", &good[..1], "Mend");
+        let next = w.hub.push_commit(
+            REPO,
+            "rules",
+            &[(
+                ".github/zeblit/agents/helper.md",
+                "---\nname: helper\ndescription: helps\nadapter: claude\n---\nHelp.\n",
+            )],
+            &format!("After {next}"),
+        );
+        w.deliver(&w.hub.pull_synchronize(REPO, number, &head, "bob")).await;
+        w.deliver(&w.hub.pull_synchronize(REPO, number, &head, "bob")).await;
+        w.settle().await;
+        assert_eq!(
+            config_checks(w, &next),
+            [("success".into(), "The configuration is right".into(), vec![])]
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_check_reads_rules_of_forks_names_unknown_agents_and_leaves_other_pull_requests_alone() {
+    World::run(async |w| {
+        w.hub.add_user("eve", 105);
+        w.hub.add_fork(REPO, "eve/demo");
+        let config = "staged = true\nagent = \"nobody\"\nimage = \"evil:1\"\n";
+        let head = w.hub.push_commit("eve/demo", "rules", &[(".github/zeblit.toml", config)], "Rules");
+        let number = w.hub.open_pull(REPO, "eve", "eve:rules", "main", "Rules");
+        w.deliver(&w.hub.pull_event(REPO, number, "opened", "eve")).await;
+        let other = w.pull();
+        w.deliver(&w.hub.pull_event(REPO, other, "opened", "bob")).await;
+        w.settle().await;
+        let found = config_checks(w, &head);
+        let [(conclusion, _, annotations)] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!(conclusion, "failure");
+        assert!(
+            annotations[0].starts_with(".github/zeblit.toml:2 there is no agent `nobody`"),
+            "{annotations:?}"
+        );
+        assert!(annotations[1].starts_with(".github/zeblit.toml:3 ") && annotations[1].contains("evil:1"));
+        assert_eq!(config_checks(w, &w.hub.head(REPO, "feature").unwrap()), []);
+        assert_eq!(w.sandbox.agents_started(), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_repositorys_own_skills_are_read() {
+    World::run(async |w| {
+        let skill = "---\nname: tidy\ndescription: keeps things tidy\n---\nBe tidy.\n";
+        let agent = "---\nname: helper\ndescription: helps\nadapter: claude\nskills: [tidy]\n---\nHelp.\n";
+        let files =
+            [(".github/zeblit/skills/tidy/SKILL.md", skill), (".github/zeblit/agents/helper.md", agent)];
+        w.hub.push_commit(REPO, "main", &files, "Skills");
+        let help = w.hears("ada", "/zeblit help").await.remove(0);
+        assert!(help.contains("`helper`: helps") && !help.contains("cannot be read"), "{help}");
+    })
+    .await;
+}

@@ -428,9 +428,9 @@ async fn a_fork_is_only_read() {
         w.settle().await;
         assert_eq!(w.sandbox.agents_started(), 0);
         insta::assert_snapshot!(w.own(number).join("\n=====\n"), @r"
-        🚫 This pull request comes from a fork: I do not run its code and cannot push to it, so `fix` is not possible. `/zeblit review` and `/zeblit ask` are.
+        🚫 This pull request comes from a fork, so `fix` would run a stranger's code. Read the commit `726958d6121f` first, then type `/zeblit ok 726958d6121f` and the command again. `/zeblit review` and `/zeblit ask` run nothing and need no approval.
         =====
-        🚫 This pull request comes from a fork: I do not run its code and cannot push to it, so `run` is not possible. `/zeblit review` and `/zeblit ask` are.
+        🚫 This pull request comes from a fork, so `run` would run a stranger's code. Read the commit `726958d6121f` first, then type `/zeblit ok 726958d6121f` and the command again. `/zeblit review` and `/zeblit ask` run nothing and need no approval.
         =====
         😕 There is no earlier run here to retry. `/zeblit fix` starts one.
         ");

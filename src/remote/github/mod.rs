@@ -443,7 +443,7 @@ impl GithubForge {
             "name": check.name,
             "external_id": check.external_id,
             "status": status_name(check.status),
-            "output": { "title": check.title, "summary": chars(&check.summary, CHECK_TEXT_CHARS) },
+            "output": output(check, false),
         });
         let mut put = |name: &str, value: Option<Value>| {
             if let (Some(object), Some(value)) = (body.as_object_mut(), value) {
@@ -468,6 +468,10 @@ impl GithubForge {
             }
             None => {
                 put("head_sha", Some(json!(check.head_sha)));
+                // An update would add them once more.
+                if !check.annotations.is_empty() {
+                    put("output", Some(output(check, true)));
+                }
                 ("create a check run", Method::POST, format!("{base}/check-runs"))
             }
         };
@@ -719,7 +723,12 @@ impl GithubForge {
         let address = Self::contents_path(OPERATION, repo, at, path)?;
         match self.read_cached(OPERATION, repo, address).await {
             Ok(wire::Contents::Folder(entries)) => {
-                Ok(entries.into_iter().filter(|entry| entry.kind == "file").map(|entry| entry.name).collect())
+                let shown = |entry: wire::Entry| match entry.kind.as_str() {
+                    "file" => Some(entry.name),
+                    "dir" => Some(format!("{}/", entry.name)),
+                    _ => None,
+                };
+                Ok(entries.into_iter().filter_map(shown).collect())
             }
             Ok(wire::Contents::One(_)) | Err(RemoteError::NotFound { .. }) => Ok(Vec::new()),
             Err(error) => Err(error),
@@ -815,6 +824,29 @@ fn refuses_drafts(detail: &str) -> bool {
 
 fn already_exists(error: &RemoteError) -> bool {
     error.to_string().to_ascii_lowercase().contains("a pull request already exists")
+}
+
+fn output(check: &CheckRun, with_annotations: bool) -> Value {
+    let mut output = json!({ "title": check.title, "summary": chars(&check.summary, CHECK_TEXT_CHARS) });
+    if with_annotations {
+        let list: Vec<Value> = check
+            .annotations
+            .iter()
+            .map(|found| {
+                json!({
+                    "path": found.path,
+                    "start_line": found.line,
+                    "end_line": found.line,
+                    "annotation_level": "failure",
+                    "message": clip(&found.message),
+                })
+            })
+            .collect();
+        if let Some(object) = output.as_object_mut() {
+            object.insert("annotations".into(), json!(list));
+        }
+    }
+    output
 }
 
 fn status_name(status: CheckStatus) -> &'static str {
@@ -1002,6 +1034,23 @@ impl Forge for GithubForge {
         const OPERATION: &str = "read a pull request";
         let path = format!("{}/pulls/{number}", repo_path(repo));
         self.read_cached::<wire::Pull>(OPERATION, repo, path).await?.head(OPERATION)
+    }
+
+    async fn changed_paths(&self, repo: &Repo, number: i64) -> Result<Vec<String>, RemoteError> {
+        let mut paths = Vec::new();
+        for page in 1..=FIND_PAGES {
+            let path = format!("{}/pulls/{number}/files?per_page={PAGE}&page={page}", repo_path(repo));
+            let files: Vec<wire::ChangedFile> =
+                self.read("read the files of a pull request", repo, PermissionSet::Read, path).await?;
+            let full = files.len() >= PAGE;
+            paths.extend(
+                files.into_iter().flat_map(|file| [Some(file.filename), file.previous_filename]).flatten(),
+            );
+            if !full {
+                break;
+            }
+        }
+        Ok(paths)
     }
 
     async fn subject(&self, repo: &Repo, number: i64) -> Result<Subject, RemoteError> {

@@ -96,6 +96,12 @@ pub struct RepoBrief {
 }
 
 #[derive(Deserialize)]
+pub struct ChangedFile {
+    pub filename: String,
+    pub previous_filename: Option<String>,
+}
+
+#[derive(Deserialize)]
 pub struct PullSide {
     #[serde(rename = "ref")]
     pub name: String,

@@ -1174,6 +1174,24 @@ impl Forge for LocalForge {
         .await
     }
 
+    async fn changed_paths(&self, repo: &Repo, number: i64) -> Result<Vec<String>, RemoteError> {
+        let operation = "read the files of a pull request";
+        let repo = repo.clone();
+        self.blocking(operation, move |inner| {
+            let (row, bare) = inner.row(operation, &repo)?;
+            let subject = row.subject(number).ok_or_else(|| not_found(operation))?;
+            let pull = inner.pull_head(&row, &bare, subject)?;
+            let compared = bare.compare(&pull.base_sha, &pull.head_sha).map_err(failed(operation))?;
+            Ok(compared
+                .files
+                .into_iter()
+                .flat_map(|file| [Some(file.path), file.old_path])
+                .flatten()
+                .collect())
+        })
+        .await
+    }
+
     async fn subject(&self, repo: &Repo, number: i64) -> Result<Subject, RemoteError> {
         let operation = "read issue";
         let state = self.inner.lock();

@@ -365,8 +365,12 @@ impl Bare {
         let repository = self.open()?;
         let Some((id, ObjectType::Tree)) = Self::entry(&repository, at, path)? else { return Ok(Vec::new()) };
         let tree = repository.find_tree(id).map_err(git("read tree"))?;
-        let files = tree.iter().filter(|entry| entry.kind() == Some(ObjectType::Blob));
-        Ok(files.map(|entry| lossy(entry.name_bytes())).collect())
+        let shown = |entry: git2::TreeEntry<'_>| match entry.kind() {
+            Some(ObjectType::Blob) => Some(lossy(entry.name_bytes())),
+            Some(ObjectType::Tree) => Some(format!("{}/", lossy(entry.name_bytes()))),
+            _ => None,
+        };
+        Ok(tree.iter().filter_map(shown).collect())
     }
 
     /// Writes every file of a commit below `folder`, which must be empty or not there.

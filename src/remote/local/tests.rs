@@ -130,6 +130,7 @@ fn check_run(sha: &Sha, status: CheckStatus, conclusion: Option<CheckConclusion>
         details_url: Some("http://127.0.0.1:8080/runs/1".into()),
         started_at: None,
         completed_at: None,
+        annotations: Vec::new(),
     }
 }
 

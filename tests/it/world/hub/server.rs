@@ -284,7 +284,10 @@ impl State {
         match (method, rest) {
             ("GET", []) => {
                 need(self, &["metadata"], Read)?;
-                ok(&self.repo_json(&self.repos[&id]))
+                // Asked for alone, it tells more than inside other things.
+                let mut value = self.repo_json(&self.repos[&id]);
+                value["parent"] = json!(self.repos[&id].fork_of.map(|parent| json!({ "id": parent })));
+                ok(&value)
             }
             ("GET", ["installation"]) => {
                 self.require_app(request)?;
@@ -361,6 +364,10 @@ impl State {
             ("PATCH", ["pulls", n]) => {
                 let caller = need(self, &["pull_requests"], Change)?;
                 self.edit_pull(request, &caller, id, number(n)?)
+            }
+            ("GET", ["pulls", n, "files"]) => {
+                need(self, &["pull_requests"], Read)?;
+                self.list_files(request, id, number(n)?)
             }
             ("GET", ["pulls", n, "comments"]) => {
                 need(self, &["pull_requests"], Read)?;
@@ -881,6 +888,26 @@ impl State {
         ok(&self.full_pull_json(&self.repos[&id], &issue))
     }
 
+    fn list_files(&self, request: &Request, id: i64, n: i64) -> Handled {
+        let repo = &self.repos[&id];
+        let pull = repo.issues.get(&n).and_then(|issue| issue.pull.as_ref()).ok_or_else(not_found)?;
+        let git = repo.git();
+        let tree = |sha: &str| {
+            let oid = git2::Oid::from_str(sha).expect("a commit id");
+            git.find_commit(oid).expect("published by open_pull").tree().expect("a commit has a tree")
+        };
+        let diff = git
+            .diff_tree_to_tree(Some(&tree(&pull.base_sha)), Some(&tree(&pull.head_sha)), None)
+            .expect("two trees");
+        let path = |file: git2::DiffFile<'_>| file.path().map(|path| path.to_string_lossy().into_owned());
+        let files = diff
+            .deltas()
+            .filter_map(|delta| path(delta.new_file()).or_else(|| path(delta.old_file())))
+            .map(|name| json!({ "filename": name, "status": "modified" }))
+            .collect();
+        paged(self, request, files, None)
+    }
+
     fn list_review_comments(&mut self, request: &Request, id: i64, n: i64) -> Handled {
         let since = since(request)?;
         let repo = self.repos.get_mut(&id).expect("authorised");
@@ -999,6 +1026,20 @@ impl State {
                 ));
             }
             summary.clone_into(&mut check.summary);
+            let annotations =
+                output.get("annotations").and_then(Value::as_array).cloned().unwrap_or_default();
+            if annotations.len() > 50 {
+                return Err(problem(422, "Invalid request.\n\nNo more than 50 annotations are allowed."));
+            }
+            for found in &annotations {
+                let (path, message) = (text(found, "path", "CheckRun")?, text(found, "message", "CheckRun")?);
+                let level = text(found, "annotation_level", "CheckRun")?;
+                let line = found.get("start_line").and_then(Value::as_i64).filter(|line| *line > 0);
+                let (Some(line), "failure" | "warning" | "notice") = (line, level) else {
+                    return Err(problem(422, "Invalid request.\n\nInvalid annotation."));
+                };
+                check.annotations.push(format!("{path}:{line} {message}"));
+            }
         }
         let status = optional(body, "status")?;
         let conclusion = optional(body, "conclusion")?;
@@ -1054,6 +1095,7 @@ impl State {
             details_url: None,
             started_at: None,
             completed_at: None,
+            annotations: Vec::new(),
             history: Vec::new(),
             hidden: self.lag,
         };

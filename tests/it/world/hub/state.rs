@@ -167,6 +167,8 @@ pub struct Check {
     pub details_url: Option<String>,
     pub started_at: Option<String>,
     pub completed_at: Option<String>,
+    /// `path:line message` of each annotation.
+    pub annotations: Vec<String>,
     /// Every `status/conclusion` it went through.
     pub history: Vec<String>,
     pub hidden: u32,
@@ -467,7 +469,6 @@ impl State {
             "private": repo.private,
             "owner": self.owner_json(&repo.owner),
             "fork": repo.fork_of.is_some(),
-            "parent": repo.fork_of.map(|parent| json!({ "id": parent })),
             "default_branch": repo.default_branch,
             "has_issues": repo.issues_enabled,
             "archived": false,
