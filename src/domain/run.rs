@@ -33,7 +33,7 @@ pub enum RunState {
 }
 
 impl RunState {
-    pub const ALL: [RunState; 11] = [
+    pub const ALL: [RunState; 12] = [
         RunState::Queued,
         RunState::Preparing,
         RunState::Running,
