@@ -15,9 +15,7 @@ use crate::domain::effect::{
 use crate::domain::event::{Repo, SubjectKind};
 use crate::domain::gate::{self, Changeset, Violation};
 use crate::domain::ids::{BranchName, EffectId, Sha};
-use crate::domain::run::{
-    AgentEnd, FailureClass, Kept, Phase, Publish, Run, RunInput, RunMode, SetupState,
-};
+use crate::domain::run::{AgentEnd, FailureClass, Kept, Phase, Publish, Run, RunInput, RunMode, SetupState};
 use crate::domain::{sanitize, task, wording};
 use crate::git::{GitError, ImportCaps, Imported, Rewrite};
 use crate::queue::Topic;
