@@ -62,8 +62,8 @@ pub async fn publish(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         imported.iter().flat_map(|imported| imported.dropped.iter().cloned()).collect();
     if run.spec.mode != RunMode::ReadOnly {
         // What was not committed did not even come into the bundle.
-        let (repo, base) = (run.repo.id, &run.spec.base_sha);
-        dropped.extend(app.git.masked_edits(&run.remote, repo, &run.id, base, MASKED_PATHS).await?);
+        let (repo, commits) = (run.repo.id, (run.start(), &run.spec.base_sha));
+        dropped.extend(app.git.masked_edits(&run.remote, repo, &run.id, commits, MASKED_PATHS).await?);
         note_dropped(run, &dropped);
     }
     let Some(imported) = imported else {

@@ -201,17 +201,17 @@ impl Git {
         bundle::import(self, &mirror::Mirror::of(self, remote, repo_id)?, output, start, rewrite, caps).await
     }
 
-    /// Masked files of a run's workspace that are not as they were prepared from `base`: the agent changed them.
+    /// Masked files of a run's workspace that are as neither of the two commits has them: the agent changed them.
     /// Reads without following links; nothing of it is run.
     pub async fn masked_edits(
         &self,
         remote: &str,
         repo_id: i64,
         run: &RunId,
-        base: &Sha,
+        commits: (&Sha, &Sha),
         masked: &[&str],
     ) -> Result<Vec<String>, GitError> {
-        workspace::masked_edits(self, remote, repo_id, run, base, masked).await
+        workspace::masked_edits(self, remote, repo_id, run, commits, masked).await
     }
 
     /// Pushes the head of a stored bundle: `expected` is the lease (`None`: the branch must not exist), never a force beyond it.

@@ -306,24 +306,27 @@ pub(crate) async fn masked_edits(
     remote: &str,
     repo_id: i64,
     run: &RunId,
-    base: &Sha,
+    (start, base): (&Sha, &Sha),
     masked: &[&str],
 ) -> Result<Vec<String>, GitError> {
     let operation = "look for changed masked files";
     let Some(folders) = prepared(git, remote, repo_id, run) else { return Ok(Vec::new()) };
-    let (mirror, base, masked) = (Mirror::of(git, remote, repo_id)?.path, base.clone(), masks(masked));
+    let (mirror, masked) = (Mirror::of(git, remote, repo_id)?.path, masks(masked));
+    let (start, base) = (start.clone(), base.clone());
     blocking(operation, move || {
         let repository = mirror::open(operation, &mirror)?;
-        let mut expected = masked_files(&repository, &base, &masked)?.files;
+        // As they were prepared, or as the shim put them back when it collected.
+        let trusted = masked_files(&repository, &base, &masked)?.files;
+        let own = masked_files(&repository, &start, &masked)?.files;
         let mut edited = Vec::new();
         for (path, ids) in masked_in_folder(&folders.workspace, &masked) {
-            let same = expected.remove(&path).is_some_and(|file| ids.contains(&file.id));
-            if !same {
+            let is_known = |files: &BTreeMap<String, MaskedFile>| {
+                files.get(&path).is_some_and(|file| ids.contains(&file.id))
+            };
+            if !is_known(&trusted) && !is_known(&own) {
                 edited.push(path);
             }
         }
-        // Submodules are not checked out.
-        edited.extend(expected.into_iter().filter(|(_, file)| file.mode != 0o160_000).map(|(path, _)| path));
         edited.sort_unstable();
         edited.truncate(MASKED_EDITS_CAP);
         Ok(edited)

@@ -24,6 +24,7 @@ const FEATURES_OFF: &[&str] = &[
     "remote_plugin",
     "shell_snapshot",
     "tool_search",
+    "tool_search_always_defer_mcp_tools",
     "tool_suggest",
 ];
 
