@@ -4,7 +4,7 @@ CARGO ?= cargo
 ARGS ?=
 SETUP_ENV = set -a; . target/setup.env; set +a
 
-.PHONY: help demo test lint unit build install image bench-ingest bench-start clean
+.PHONY: help demo test lint unit build install image bench-ingest bench-start prove-hostile prove-canary clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,27 @@ bench-ingest: build ## deliveries answered durably: p99 at 300 requests/s (ARGS=
 bench-start: build ## from a delivery to the agent's process in Docker: median (ARGS="--runs 15")
 	@deploy/setup.sh demo
 	@target/release/zeblit bench start $(ARGS)
+
+# ---- proofs of the sandbox
+
+PROVE = target/prove
+PROVE_RUN = $(SETUP_ENV); ZEBLIT_PROVE_FOLDER=$(CURDIR)/$(PROVE)/$@ $(CARGO) test --quiet --test it
+
+prove-hostile: ## a scripted hostile agent in real containers: nothing that it tries succeeds (needs Docker)
+	@deploy/setup.sh test
+	@rm -rf $(PROVE)/$@
+	@$(PROVE_RUN) hostile:: > $(PROVE)-hostile.log 2>&1; echo $$? > $(PROVE)-hostile.code
+	@cat $(PROVE)/$@/*.tsv | awk -F'\t' '{ printf "%-9s  %-10s  %-44.44s  %-40.40s  %s\n", $$1, $$2, $$3, $$4, $$5 }'
+	@if [ "$$(cat $(PROVE)-hostile.code)" != 0 ]; then tail -n 60 $(PROVE)-hostile.log; fi
+	@cat $(PROVE)/$@/*.tsv | awk -F'\t' '$$1 == "SUCCEEDED" { got++ } END { \
+	  printf "prove-hostile: %d probes, %d succeeded\n", NR, got; exit (NR < 150 || got > 0) }'
+	@exit "$$(cat $(PROVE)-hostile.code)"
+
+prove-canary: ## canary secrets of a server are found nowhere that an agent can reach or write (needs Docker)
+	@deploy/setup.sh test
+	@rm -rf $(PROVE)/$@
+	@$(PROVE_RUN) canary:: > $(PROVE)-canary.log 2>&1 || { tail -n 60 $(PROVE)-canary.log; exit 1; }
+	@cat $(PROVE)/$@/canary.txt
 
 clean: ## remove build output and the demo's state
 	$(CARGO) clean

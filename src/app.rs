@@ -9,6 +9,7 @@ use crate::domain::budget::Price;
 use crate::domain::model_api::ModelApi;
 use crate::domain::secrets::SecretScan;
 use crate::engine::execute::Live;
+use crate::engine::load::Loads;
 use crate::git::Git;
 use crate::queue::Wakeup;
 use crate::queue::local::LocalWakeup;
@@ -46,6 +47,8 @@ pub struct App {
     pub secrets: SecretScan,
     /// What this process holds for its live runs.
     pub live: Live,
+    /// What it knows of the load of its live runs.
+    pub loads: Loads,
     /// Lease owner: unique per boot.
     pub boot: String,
     /// Where per-attempt socket directories are made.
@@ -139,6 +142,7 @@ impl App {
             boot: ids.next(IdKind::Boot),
             secrets: SecretScan::new(&secrets),
             live: Live::default(),
+            loads: Loads::default(),
             wakeup: wakeup(&config)?,
             store,
             forge,

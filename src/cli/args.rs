@@ -37,6 +37,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Show the log of a run
     Logs(LogsArgs),
+    /// Open a shell in a running agent's container; written to the audit log
+    Shell(ShellArgs),
     /// Stop a run; partial work is kept
     Cancel(RunRef),
     /// Start a run again from the same request
@@ -124,6 +126,16 @@ pub struct LogsArgs {
     /// Print each line as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ShellArgs {
+    /// The run: its id or the last 6 or more characters of it
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    /// A command for the shell instead of standard input
+    #[arg(short, long, value_name = "COMMAND")]
+    pub command: Option<String>,
 }
 
 #[derive(Debug, Args)]

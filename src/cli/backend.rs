@@ -162,6 +162,18 @@ impl Backend {
         }
     }
 
+    /// The command line of a shell in the run's container; only where the containers are.
+    pub async fn shell(&self, id: &str) -> Result<Vec<String>, CliError> {
+        match self {
+            Self::Local(local) => {
+                let run = local.known_run(id).await?.id;
+                operate::shell(local.app().await?, &run, &actor()).await.map_err(operate_error)
+            }
+            Self::Remote(_) => Err(CliError::new("a shell is opened on the server's own machine only")
+                .hint("log in there, unset ZEBLIT_URL, and type `zeblit shell` again")),
+        }
+    }
+
     /// Gives the new run's id.
     pub async fn retry(&self, id: &str) -> Result<String, CliError> {
         match self {

@@ -15,6 +15,7 @@ pub mod run;
 pub mod runs;
 pub mod send_webhook;
 pub mod serve;
+pub mod shell;
 pub mod token;
 
 use crate::config::LogFormat;
@@ -62,6 +63,7 @@ async fn command(cli: Cli, output: Output) -> Result<Exit, CliError> {
         Command::Run(args) => Ok(verdict(run::run(cli.config, args).await?)),
         Command::Status(args) => runs::status(&Backend::open(file).await?, &args, output).await,
         Command::Logs(args) => runs::logs(&Backend::open(file).await?, &args, output).await,
+        Command::Shell(args) => shell::run(&Backend::open(file).await?, &args).await,
         Command::Cancel(args) => runs::cancel(&Backend::open(file).await?, &args.run, output).await,
         Command::Retry(args) => runs::retry(&Backend::open(file).await?, &args.run, output).await,
         Command::Pause(args) => operate::pause(&Backend::open(file).await?, &args.why, output).await,
@@ -154,6 +156,7 @@ mod tests {
           run           Run one instruction on a local repository and leave a branch
           status        Show the server's state, or one run
           logs          Show the log of a run
+          shell         Open a shell in a running agent's container; written to the audit log
           cancel        Stop a run; partial work is kept
           retry         Start a run again from the same request
           pause         Start no new runs; webhooks are still taken

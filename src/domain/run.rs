@@ -177,6 +177,8 @@ pub enum FailureClass {
     Model,
     Timeout,
     OutOfMemory,
+    /// Workspace, output and home grew above their limit.
+    Disk,
     /// The container could not be made, or broke.
     Sandbox,
     /// The agent itself failed (exit code, error result).
@@ -207,6 +209,7 @@ impl FailureClass {
             FailureClass::Model => "model",
             FailureClass::Timeout => "timeout",
             FailureClass::OutOfMemory => "out of memory",
+            FailureClass::Disk => "disk",
             FailureClass::Sandbox => "sandbox",
             FailureClass::Agent => "agent",
             FailureClass::Gate => "gate",
@@ -279,6 +282,19 @@ pub struct Progress {
     /// How long it took.
     #[serde(default)]
     pub setup_seconds: i64,
+    /// The most that was seen of each.
+    #[serde(default)]
+    pub peak: Option<Load>,
+}
+
+/// What a container uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Thousandths of a processor.
+    pub millicpus: i64,
+    pub memory_bytes: i64,
+    /// Workspace, output and home.
+    pub disk_bytes: i64,
 }
 
 /// How the agent's part ended, decided when the container is gone.

@@ -460,6 +460,45 @@ fn checklist(run: &Run) -> String {
     text
 }
 
+/// Bytes as whole MiB, at least 1.
+fn mib(bytes: i64) -> i64 {
+    (bytes.max(0) + (1 << 20) - 1).div_euclid(1 << 20).max(1)
+}
+
+/// `212 MiB, 1.3 CPU, 40 MiB disk`: the most that was seen of each; empty when nobody looked.
+pub fn peak(run: &Run) -> String {
+    let Some(peak) = run.progress.peak else { return String::new() };
+    format!(
+        "{} MiB, {}.{} CPU, {} MiB disk",
+        mib(peak.memory_bytes),
+        peak.millicpus / 1000,
+        peak.millicpus % 1000 / 100,
+        mib(peak.disk_bytes)
+    )
+}
+
+pub fn over_disk(used: i64, limit: i64) -> String {
+    format!(
+        "The agent was stopped: its files took {} MiB of disk, more than its limit of {} MiB.",
+        mib(used),
+        mib(limit)
+    )
+}
+
+pub fn over_files(limit: i64) -> String {
+    format!("The agent was stopped: it made more than {limit} files, its limit.")
+}
+
+pub fn too_deep() -> String {
+    "The agent was stopped: its folders are nested too deep to be looked after.".into()
+}
+
+pub fn idle(minutes: i64) -> String {
+    format!(
+        "The agent was stopped after {minutes} minutes without output and without a request to its model."
+    )
+}
+
 /// `$0.42 of $5.00` for agents with a model, nothing for recipes that spend nothing.
 fn money(run: &Run) -> String {
     if run.progress.cost_micros == 0 && run.progress.tokens == 0 {
@@ -571,6 +610,7 @@ pub fn sticky(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
                         | FailureClass::Timeout
                         | FailureClass::OutOfMemory
                         | FailureClass::Setup
+                        | FailureClass::Disk
                 )
             );
             if said && !run.outcome.summary.is_empty() {
@@ -633,6 +673,9 @@ pub fn sticky(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
     let spent = money(run);
     if !spent.is_empty() {
         foot.push(spent.trim_start_matches(" · ").to_owned());
+    }
+    if run.state.is_terminal() && run.progress.peak.is_some() {
+        foot.push(format!("peak {}", peak(run)));
     }
     if let Some(page) = &links.run_page {
         let rests = run.state.is_terminal() || run.state == RunState::Held;
@@ -1032,6 +1075,9 @@ pub fn pull_body(run: &Run, links: &RunLinks, template: Option<&str>) -> String 
         dollars(run.progress.cost_micros),
         run.progress.tokens,
     );
+    if run.progress.peak.is_some() {
+        let _ = writeln!(text, "| Peak | {} |", peak(run));
+    }
     if let Some(page) = &links.run_page {
         let _ = writeln!(text, "| Run | [`{}`]({page}) |", run.id.short());
     }

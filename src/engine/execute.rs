@@ -2,7 +2,7 @@
 //! polls or adopts, so that a restart and a test both just step again.
 
 use super::report::{self, Urgency};
-use super::{EngineError, ingest, publish, setup};
+use super::{EngineError, ingest, load, publish, setup};
 use crate::agent::adapter::{self, BRIDGE_PORT, EGRESS_PORT, LaunchContext, MASKED_PATHS};
 use crate::agent::prompt::{self, Message, PromptContext};
 use crate::agent::{AdapterKind, AgentEvent, AgentSpec};
@@ -770,6 +770,7 @@ async fn watch(app: &App, run: &mut Run, patience: Duration) -> Result<Step, Eng
     }
     let polled = app.sandbox.poll(&attempt.slot, attempt.log_cursor, patience).await?;
     if !polled.lines.is_empty() {
+        app.loads.touch(&run.id, app.clock.now());
         take_lines(app, run, &attempt, &polled).await?;
     }
     if run.progress.setup == SetupState::Running
@@ -790,6 +791,9 @@ async fn watch(app: &App, run: &mut Run, patience: Duration) -> Result<Step, Eng
             agent_gone(app, run, AgentEnd::Failed { class: FailureClass::Timeout, detail }).await
         }
         Status::Running => {
+            if let Some(end) = load::watch(app, run, &attempt).await? {
+                return agent_gone(app, run, end).await;
+            }
             let every = chrono::Duration::seconds(app.config.limits.progress_seconds.max(1));
             if app.live.report_is_due(&run.id, app.clock.now(), every) {
                 count_money(app, run).await?;
@@ -1032,6 +1036,7 @@ async fn agent_gone(app: &App, run: &mut Run, end: AgentEnd) -> Result<Step, Eng
     if let Some(attempt) = store::attempts::latest(&app.store, &run.id).await? {
         app.sandbox.stop(&attempt.slot).await?;
     }
+    app.loads.forget(&run.id);
     app.live.release(&run.id);
     if run.progress.setup == SetupState::Running {
         // What a setup left half done is nobody's work.
@@ -1140,8 +1145,11 @@ async fn run_collector(
 }
 
 fn remove_sockets(app: &App, slot: &SlotId) {
-    let folder = sockets(app, slot);
-    if let Err(error) = std::fs::remove_dir_all(&folder)
+    remove_folder(&sockets(app, slot));
+}
+
+pub(super) fn remove_folder(folder: &std::path::Path) {
+    if let Err(error) = std::fs::remove_dir_all(folder)
         && error.kind() != std::io::ErrorKind::NotFound
     {
         tracing::warn!(path = %folder.display(), error = %error, "socket folder stays behind");
@@ -1150,6 +1158,7 @@ fn remove_sockets(app: &App, slot: &SlotId) {
 
 /// Best effort: whatever an ended run still holds. What stays is found by the sweeper.
 pub(super) async fn clean_up(app: &App, run: &Run) {
+    app.loads.forget(&run.id);
     app.live.release(&run.id);
     match store::attempts::latest(&app.store, &run.id).await {
         Ok(Some(attempt)) if attempt.ended_at.is_none() => {

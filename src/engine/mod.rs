@@ -3,6 +3,7 @@
 //! - `ingest`: deliveries become plans, and plans become rows.
 //! - `config_check`: a pull request that changes the bot's own rules gets them checked.
 //! - `execute`: claimed runs move from state to state; never waits for an agent to end.
+//! - `load`: what a running agent uses, and the limits that the engine does not enforce.
 //! - `publish`: what came back is imported, checked and pushed.
 //! - `deliver`: effects are sent in order, under the rate governor, and reconciled when a reply was unclear.
 //! - `sweep`: repairs what a crash left.
@@ -11,6 +12,7 @@ pub mod config_check;
 pub mod deliver;
 pub mod execute;
 pub mod ingest;
+pub mod load;
 pub mod operate;
 pub mod publish;
 pub mod report;

@@ -41,6 +41,27 @@ pub async fn cancel(app: &App, run: &RunId, by: &str) -> Result<(), OperateError
     Ok(())
 }
 
+/// The command line of a shell in a running agent's container, as its user and with its limits. Who asked is
+/// written down before anybody gets it.
+pub async fn shell(app: &App, run: &RunId, by: &str) -> Result<Vec<String>, OperateError> {
+    let known = store::runs::get(&app.store, run).await?.ok_or_else(|| no_run(run))?;
+    let refused = |why: &str| OperateError::Refused(format!("run {run} has no shell: {why}"));
+    if known.state != RunState::Running {
+        return Err(refused(&format!("its agent does not run (it is {})", known.state.as_str())));
+    }
+    let attempt = store::attempts::latest(&app.store, run).await?;
+    let Some(attempt) = attempt.filter(|attempt| attempt.ended_at.is_none()) else {
+        return Err(refused("its container is gone"));
+    };
+    let words = app.sandbox.shell(&attempt.slot).await.map_err(EngineError::Sandbox)?;
+    let words =
+        words.ok_or_else(|| refused("its container does not run, or is not one of a container engine"))?;
+    let mut tx = app.store.write_tx().await?;
+    ingest::audit_by(app, &mut tx, by, "shell", run.as_str(), attempt.slot.as_str()).await?;
+    tx.commit().await?;
+    Ok(words)
+}
+
 /// Queues a new run of the same task with the same request; gives the new run's id.
 pub async fn retry(app: &App, run: &RunId, by: &str) -> Result<RunId, OperateError> {
     let known = store::runs::get(&app.store, run).await?.ok_or_else(|| no_run(run))?;

@@ -10,6 +10,7 @@ use crate::queue::Topic;
 use crate::sandbox::SandboxError;
 use crate::store;
 use std::collections::HashSet;
+use std::path::PathBuf;
 
 /// Queued runs whose place is looked after; those behind it show an older place.
 const PLACES: i64 = 200;
@@ -115,6 +116,31 @@ async fn show_place(app: &App, mut run: Run) -> Result<(), EngineError> {
     Ok(())
 }
 
+/// Socket folders of attempts that have ended. Other things in that folder are not ours and stay.
+async fn sockets(app: &App) -> Result<(), EngineError> {
+    // Listed before the attempts are read: the row of an attempt stands before its folder is made.
+    let Ok(entries) = std::fs::read_dir(&app.socket_root) else { return Ok(()) };
+    let is_ours = |name: &str| name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let found: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| is_ours(name))
+        .collect();
+    if found.is_empty() {
+        return Ok(());
+    }
+    let open = store::attempts::open(&app.store).await?;
+    let wanted: HashSet<PathBuf> =
+        open.iter().map(|attempt| super::execute::sockets(app, &attempt.slot)).collect();
+    for path in found.into_iter().map(|name| app.socket_root.join(name)) {
+        if !wanted.contains(&path) {
+            tracing::info!(path = %path.display(), "removing an orphaned socket folder");
+            super::execute::remove_folder(&path);
+        }
+    }
+    Ok(())
+}
+
 /// Containers and workspaces whose run has ended.
 async fn orphans(app: &App) -> Result<(), EngineError> {
     // Listed before the runs are read: a container that starts in between is not in the list.
@@ -130,6 +156,7 @@ async fn orphans(app: &App) -> Result<(), EngineError> {
         }
         Err(error) => tracing::warn!(error = %error, "containers cannot be listed"),
     }
+    sockets(app).await?;
     let mut kept = live;
     kept.extend(store::runs::queued(&app.store, PLACES).await?.into_iter().map(|run| run.id));
     app.git.sweep(&kept).await?;

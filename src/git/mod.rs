@@ -5,6 +5,7 @@
 pub mod bundle;
 pub mod mirror;
 pub mod transport;
+mod usage;
 pub mod workspace;
 
 use crate::domain::effect::BranchPush;
@@ -79,6 +80,16 @@ pub struct Workspace {
     pub home: PathBuf,
     /// The mirror's objects on the host.
     pub objects: PathBuf,
+}
+
+/// What the folders of a run hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskUse {
+    /// Blocks that are really taken, so that a sparse file counts as what it costs.
+    pub bytes: i64,
+    pub files: i64,
+    /// Folders are nested deeper than anybody looks.
+    pub too_deep: bool,
 }
 
 /// What to prepare a workspace from.
@@ -230,6 +241,12 @@ impl Git {
     /// What a branch of the remote holds now (`git ls-remote`).
     pub async fn remote_head(&self, access: &Access, branch: &BranchName) -> Result<Option<Sha>, GitError> {
         mirror::remote_head(self, access, branch).await
+    }
+
+    /// What workspace, output and home of a run hold. Counting ends soon after one of the limits is passed.
+    pub async fn disk_use(&self, run: &RunId, bytes: i64, files: i64) -> Result<DiskUse, GitError> {
+        let folder = self.root.join("runs").join(workspace::run_folder(run)?);
+        blocking("measure the workspace", move || Ok(usage::measure(&folder, bytes, files))).await
     }
 
     /// Deletes the folders of a run (moved aside at once, deleted late).

@@ -99,6 +99,11 @@ fn folders(run: &Path, mirror: &Mirror) -> Workspace {
     }
 }
 
+/// The name of a run's folder.
+pub(crate) fn run_folder(run: &RunId) -> Result<&str, GitError> {
+    folder_name("measure the workspace", run.as_str())
+}
+
 /// See `Git::prepared`.
 pub(crate) fn prepared(git: &Git, remote: &str, repo_id: i64, run: &RunId) -> Option<Workspace> {
     let run = folder_name("find the workspace", run.as_str()).ok()?;

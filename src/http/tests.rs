@@ -154,6 +154,7 @@ async fn server_with(change: impl FnOnce(&mut Config), checks: Vec<Check>) -> Se
         signer: Signer::new(b"a key for the tests"),
         secrets: SecretScan::new(&[SECRET.as_bytes()]),
         live: Default::default(),
+        loads: Default::default(),
         boot: "boot".into(),
         socket_root: folder.path().into(),
     });

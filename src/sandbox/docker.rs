@@ -7,18 +7,19 @@ use super::gate::Gate;
 use super::lines::{LineBuffer, LineReader};
 use super::profile::{self, Setting, labels};
 use super::{
-    Check, CollectJob, Duty, Limits, Listed, Polled, Sandbox, SandboxError, SandboxSpec, Status, paths,
-    shim_file, wire_job,
+    Check, CollectJob, Consumed, Duty, Limits, Listed, Polled, Sandbox, SandboxError, SandboxSpec, Status,
+    paths, shim_file, wire_job,
 };
 use crate::domain::ids::{RunId, SlotId};
 use crate::shim;
 use async_trait::async_trait;
 use bollard::models::{
-    ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummaryStateEnum, SystemInfo,
+    ContainerInspectResponse, ContainerStateStatusEnum, ContainerStatsResponse, ContainerSummaryStateEnum,
+    SystemInfo,
 };
 use bollard::query_parameters::{
     CreateContainerOptions, InspectContainerOptions, KillContainerOptions, ListContainersOptions,
-    LogsOptions, RemoveContainerOptions, StartContainerOptions,
+    LogsOptions, RemoveContainerOptions, StartContainerOptions, StatsOptions,
 };
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::StreamExt;
@@ -507,6 +508,45 @@ impl Sandbox for DockerSandbox {
         self.remove_named(&name).await
     }
 
+    async fn usage(&self, slot: &SlotId) -> Result<Option<Consumed>, SandboxError> {
+        let name = container_name(slot)?;
+        let options = StatsOptions { stream: false, one_shot: true };
+        let mut stream = std::pin::pin!(self.engine().await?.stats(&name, Some(options)));
+        match stream.next().await {
+            Some(Ok(found)) => Ok(consumed(&found)),
+            Some(Err(error)) if matches!(status_code(&error), Some(404 | 409)) => Ok(None),
+            Some(Err(error)) => Err(failed("stats", &error)),
+            None => Ok(None),
+        }
+    }
+
+    async fn shell(&self, slot: &SlotId) -> Result<Option<Vec<String>>, SandboxError> {
+        let name = container_name(slot)?;
+        let found = self.inspect(&name).await?;
+        if found.as_ref().and_then(state) != Some(ContainerStateStatusEnum::RUNNING) {
+            return Ok(None);
+        }
+        let host = self.options.docker_host.replacen("http://", "tcp://", 1);
+        let user = format!("{}:{}", self.owner.0, self.owner.1);
+        let home = format!("HOME={}", paths::HOME);
+        let words = [
+            "docker",
+            "--host",
+            &host,
+            "exec",
+            "--interactive",
+            "--user",
+            &user,
+            "--workdir",
+            paths::WORKSPACE,
+            "--env",
+            &home,
+            &name,
+            "sh",
+        ];
+        Ok(Some(words.map(str::to_owned).to_vec()))
+    }
+
     async fn list(&self) -> Result<Vec<Listed>, SandboxError> {
         let filter = format!("{}={}", labels::INSTANCE, self.options.instance);
         let options = ListContainersOptions {
@@ -577,6 +617,19 @@ impl Sandbox for DockerSandbox {
     fn owner(&self) -> (u32, u32) {
         self.owner
     }
+}
+
+/// What the engine's figures mean; without processor time the container does not run.
+fn consumed(found: &ContainerStatsResponse) -> Option<Consumed> {
+    let cpu_nanos = found.cpu_stats.as_ref()?.cpu_usage.as_ref()?.total_usage.filter(|total| *total > 0)?;
+    let memory = found.memory_stats.as_ref()?;
+    let detail = |name: &str| memory.stats.as_ref().and_then(|stats| stats.get(name)).copied();
+    // cgroup v1, then v2.
+    let cache = detail("total_inactive_file").or_else(|| detail("inactive_file")).unwrap_or(0);
+    let bytes = memory.usage.unwrap_or(0).saturating_sub(cache);
+    let processes = found.pids_stats.as_ref().and_then(|pids| pids.current).unwrap_or(0);
+    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    Some(Consumed { cpu_nanos, memory_bytes: number(bytes), processes: number(processes) })
 }
 
 fn unreachable_check(host: &str, detail: &str) -> Check {

@@ -143,6 +143,16 @@ pub struct Polled {
     pub status: Status,
 }
 
+/// What a running container uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Consumed {
+    /// Processor time since its start, in nanoseconds.
+    pub cpu_nanos: u64,
+    /// Without what the kernel may drop at once (file cache).
+    pub memory_bytes: i64,
+    pub processes: i64,
+}
+
 /// A container with our label.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
@@ -201,6 +211,17 @@ pub trait Sandbox: Send + Sync + Debug {
 
     /// Kills and forgets. No error when it is gone already.
     async fn remove(&self, slot: &SlotId) -> Result<(), SandboxError>;
+
+    /// What it uses now; `None`: it does not run, or this sandbox cannot tell.
+    async fn usage(&self, _slot: &SlotId) -> Result<Option<Consumed>, SandboxError> {
+        Ok(None)
+    }
+
+    /// The command line that opens a shell in the running container, as the user and with the limits of its
+    /// agent; `None`: it does not run, or this sandbox has no such thing. Further options go after `exec`.
+    async fn shell(&self, _slot: &SlotId) -> Result<Option<Vec<String>>, SandboxError> {
+        Ok(None)
+    }
 
     /// Everything of ours at the engine, running or not.
     async fn list(&self) -> Result<Vec<Listed>, SandboxError>;

@@ -134,6 +134,17 @@ pub async fn totals(store: &Store, run: &RunId) -> Result<Totals, StoreError> {
     })
 }
 
+/// When the run asked a model last.
+pub async fn last_request(store: &Store, run: &RunId) -> Result<Option<DateTime<Utc>>, StoreError> {
+    let row = sqlx::query("SELECT $1 AS run, COALESCE(MAX(created_at), 0) AS at FROM ledger WHERE run = $1")
+        .bind(run.as_str())
+        .fetch_one(&store.pool)
+        .await
+        .map_err(sql("read the last model request"))?;
+    let row = RowReader::new(&row, "ledger", "run");
+    Ok(if row.integer("at")? == 0 { None } else { Some(row.time("at")?) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::{at, each_database};

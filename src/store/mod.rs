@@ -22,6 +22,7 @@ mod open;
 pub mod questions;
 mod rows;
 pub mod runs;
+pub mod samples;
 pub mod settings;
 pub mod tasks;
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod world;
 
 mod basics;
 mod builtin;
+mod canary;
 mod claude;
 mod commands;
 mod config;
@@ -16,7 +17,9 @@ mod docker;
 mod egress;
 mod faults;
 mod forge;
+mod hostile;
 mod kill;
+mod load;
 mod model;
 mod modes;
 mod policy;

@@ -3,12 +3,13 @@
 use super::{Access, Signed, access};
 use crate::app::App;
 use crate::domain::ids::RunId;
-use crate::domain::run::{Run, RunState};
+use crate::domain::run::{Load, Run, RunState};
 use crate::domain::wording::{self, RunLinks};
 use crate::http::Http;
 use crate::http::error::HttpError;
 use crate::http::view::{self, duration_text, kind_name, visible};
 use crate::store;
+use crate::store::samples::Sample;
 use askama::Template;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
@@ -160,6 +161,45 @@ struct RunPage {
     log_cut: bool,
     diff: Vec<DiffLine>,
     diff_cut: bool,
+    /// Empty when nobody looked.
+    peak: String,
+    curves: Vec<Curve>,
+}
+
+/// One figure over time, as the points of a line in a box of 240 by 40.
+struct Curve {
+    name: &'static str,
+    highest: String,
+    points: String,
+}
+
+/// Processor, memory and disk of a run; nothing with fewer than two samples.
+fn curves(samples: &[Sample]) -> Vec<Curve> {
+    if samples.len() < 2 {
+        return Vec::new();
+    }
+    let curve = |name: &'static str, value: fn(&Load) -> i64, shown: fn(i64) -> String| {
+        let values: Vec<i64> = samples.iter().map(|sample| value(&sample.load).max(0)).collect();
+        let highest = values.iter().copied().max().unwrap_or(0);
+        let times: Vec<i64> = samples.iter().map(|sample| sample.at.timestamp_millis()).collect();
+        let (first, last) = (times.first().copied().unwrap_or(0), times.last().copied().unwrap_or(0));
+        let points: Vec<String> = times
+            .iter()
+            .zip(&values)
+            .map(|(at, value)| {
+                let x = (at - first).saturating_mul(240) / (last - first).max(1);
+                let y = 39 - i64::try_from(i128::from(*value) * 38 / i128::from(highest.max(1))).unwrap_or(0);
+                format!("{x},{y}")
+            })
+            .collect();
+        Curve { name, highest: shown(highest), points: points.join(" ") }
+    };
+    let mib = |bytes: i64| format!("{} MiB", bytes >> 20);
+    vec![
+        curve("Processor", |load| load.millicpus, |value| format!("{}.{}", value / 1000, value % 1000 / 100)),
+        curve("Memory", |load| load.memory_bytes, mib),
+        curve("Disk", |load| load.disk_bytes, mib),
+    ]
 }
 
 #[derive(Template)]
@@ -299,6 +339,8 @@ async fn page(app: &App, id: &RunId, signed: &Signed) -> Result<Option<RunPage>,
         log_cut: from > 0 || surplus > 0,
         diff,
         diff_cut,
+        peak: wording::peak(&run),
+        curves: curves(&store::samples::of_run(&app.store, id, crate::engine::load::MAX_SAMPLES).await?),
     }))
 }
 
@@ -327,6 +369,21 @@ mod tests {
         assert_eq!(classes, ["file", "same", "same", "hunk", "del", "add", "same", "del", "file", "same"]);
         assert!(!cut);
         assert!(diff_lines(&"+\n".repeat(PAGE_DIFF_LINES + 1)).1);
+    }
+
+    #[test]
+    fn samples_become_lines_in_a_box() {
+        let sample = |seconds: i64, memory_bytes: i64| Sample {
+            at: DateTime::from_timestamp(seconds, 0).unwrap(),
+            load: Load { millicpus: 1500, memory_bytes, disk_bytes: 0 },
+        };
+        assert!(curves(&[sample(0, 1)]).is_empty());
+        let lines = curves(&[sample(0, 0), sample(5, 64 << 20), sample(20, 128 << 20)]);
+        let shown: Vec<_> = lines.iter().map(|line| (line.highest.as_str(), line.points.as_str())).collect();
+        assert_eq!(
+            shown,
+            [("1.5", "0,1 60,1 240,1"), ("128 MiB", "0,39 60,20 240,1"), ("0 MiB", "0,39 60,39 240,39")]
+        );
     }
 
     #[test]

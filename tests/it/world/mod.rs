@@ -25,6 +25,7 @@ use zeblit::domain::ids::RunId;
 use zeblit::domain::run::{Run, RunState};
 use zeblit::domain::secrets::SecretScan;
 use zeblit::engine::execute::{self, Step};
+use zeblit::engine::load::Loads;
 use zeblit::engine::{EngineError, deliver, ingest, sweep};
 use zeblit::git::Git;
 use zeblit::queue::local::LocalWakeup;
@@ -529,6 +530,7 @@ async fn build(
         signer: Signer::new(b"the secret key of the test world"),
         secrets: SecretScan::new(&secrets),
         live: execute::Live::default(),
+        loads: Loads::default(),
         boot,
         socket_root: folder.join("sockets"),
         config: Arc::new(config.clone()),

@@ -110,6 +110,8 @@ pub struct FakeSandbox {
     scripts: Mutex<VecDeque<Script>>,
     usual: Mutex<Option<Script>>,
     containers: Mutex<HashMap<String, Container>>,
+    /// What running agents use; `None`: it cannot tell.
+    consumed: Mutex<Option<Consumed>>,
     /// Every spec that was started, in order.
     started: Mutex<Vec<SandboxSpec>>,
 }
@@ -143,6 +145,11 @@ impl FakeSandbox {
                 say(container, LineSource::Stdout, line.to_owned());
             }
         }
+    }
+
+    /// From now on every running agent uses this.
+    pub fn uses(&self, consumed: Consumed) {
+        *self.consumed.lock().unwrap() = Some(consumed);
     }
 
     /// The engine loses every container.
@@ -250,6 +257,10 @@ fn act(script: &Script, workspace: &Path) {
 impl Sandbox for FakeSandbox {
     fn kind(&self) -> &'static str {
         "fake"
+    }
+
+    async fn usage(&self, _slot: &SlotId) -> Result<Option<Consumed>, SandboxError> {
+        Ok(*self.consumed.lock().unwrap())
     }
 
     fn objects_path_inside(&self, host_objects: &Path) -> PathBuf {
