@@ -15,6 +15,8 @@ use zeblit::domain::secrets::SecretScan;
 use zeblit::store;
 
 const SECRET_KEY: &str = "Zk8vQ2mX7rT4nB9wL3cH6yJ1dF5gS0pA";
+const OPENAI: &str = "uY3mK7dL2fN8wQ5xB9zR4vT6";
+const GEMINI: &str = "eH9gJ4pS8aD2kF7lZ3xC6nM1";
 const JIRA: &str = "jW4xR8kN2bV6tM9qC3zL7hY1";
 const SENTRY: &str = "sP5gD1nK9vX3wF7rB2mT8cQ6";
 const DATABASE: &str = "pG7uH2aE9iO4lU6yS1dK3fJ8";
@@ -128,6 +130,8 @@ async fn canaries_are_found_nowhere_and_a_planted_one_everywhere() {
     .await;
     let configure = |config: &mut zeblit::config::Config| {
         model.configure(config);
+        config.models.openai_api_key = Some(OPENAI.into());
+        config.models.gemini_api_key = Some(GEMINI.into());
         config.secret_key = Some(SECRET_KEY.into());
         config.jira.webhook_secrets = vec![JIRA.into()];
         config.sentry.webhook_secrets = vec![SENTRY.into()];
@@ -222,7 +226,9 @@ async fn canaries_are_found_nowhere_and_a_planted_one_everywhere() {
         ]);
 
         let mut secrets = vec![
-            Search::new("model key", KEY),
+            Search::new("Anthropic's key", KEY),
+            Search::new("OpenAI's key", OPENAI),
+            Search::new("Gemini's key", GEMINI),
             Search::new("secret key", SECRET_KEY),
             Search::new("App key", APP_KEY.lines().nth(3).unwrap()),
             Search::new("webhook secret of GitHub", SECRET),
@@ -253,8 +259,8 @@ async fn canaries_are_found_nowhere_and_a_planted_one_everywhere() {
             }
         }
         // The server of this test holds them all: an App that did not would prove nothing.
-        let own = w.app.secrets.mask(&[KEY, SECRET_KEY, JIRA, SENTRY, SECRET].join(" "));
-        assert_eq!(own, "[secret] [secret] [secret] [secret] [secret]");
+        let own = w.app.secrets.mask(&[KEY, OPENAI, GEMINI, SECRET_KEY, JIRA, SENTRY, SECRET].join(" "));
+        assert_eq!(own, "[secret] [secret] [secret] [secret] [secret] [secret] [secret]");
         for name in [
             "memory and tables of the processes",
             "files of the run on the host",

@@ -17,10 +17,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use zeblit::broker::provider::Provider;
 use zeblit::broker::{Allowance, Broker, Listener, Settings};
 use zeblit::clock::{RandomIds, SystemClock};
 use zeblit::domain::gate;
 use zeblit::domain::ids::{RunId, Sha, SlotId};
+use zeblit::domain::model_api::ModelApi;
 use zeblit::domain::repo_config::GateConfig;
 use zeblit::domain::run::RunState;
 use zeblit::domain::secrets::SecretScan;
@@ -52,6 +54,7 @@ const GROUPS: &[&str] = &[
     "file",
     "control",
     "broker",
+    "filter",
     "protocol",
 ];
 /// What the probes of the broker mark their own headers and fields with.
@@ -254,8 +257,11 @@ async fn broker(cell: &Cell) -> (ModelServer, Listener) {
     let model = ModelServer::start([]).await;
     let store = Store::open(&format!("sqlite:{}", cell.at("z.db").display())).await.unwrap();
     let settings = Settings {
-        anthropic_url: model.url.clone(),
-        anthropic_api_key: Some(SecretString::from(KEY.to_owned())),
+        providers: vec![Provider::general(
+            ModelApi::Anthropic,
+            &model.url,
+            Some(SecretString::from(KEY.to_owned())),
+        )],
         ..Settings::default()
     };
     let broker = Broker::new(settings, store, Arc::new(SystemClock), Arc::new(RandomIds));
@@ -644,7 +650,7 @@ async fn bombs_stay_in_their_containers() {
 async fn a_full_disk_ends_the_run_with_a_clear_text() {
     for (kind, files, text) in [
         ("disk", 1_000_000, "MiB of disk, more than its limit of 64 MiB"),
-        ("inodes", 3000, "files, more than its limit of 3000"),
+        ("inodes", 3000, "more than 3000 files"),
     ] {
         World::run_in_docker(
             |config| {

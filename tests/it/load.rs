@@ -58,42 +58,46 @@ async fn load_is_sampled_and_its_peak_is_told() {
 
 #[tokio::test]
 async fn a_silent_run_is_stopped_and_says_so() {
-    World::run(async |w| {
-        let number = hanging(w).await;
-        let idle = chrono::Duration::minutes(w.config.sandbox.idle_minutes);
-        let minute = chrono::Duration::minutes(1);
-        // A word of the agent starts the time again.
-        w.clock.advance(idle - minute);
-        w.sandbox.prints("still here");
-        w.settle().await;
-        w.clock.advance(idle - minute);
-        w.settle().await;
-        assert_eq!(w.state_of(1).await, RunState::Running);
-        // So does a request to the model.
-        let reservation = Reservation {
-            run: RunId::new("run_0001"),
-            request_id: "r1".into(),
-            attempt: 1,
-            model: "m".into(),
-            micros: 1,
-        };
-        store::ledger::reserve(&w.app.store, &reservation, 1_000_000, w.app.clock.now()).await.unwrap();
-        w.clock.advance(minute * 2);
-        w.settle().await;
-        assert_eq!(w.state_of(1).await, RunState::Running);
-        w.clock.advance(idle);
-        w.settle().await;
-        let run = w.nth_run(1).await;
-        assert_eq!((run.state, run.outcome.class), (RunState::Failed, Some(FailureClass::Timeout)));
-        assert!(
+    // Less than half of the wall clock, so that this is what ends it.
+    World::run_with(
+        |config| config.sandbox.idle_minutes = 10,
+        async |w| {
+            let number = hanging(w).await;
+            let idle = chrono::Duration::minutes(w.config.sandbox.idle_minutes);
+            let minute = chrono::Duration::minutes(1);
+            // A word of the agent starts the time again.
+            w.clock.advance(idle - minute);
+            w.sandbox.prints("still here");
+            w.settle().await;
+            w.clock.advance(idle - minute);
+            w.settle().await;
+            assert_eq!(w.state_of(1).await, RunState::Running);
+            // So does a request to the model.
+            let reservation = Reservation {
+                run: RunId::new("run_0001"),
+                request_id: "r1".into(),
+                attempt: 1,
+                model: "m".into(),
+                micros: 1,
+            };
+            store::ledger::reserve(&w.app.store, &reservation, 1_000_000, w.app.clock.now()).await.unwrap();
+            w.clock.advance(minute * 2);
+            w.settle().await;
+            assert_eq!(w.state_of(1).await, RunState::Running);
+            w.clock.advance(idle);
+            w.settle().await;
+            let run = w.nth_run(1).await;
+            assert_eq!((run.state, run.outcome.class), (RunState::Failed, Some(FailureClass::Timeout)));
+            assert!(
             w.sticky(number).contains(
-                "The agent was stopped after 20 minutes without output and without a request to its model."
+                "The agent was stopped after 10 minutes without output and without a request to its model."
             ),
             "{}",
             w.sticky(number)
         );
-        assert!(w.hub.pulls(REPO).is_empty());
-    })
+            assert!(w.hub.pulls(REPO).is_empty());
+        },
+    )
     .await;
 }
 
