@@ -4,7 +4,7 @@
 //! `make prove-canary` prints the figures; `ZEBLIT_PROVE_FOLDER` names the folder for them.
 
 use crate::docker::SPY;
-use crate::world::model::{KEY, ModelServer, Turn};
+use crate::world::model::KEY;
 use crate::world::{APP_KEY, REPO, SECRET, World};
 use std::io::Write;
 use std::path::Path;
@@ -120,16 +120,11 @@ impl Search {
 async fn canaries_are_found_nowhere_and_a_planted_one_everywhere() {
     // Runs the spy, and stays until the host has looked at its memory.
     let waits = format!(
-        "\nmine = '{PLANTED}'\nopen('planted.txt', 'w').write(mine + '\\n')\nprint('planted', mine)\nimport time\nopen(os.path.expanduser('~/ready'), 'w').close()\nwhile not os.path.exists(os.path.expanduser('~/go')):\n    time.sleep(0.05)\n"
+        "\nmine = '{PLANTED}'\nopen('planted.txt', 'w').write(mine + '\\n')\nimport subprocess\nsubprocess.run(['git', 'add', '-A'], check=True)\nsubprocess.run(['git', 'commit', '-qm', mine], check=True)\nprint('planted', mine)\nimport time\nopen(os.path.expanduser('~/ready'), 'w').close()\nwhile not os.path.exists(os.path.expanduser('~/go')):\n    time.sleep(0.05)\n"
     );
     let script = format!("{SPY}{waits}");
-    let model = ModelServer::start([
-        Turn::runs("python3 spy.py && git add -A && git commit -qm \"$(cat planted.txt)\""),
-        Turn::says(&format!("I looked at everything: {PLANTED}")),
-    ])
-    .await;
     let configure = |config: &mut zeblit::config::Config| {
-        model.configure(config);
+        config.models.anthropic_api_key = Some(KEY.into());
         config.models.openai_api_key = Some(OPENAI.into());
         config.models.gemini_api_key = Some(GEMINI.into());
         config.secret_key = Some(SECRET_KEY.into());
@@ -137,9 +132,7 @@ async fn canaries_are_found_nowhere_and_a_planted_one_everywhere() {
         config.sentry.webhook_secrets = vec![SENTRY.into()];
     };
     World::run_in_docker_on_postgres(DATABASE, configure, async |w| {
-        w.hub.push_commit(REPO, "main", &[("spy.py", &script)], "Add a script");
-        let number = w.issue();
-        w.say(number, "ada", "/zeblit fix").await;
+        let number = w.recipe_says("spy", &script, "planted").await;
         let ready = w.run_folder(1).join("home/ready");
         w.until("the spy has looked", async |_, _| ready.exists()).await;
 
@@ -151,7 +144,7 @@ async fn canaries_are_found_nowhere_and_a_planted_one_everywhere() {
             .skip(1)
             .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
             .collect();
-        assert!(pids.len() >= 3, "shim, agent and spy: {}", String::from_utf8_lossy(&top));
+        assert!(pids.len() >= 2, "shim and spy: {}", String::from_utf8_lossy(&top));
         let reader = [
             "run",
             "--rm",
@@ -222,7 +215,6 @@ async fn canaries_are_found_nowhere_and_a_planted_one_everywhere() {
             Place { name: "checks", bytes: format!("{:?}", w.hub.checks(REPO, &head)).into_bytes() },
             Place { name: "branches and commits", bytes: history },
             Place { name: "stored artifacts", bytes: artifacts },
-            Place { name: "what the model was told", bytes: model.heard().into_bytes() },
         ]);
 
         let mut secrets = vec![
@@ -267,7 +259,6 @@ async fn canaries_are_found_nowhere_and_a_planted_one_everywhere() {
             "log of the run",
             "pull request",
             "branches and commits",
-            "what the model was told",
         ] {
             assert!(held.contains(&name), "the planted canary was not found in: {name}; only in {held:?}");
         }
