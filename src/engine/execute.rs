@@ -288,6 +288,13 @@ pub(super) async fn fail(
     class: FailureClass,
     reason: String,
 ) -> Result<(), EngineError> {
+    // A full disk is the cause of what import and gate object to, not the other way round.
+    let (class, reason) = match &run.agent_end {
+        Some(AgentEnd::Failed { class: FailureClass::Disk, detail }) if class == FailureClass::Gate => {
+            (FailureClass::Disk, format!("{detail}\n\n{reason}"))
+        }
+        _ => (class, reason),
+    };
     run.outcome.class = Some(class);
     run.outcome.step = Some(wording::current_phase(run));
     run.outcome.reason = app.secrets.mask(&reason);

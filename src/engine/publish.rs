@@ -352,11 +352,6 @@ async fn refuse(app: &App, run: &mut Run, violations: &[Violation]) -> Result<()
     if violations.len() > SHOWN_VIOLATIONS {
         reason.push_str(&format!("\n- and {} more", violations.len() - SHOWN_VIOLATIONS));
     }
-    // A full disk is the cause of what the gate objects to, not the other way round.
-    if let Some(AgentEnd::Failed { class: FailureClass::Disk, detail }) = run.agent_end.clone() {
-        let reason = format!("{detail}\n\n{reason}");
-        return execute::fail(app, run, FailureClass::Disk, reason).await;
-    }
     execute::fail(app, run, FailureClass::Gate, reason).await
 }
 

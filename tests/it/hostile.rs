@@ -200,6 +200,7 @@ impl Cell {
             home: self.at("home"),
             sockets: Some(self.at("sockets")),
             objects: self.at("state/mirrors/github/1.git/objects"),
+            cache: None,
         }
     }
 

@@ -83,7 +83,7 @@ async fn a_silent_run_is_stopped_and_says_so() {
             w.clock.advance(minute);
             w.settle().await;
             assert_eq!(w.state_of(1).await, RunState::Running);
-            w.clock.advance(idle);
+            w.clock.advance(minute);
             w.settle().await;
             let run = w.nth_run(1).await;
             assert_eq!((run.state, run.outcome.class), (RunState::Failed, Some(FailureClass::Timeout)));

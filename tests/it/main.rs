@@ -7,7 +7,6 @@ mod world;
 
 mod basics;
 mod builtin;
-mod canary;
 mod claude;
 mod commands;
 mod config;
