@@ -63,3 +63,9 @@ prove-hostile: ## a scripted hostile agent in real containers: nothing that it t
 clean: ## remove build output and the demo's state
 	$(CARGO) clean
 	rm -rf .demo
+
+.PHONY: fuzz
+fuzz: ## every parser against mutated input, SECONDS in all (SECONDS=60)
+	@mkdir -p target; rm -f target/fuzz.txt
+	@FUZZ_SECONDS=$(or $(SECONDS),60) FUZZ_REPORT=$(CURDIR)/target/fuzz.txt $(CARGO) test --quiet --test fuzz no_input || { cat target/fuzz.txt; exit 1; }
+	@cat target/fuzz.txt

@@ -1,6 +1,7 @@
 //! Purpose: the pure checks that a changeset passes before anything is pushed.
 
 use super::ids::Sha;
+use super::patterns;
 use super::repo_config::GateConfig;
 use super::secrets::SecretScan;
 use serde::{Deserialize, Serialize};
@@ -121,6 +122,8 @@ pub fn check(changeset: &Changeset, config: &GateConfig, own_secrets: &SecretSca
                 &shown,
                 "its name holds one of this server's secrets".into(),
             ));
+        } else if !patterns::kinds(&change.path).is_empty() {
+            found.push(violation("gate.secret", &shown, "its name holds what looks like a secret".into()));
         }
         match path_problem(&change.path) {
             Some(problem) => found.push(violation("gate.path", &shown, problem)),
@@ -165,6 +168,18 @@ fn whole(changeset: &Changeset, config: &GateConfig, own_secrets: &SecretScan) -
             "gate.secret",
             "the added lines, file contents or commit messages hold one of this server's secrets".into(),
         );
+    } else if changeset.added_text.len() < ADDED_TEXT_BYTES {
+        let kinds = patterns::kinds(&changeset.added_text);
+        if !kinds.is_empty() {
+            add(
+                "gate.secret",
+                format!(
+                    "the added lines, file contents or commit messages hold what looks like a secret ({}); a stand-in \
+                     for a test has the word EXAMPLE in it",
+                    kinds.join(", ")
+                ),
+            );
+        }
     }
     let paths: BTreeSet<&[u8]> = changeset.changes.iter().map(|change| change.path.as_slice()).collect();
     let files = i64::try_from(paths.len()).unwrap_or(i64::MAX);

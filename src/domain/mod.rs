@@ -8,6 +8,7 @@ pub mod event;
 pub mod gate;
 pub mod ids;
 pub mod model_api;
+pub mod patterns;
 pub mod plan;
 pub mod policy;
 pub mod repo_config;

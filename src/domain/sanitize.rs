@@ -4,6 +4,12 @@ use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 use std::ops::Range;
 use unicode_normalization::UnicodeNormalization;
 
+/// Passes of a prompt's text. Each pass that changes something after the first takes something out; text made to need
+/// more of them loses its Markdown images and links.
+const MAX_PROMPT_PASSES: usize = 64;
+/// Bytes of an image's text and of a title that are looked at.
+const MAX_HIDDEN_TEXT_BYTES: usize = 4_000;
+
 /// Passes until nothing changes any more. Two are enough for all that is known; the limit ends what is not.
 const MAX_PASSES: usize = 4;
 
@@ -188,22 +194,153 @@ fn head(text: &str, max_bytes: usize) -> &str {
     text.get(..end).unwrap_or_default()
 }
 
+fn prompt_pass(text: &str) -> String {
+    let shown: String = visible(text).nfc().collect();
+    without_hidden_markdown(&without_hidden_attributes(&without_comments(&shown)))
+}
+
+fn settled_prompt(text: &str) -> String {
+    let mut text = text.to_owned();
+    for _ in 0..MAX_PROMPT_PASSES {
+        let next = prompt_pass(&text);
+        if next == text {
+            return text;
+        }
+        text = next;
+    }
+    settled(&text, |text| prompt_pass(&text.replace(['[', ']'], "")))
+}
+
+/// Whether a text holds something that people do not see where it is shown, and that a prompt goes without.
+pub fn hides(text: &str) -> bool {
+    let plain: String = text.replace("\r\n", "\n").nfc().collect();
+    settled_prompt(text) != plain
+}
+
+/// Takes out what Markdown does not show: the text of images, the titles of links and images, and definitions of links
+/// that nothing refers to. Code is shown as it is and stays.
+fn without_hidden_markdown(text: &str) -> String {
+    if !text.contains("](") && !text.contains("![") && !text.contains("]:") {
+        return text.to_owned();
+    }
+    let mut cuts: Vec<Range<usize>> = Vec::new();
+    for (at, _) in text.match_indices("![") {
+        let end = bracket_end(text, at + 1);
+        let shown_elsewhere = |end: usize| matches!(text.as_bytes().get(end + 1), Some(b'(' | b'['));
+        if let Some(end) = end.filter(|end| shown_elsewhere(*end) && *end > at + 2) {
+            cuts.push(at + 2..end);
+        }
+    }
+    for (at, _) in text.match_indices("](") {
+        cuts.extend(title(text, at + 2));
+    }
+    let mut start = 0;
+    for line in text.split_inclusive('\n') {
+        cuts.extend(definition(text, line).map(|cut| start + cut.start..start + cut.end));
+        start += line.len();
+    }
+    if cuts.is_empty() {
+        return text.to_owned();
+    }
+    let code = code_ranges(text);
+    cuts.retain(|cut| !code.iter().any(|code| code.start < cut.end && cut.start < code.end));
+    cuts.sort_by_key(|cut| cut.start);
+    let mut out = String::with_capacity(text.len());
+    let mut copied = 0;
+    for cut in cuts.into_iter().filter(|cut| !cut.is_empty()) {
+        // One inside another goes with it.
+        out.push_str(text.get(copied..cut.start.max(copied)).unwrap_or_default());
+        copied = copied.max(cut.end);
+    }
+    out.push_str(text.get(copied..).unwrap_or_default());
+    out
+}
+
+/// Where the bracket that opens at `open` closes.
+fn bracket_end(text: &str, open: usize) -> Option<usize> {
+    let mut depth = 0usize;
+    let mut escaped = false;
+    for (at, byte) in text.as_bytes().iter().enumerate().skip(open).take(MAX_HIDDEN_TEXT_BYTES) {
+        match byte {
+            _ if escaped => {
+                escaped = false;
+                continue;
+            }
+            b'\\' => escaped = true,
+            b'[' => depth += 1,
+            b']' if depth <= 1 => return Some(at),
+            b']' => depth -= 1,
+            _ => {}
+        }
+    }
+    None
+}
+
+/// The title in `](address "title")`, given where the address begins.
+fn title(text: &str, from: usize) -> Option<Range<usize>> {
+    let rest = text.get(from..)?;
+    let rest = head(rest, MAX_HIDDEN_TEXT_BYTES);
+    let space = rest.len() - rest.trim_start().len();
+    let mut depth = 0usize;
+    let address = rest.get(space..)?.find(|c: char| {
+        depth = match c {
+            '(' => depth + 1,
+            ')' if depth == 0 => return true,
+            ')' => depth - 1,
+            _ => depth,
+        };
+        c.is_whitespace()
+    })?;
+    let behind = rest.get(space + address..)?;
+    let quoted = behind.trim_start();
+    let close = match quoted.chars().next()? {
+        '"' => '"',
+        '\'' => '\'',
+        '(' => ')',
+        _ => return None,
+    };
+    let mut escaped = false;
+    let end = quoted.char_indices().skip(1).find(|(_, c)| {
+        let found = !escaped && *c == close;
+        escaped = !escaped && *c == '\\';
+        found
+    })?;
+    quoted.get(end.0 + 1..)?.trim_start().starts_with(')').then_some(())?;
+    let start = from + space + address;
+    Some(start..start + (behind.len() - quoted.len()) + end.0 + 1)
+}
+
+/// What a line `[label]: address "title"` hides: all of it when nothing refers to it, else its title.
+fn definition(text: &str, line: &str) -> Option<Range<usize>> {
+    let inner = line.trim_start_matches([' ', '>', '\t']);
+    let label_end = bracket_end(inner, 0).filter(|_| inner.starts_with('['))?;
+    let behind = inner.get(label_end + 1..)?.strip_prefix(':')?;
+    if behind.trim().is_empty() || inner.starts_with("[^") {
+        return None;
+    }
+    let label = inner.get(..=label_end)?.to_lowercase();
+    let indent = line.len() - inner.len();
+    if text.to_lowercase().matches(&label).count() < 2 {
+        return Some(indent..line.trim_end().len());
+    }
+    let address = behind.trim_start();
+    let length = address.find(char::is_whitespace)?;
+    let start = line.len() - address.len() + length;
+    (!line.get(start..)?.trim().is_empty()).then_some(start..line.trim_end().len())
+}
+
 /// For text that goes into a prompt: removes HTML comments and every character that shows nothing
 /// (Default_Ignorable_Code_Point, Cf except the joiner inside emoji), normalises to NFC, caps the length.
 pub fn for_prompt(text: &str, max_bytes: usize) -> String {
-    let pass = |text: &str| {
-        let shown: String = visible(text).nfc().collect();
-        without_hidden_attributes(&without_comments(&shown))
-    };
-    let text = settled(text, pass);
+    let text = settled_prompt(text);
     if text.len() <= max_bytes {
         return text;
     }
     if max_bytes <= CUT_NOTE.len() {
-        return settled(head(&text, max_bytes), pass);
+        return settled_prompt(head(&text, max_bytes));
     }
     // What was between two emoji may be at the end now.
-    let mut short = settled(head(&text, max_bytes - CUT_NOTE.len()), pass);
+    let mut short = settled_prompt(head(&text, max_bytes - CUT_NOTE.len()));
     short.push_str(CUT_NOTE);
     short
 }
@@ -663,6 +800,26 @@ mod tests {
             ("Vec<String> title=x", "Vec<String> title=x"),
         ] {
             assert_eq!(for_prompt(text, 1_000), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_markdown_does_not_show_never_reaches_a_prompt() {
+        for (text, expected) in [
+            ("![evil](https://x.y/z.png)", "![](https://x.y/z.png)"),
+            ("![ev[i]l](a.png 'evil') b", "![](a.png) b"),
+            ("![evil][ref]\n\n[ref]: a.png \"evil\"", "![][ref]\n\n[ref]: a.png"),
+            ("[shown](https://x.y \"evil\") b", "[shown](https://x.y) b"),
+            ("[shown](a(b) (evil)) c", "[shown](a(b)) c"),
+            ("a\n\n[//]: # (evil)\nb", "a\n\n\nb"),
+            ("[evil words]: x", ""),
+            ("`![kept](x)` and `[//]: # (kept)`", "`![kept](x)` and `[//]: # (kept)`"),
+            ("```\nvec![1, 2](0)\n[kept]: x\n```", "```\nvec![1, 2](0)\n[kept]: x\n```"),
+            ("[shown](x) and [a](b) \"kept\")", "[shown](x) and [a](b) \"kept\")"),
+            ("#![allow(x)]\n- [ ] todo: \"kept\"", "#![allow(x)]\n- [ ] todo: \"kept\""),
+        ] {
+            assert_eq!(for_prompt(text, 1_000), expected, "{text:?}");
+            assert_eq!(hides(text), text != expected);
         }
     }
 

@@ -1,5 +1,7 @@
 //! Purpose: the server's own secrets, found in any of their encodings: masked in text, a reason to refuse code.
+//! Masking takes out the secrets of known providers, too, whoever they belong to.
 
+use super::patterns;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -76,8 +78,25 @@ impl SecretScan {
         (0..bytes.len()).any(|at| self.longest_at(bytes, at).is_some())
     }
 
-    /// Replaces each finding by `[secret]`.
+    /// Replaces each of the server's own secrets, and what looks like a known provider's, by `[secret]`.
     pub fn mask(&self, text: &str) -> String {
+        let text = self.mask_own(text);
+        let found = patterns::find(text.as_bytes());
+        if found.is_empty() {
+            return text;
+        }
+        let mut masked = String::with_capacity(text.len());
+        let mut copied = 0;
+        for finding in found {
+            masked.push_str(text.get(copied..finding.start).unwrap_or_default());
+            masked.push_str(REPLACEMENT);
+            copied = finding.end;
+        }
+        masked.push_str(text.get(copied..).unwrap_or_default());
+        masked
+    }
+
+    fn mask_own(&self, text: &str) -> String {
         let bytes = text.as_bytes();
         let mut masked = Vec::with_capacity(bytes.len());
         let mut copied = 0;

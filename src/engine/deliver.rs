@@ -123,8 +123,36 @@ async fn send(app: &App, effect: &Effect) -> Result<(), EngineError> {
     }
     store::effects::record_write(&mut tx, &effect.remote, effect.repo.installation, now).await?;
     tx.commit().await?;
-    let result = app.forge.apply(effect).await;
+    let result = match masked(app, effect) {
+        Some(masked) => app.forge.apply(&masked).await,
+        None => app.forge.apply(effect).await,
+    };
     settle(app, effect, result).await
+}
+
+/// The effect with secrets taken out of its texts, when it holds any: whatever made a text, none leaves here with one.
+/// A branch is names and commits only, and those passed the gate.
+fn masked(app: &App, effect: &Effect) -> Option<Effect> {
+    if matches!(effect.payload, Payload::Branch(_)) {
+        return None;
+    }
+    let before = serde_json::to_value(&effect.payload).ok()?;
+    let mut after = before.clone();
+    mask_texts(app, &mut after);
+    if after == before {
+        return None;
+    }
+    tracing::warn!("a secret was taken out of an outgoing text");
+    Some(Effect { payload: serde_json::from_value(after).ok()?, ..effect.clone() })
+}
+
+fn mask_texts(app: &App, value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::String(text) => *text = app.secrets.mask(text),
+        serde_json::Value::Array(items) => items.iter_mut().for_each(|item| mask_texts(app, item)),
+        serde_json::Value::Object(members) => members.values_mut().for_each(|item| mask_texts(app, item)),
+        _ => {}
+    }
 }
 
 /// Records what came of sending.

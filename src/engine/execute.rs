@@ -710,6 +710,10 @@ async fn open_broker(
 async fn context(app: &App, run: &Run) -> Result<PromptContext, EngineError> {
     let trigger = run.spec.origin.as_ref().map_or(run.created_at, |origin| origin.written_at);
     let comments = app.forge.thread(&run.repo, run.spec.subject.number, MAX_MESSAGES).await?;
+    let edited_later = comments
+        .iter()
+        .filter(|comment| !comment.own && comment.created_at < trigger && comment.updated_at >= trigger)
+        .count();
     let messages = comments
         .into_iter()
         // Only what stood there, unedited, before the command was written.
@@ -729,7 +733,7 @@ async fn context(app: &App, run: &Run) -> Result<PromptContext, EngineError> {
         Some(id) => store::runs::get(&app.store, id).await?.map(|previous| summary_of(&previous)),
         None => None,
     };
-    Ok(PromptContext { messages, previous })
+    Ok(PromptContext { messages, edited_later, previous })
 }
 
 fn summary_of(previous: &Run) -> String {

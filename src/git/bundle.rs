@@ -73,6 +73,11 @@ struct Header {
     length: u64,
 }
 
+/// Whether these bytes begin with a header that an import would go on from.
+pub fn is_acceptable_header(bytes: &[u8]) -> bool {
+    parse_header(bytes).is_ok()
+}
+
 /// Reads the header: version 2, or 3 with SHA-1; exactly one ref with the agreed name.
 fn parse_header(mut from: impl BufRead) -> Result<Header, GitError> {
     let mut length = 0;
