@@ -197,7 +197,7 @@ fn commands(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let _ = command::parse(&text);
     // What a quote or code block holds is no command, whatever it is.
-    let quoted: String = text.lines().map(|line| format!("> {line}\n")).collect();
+    let quoted: String = text.replace('\r', "\n").lines().map(|line| format!("> {line}\n")).collect();
     assert!(command::parse(&quoted).is_empty(), "a command in a quote");
 }
 

@@ -34,7 +34,6 @@ async fn the_built_in_agent_fixes_an_issue_and_is_paid_to_the_token() {
         Turn::calls("search", json!({"text": "41"})).after_saying("I look for it first."),
         Turn::calls("edit", json!({"path": "../home/.gitconfig", "content": "[core]\n"})),
         Turn::calls("read", json!({"path": "/etc/passwd"})),
-        Turn::fails(529, "overloaded_error", "Overloaded"),
         Turn::calls("edit", json!({"path": "src/app.py", "old": "return 41", "new": "return 42"})),
         Turn::calls("run", json!({"command": "git diff --stat; ls /sys/class/net"})),
         Turn::calls(
@@ -79,7 +78,6 @@ async fn the_built_in_agent_fixes_an_issue_and_is_paid_to_the_token() {
         edit failed
         read /etc/passwd
         read failed
-        The model endpoint answered 529; retry 1 of 7.
         edit src/app.py
         edit ok
         run git diff --stat; ls /sys/class/net
