@@ -1,11 +1,12 @@
 //! Codex, headless: `codex exec --json`. Flags and lines as of version 0.169.0.
 //!
 //! The project is never trusted, so that Codex ignores `.codex/` of the repository; it does read `AGENTS.md` and
-//! `.agents/skills/`, which are masked.
+//! `.agents/skills/`, which are masked. It is not told of the MCP endpoint: with one it offers the model `tool_search`
+//! or tools in namespaces, which the broker does not pass.
 
 use super::{
-    Launch, LaunchContext, MAX_EVENT_TEXT_BYTES, MCP_SERVER, MCP_URL, OPENAI_BASE_URL, PLACEHOLDER_KEY,
-    answer, classify, string, summary, text, too_long, usage,
+    Launch, LaunchContext, MAX_EVENT_TEXT_BYTES, OPENAI_BASE_URL, PLACEHOLDER_KEY, answer, classify, string,
+    summary, text, too_long, usage,
 };
 use crate::agent::AgentEvent;
 use crate::domain::sanitize::one_line;
@@ -23,8 +24,6 @@ const FEATURES_OFF: &[&str] = &[
     "plugins",
     "remote_plugin",
     "shell_snapshot",
-    "tool_search",
-    "tool_search_always_defer_mcp_tools",
     "tool_suggest",
 ];
 
@@ -78,8 +77,6 @@ fn config(context: &LaunchContext<'_>) -> String {
     provider.insert("base_url".to_owned(), OPENAI_BASE_URL.into());
     let providers = toml::Table::from_iter([("zeblit".to_owned(), toml::Value::from(provider))]);
     set("model_providers", providers.into());
-    let tools = toml::Table::from_iter([("url".to_owned(), toml::Value::from(MCP_URL))]);
-    set("mcp_servers", toml::Table::from_iter([(MCP_SERVER.to_owned(), toml::Value::from(tools))]).into());
     config.to_string()
 }
 
