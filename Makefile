@@ -4,7 +4,7 @@ CARGO ?= cargo
 ARGS ?=
 SETUP_ENV = set -a; . target/setup.env; set +a
 
-.PHONY: help demo test lint unit build install image bench-ingest bench-start prove-hostile clean
+.PHONY: help demo test lint unit build install image bench-ingest bench-start prove-hostile prove-canary clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,12 @@ prove-hostile: ## a scripted hostile agent in real containers: nothing that it t
 	@cat $(PROVE)/$@/*.tsv | awk -F'\t' '$$1 == "SUCCEEDED" { got++ } END { \
 	  printf "prove-hostile: %d probes, %d succeeded\n", NR, got; exit (NR < 150 || got > 0) }'
 	@exit "$$(cat $(PROVE)-hostile.code)"
+
+prove-canary: ## canary secrets of a server are found nowhere that an agent can reach or write (needs Docker)
+	@deploy/setup.sh test
+	@rm -rf $(PROVE)/$@
+	@$(PROVE_RUN) canary:: > $(PROVE)-canary.log 2>&1 || { tail -n 60 $(PROVE)-canary.log; exit 1; }
+	@cat $(PROVE)/$@/canary.txt
 
 clean: ## remove build output and the demo's state
 	$(CARGO) clean

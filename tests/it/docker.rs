@@ -410,7 +410,7 @@ print("looked everywhere")
 }
 
 /// Looks at everything that it may read, prints what matters and leaves all of it in a file.
-const SPY: &str = r#"
+pub const SPY: &str = r#"
 import os
 words = [part.encode() for part in ("canary" + "-", "gh" + "s_", "PRIVATE" + " KEY", "post" + "gres:")]
 dump = open("/zeblit/workspace/spied.txt", "wb")

@@ -7,6 +7,7 @@ mod world;
 
 mod basics;
 mod builtin;
+mod canary;
 mod claude;
 mod commands;
 mod config;
