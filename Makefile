@@ -38,6 +38,17 @@ install: build ## install to $(PREFIX)/bin (default /usr/local)
 image: ## the agent image, from a registry or from this machine's own packages
 	deploy/agent/build-image.sh
 
+.PHONY: prove-budget bench-broker
+
+prove-budget: ## 64 model requests at once against a budget for one, on both databases
+	@deploy/setup.sh test
+	@rm -rf target/prove/budget && mkdir -p target/prove/budget
+	@$(SETUP_ENV); $(CARGO) test --quiet --test it budget:: >target/prove/budget/log 2>&1 || { cat target/prove/budget/log; exit 1; }
+	@echo "prove-budget: $$(cat target/prove/budget/requests); $$(cat target/prove/budget/partial)"
+
+bench-broker: build ## a streamed model reply through the broker and directly: first byte and throughput (ARGS="--rounds 40")
+	@target/release/zeblit bench broker $(ARGS)
+
 bench-ingest: build ## deliveries answered durably: p99 at 300 requests/s (ARGS="--rate 300 --seconds 20")
 	@target/release/zeblit bench ingest $(ARGS)
 

@@ -38,6 +38,7 @@ pub struct Config {
     pub setup: SetupConfig,
     pub models: ModelsConfig,
     pub limits: LimitsConfig,
+    pub budget: BudgetConfig,
     pub agents: AgentsConfig,
     pub publish: PublishConfig,
     /// Signs markers and run links. Absent: made once, 0600, in the state directory.
@@ -322,6 +323,15 @@ impl PublishConfig {
     }
 }
 
+/// Dollars spent on models, besides `limits.run_budget`; absent: no limit.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BudgetConfig {
+    pub user_day: Option<f64>,
+    pub repo_day: Option<f64>,
+    pub owner_month: Option<f64>,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -338,6 +348,7 @@ impl Default for Config {
             setup: SetupConfig::default(),
             models: ModelsConfig::default(),
             limits: LimitsConfig::default(),
+            budget: BudgetConfig::default(),
             agents: AgentsConfig::default(),
             publish: PublishConfig::default(),
             secret_key: None,
@@ -543,6 +554,9 @@ fn number(value: f64) -> Shown {
 fn texts(values: &[String]) -> Shown {
     Shown::Value(toml::Value::from(values.to_vec()).to_string())
 }
+fn optional_number(value: Option<f64>) -> Shown {
+    value.map_or(Shown::Unset, number)
+}
 fn secret(value: Option<&SecretString>) -> Shown {
     value.map_or(Shown::Unset, |_| Shown::Secret)
 }
@@ -630,6 +644,7 @@ const SECTIONS: &[(&str, &str)] = &[
         "publish",
         "What becomes of a result. A pushed branch starts the repository's workflows, with its secrets: see `zeblit help modes`.",
     ),
+    ("budget", "Dollars for models, all runs together. A request that might pass one is not sent."),
     ("agents", "Which agent serves which command, and your own agents and skills."),
 ];
 
@@ -989,6 +1004,27 @@ const KEYS: &[Key] = &[
     key!("limits.write_spacing_ms", Integer, "Milliseconds between two of them.", "", |c| plain(
         c.limits.write_spacing_ms
     )),
+    key!(
+        "budget.user_day",
+        Number,
+        "For the runs of one person on one day (UTC); unset: no limit.",
+        "10.0",
+        |c| optional_number(c.budget.user_day)
+    ),
+    key!(
+        "budget.repo_day",
+        Number,
+        "For the runs of one repository on one day (UTC); a repository may set itself a lower one. Unset: no limit.",
+        "20.0",
+        |c| optional_number(c.budget.repo_day)
+    ),
+    key!(
+        "budget.owner_month",
+        Number,
+        "For all repositories of one owner in one month (UTC); unset: no limit.",
+        "200.0",
+        |c| optional_number(c.budget.owner_month)
+    ),
     key!("limits.progress_seconds", Integer, "Seconds between two edits of one progress comment.", "", |c| {
         plain(c.limits.progress_seconds)
     }),
@@ -1408,6 +1444,18 @@ impl Config {
         }
         if limits.write_spacing_ms < 0 {
             found.add("limits.write_spacing_ms", "needs zero or more");
+        }
+        let budget = &self.budget;
+        for (name, dollars) in [
+            ("user_day", budget.user_day),
+            ("repo_day", budget.repo_day),
+            ("owner_month", budget.owner_month),
+        ] {
+            if dollars
+                .is_some_and(|dollars| !(dollars.is_finite() && dollars > 0.0 && dollars <= 1_000_000.0))
+            {
+                found.add(&format!("budget.{name}"), "needs dollars, more than zero, e.g. `20.0`");
+            }
         }
         for (name, dollars) in [("run_budget", limits.run_budget), ("max_run_budget", limits.max_run_budget)]
         {

@@ -11,6 +11,7 @@ static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
 /// Rows put in after the migration of this number: each later migration must carry them.
 const SAMPLES: &[(i64, &[&str])] = &[
+    (2, &["INSERT INTO budgets VALUES ('user:github:1', '2026-11-21', 5)"]),
     (
         1,
         &[

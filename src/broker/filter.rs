@@ -522,7 +522,7 @@ static INPUT_PARTS: Shape = Shape::Either(&[
             ),
             ("refusal", &[("refusal", &Shape::Text)]),
             ("input_image", &[("image_url", &Shape::Data), ("detail", &Shape::Text)]),
-            ("input_file", &[("file_data", &Shape::Text), ("filename", &Shape::Text)]),
+            ("input_file", &[("file_data", &Shape::Data), ("filename", &Shape::Text)]),
         ],
     )),
 ]);
@@ -969,3 +969,374 @@ static GEMINI_COUNT: Shape = Shape::Object(&[
     ("model", &Shape::Text),
     ("generateContentRequest", &Shape::Object(GEMINI_FIELDS)),
 ]);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const GOOD_MESSAGES: &str = r##"{"model":"m","max_tokens":10,"stream":true,"temperature":1,"system":[{"type":"text","text":"s","cache_control":{"type":"ephemeral","ttl":"1h"}}],"messages":[{"role":"user","content":[{"type":"text","text":"t"},{"type":"image","source":{"type":"base64","media_type":"image/png","data":"AA"}},{"type":"document","source":{"type":"text","media_type":"text/plain","data":"d"},"title":null}]},{"role":"assistant","content":[{"type":"thinking","thinking":"h","signature":"s"},{"type":"tool_use","id":"t1","name":"Read","input":{"free":{"any":1}}}]},{"role":"user","content":[{"type":"tool_result","tool_use_id":"t1","is_error":false,"content":[{"type":"text","text":"r"}]}]},{"role":"user","content":"plain"}],"tools":[{"name":"Read","description":"d","input_schema":{"type":"object","$ref":"#/x","anything":{}}},{"type":"bash_20250124","name":"bash"}],"tool_choice":{"type":"auto"},"metadata":{"user_id":"u"},"thinking":{"type":"enabled","budget_tokens":5,"display":"updates"},"context_management":{"edits":[{"type":"clear_thinking_20251015","keep":"all"}]},"output_config":{"effort":"medium"}}"##;
+    const GOOD_RESPONSES: &str = r##"{"model":"m","instructions":"i","input":[{"type":"message","role":"user","content":[{"type":"input_text","text":"t"},{"type":"input_image","image_url":"data:image/png;base64,AA","detail":"auto"}]},{"role":"developer","content":"d"},{"type":"reasoning","id":"r","summary":[{"type":"summary_text","text":"s"}],"content":null,"encrypted_content":"e"},{"type":"function_call","call_id":"c","name":"shell","arguments":"{}"},{"type":"function_call_output","call_id":"c","output":"o"},{"type":"custom_tool_call","call_id":"d","name":"apply_patch","input":"p","status":"completed"},{"type":"custom_tool_call_output","call_id":"d","output":"o"},{"type":"local_shell_call","call_id":"l","status":"completed","action":{"type":"exec","command":["ls"],"timeout_ms":5}}],"tools":[{"type":"function","name":"shell","strict":false,"parameters":{"any":{}}},{"type":"custom","name":"apply_patch","format":{"type":"grammar","syntax":"lark","definition":"x"}},{"type":"local_shell"}],"tool_choice":"auto","parallel_tool_calls":false,"reasoning":{"effort":"medium","summary":"auto"},"store":false,"stream":true,"include":["reasoning.encrypted_content"],"prompt_cache_key":"k","text":{"verbosity":"low"}}"##;
+    const GOOD_CHAT: &str = r##"{"model":"m","messages":[{"role":"system","content":"s"},{"role":"user","content":[{"type":"text","text":"t"},{"type":"image_url","image_url":{"url":"data:image/png;base64,AA"}}]},{"role":"assistant","content":null,"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{}"}}]},{"role":"tool","tool_call_id":"c","content":"r"}],"tools":[{"type":"function","function":{"name":"f","description":"d","parameters":{"any":1}}}],"tool_choice":"auto","stream":true,"stream_options":{"include_usage":true},"max_tokens":5,"n":1,"stop":["x"],"response_format":{"type":"text"}}"##;
+    const GOOD_GEMINI: &str = r##"{"contents":[{"role":"user","parts":[{"text":"t"},{"inlineData":{"mimeType":"image/png","data":"AA"}}]},{"role":"model","parts":[{"text":"h","thought":true,"thoughtSignature":"s"},{"functionCall":{"name":"f","args":{"any":1}}}]},{"role":"user","parts":[{"functionResponse":{"id":"1","name":"f","response":{"any":1}}}]}],"systemInstruction":{"role":"user","parts":[{"text":"s"}]},"tools":[{"functionDeclarations":[{"name":"f","description":"d","parametersJsonSchema":{"any":1}}]}],"toolConfig":{"functionCallingConfig":{"mode":"AUTO"}},"generationConfig":{"temperature":0,"topP":1,"maxOutputTokens":9,"candidateCount":1,"thinkingConfig":{"includeThoughts":true,"thinkingBudget":-1}}}"##;
+
+    const ALL: [(ModelApi, Call, &str); 4] = [
+        (ModelApi::Anthropic, Call::Messages, GOOD_MESSAGES),
+        (ModelApi::OpenAi, Call::Responses, GOOD_RESPONSES),
+        (ModelApi::OpenAi, Call::Chat, GOOD_CHAT),
+        (ModelApi::Gemini, Call::Generate { stream: true }, GOOD_GEMINI),
+    ];
+
+    fn verdict(api: ModelApi, call: Call, text: &str) -> Result<(), Refused> {
+        check(api, call, &Json::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{text}: {error}")))
+    }
+
+    #[test]
+    fn what_the_clis_send_passes() {
+        for (api, call, good) in ALL {
+            assert_eq!(verdict(api, call, good), Ok(()));
+        }
+        let count = r#"{"generateContentRequest":{"model":"models/g","contents":[{"role":"user","parts":[{"text":"t"}]}]}}"#;
+        assert_eq!(verdict(ModelApi::Gemini, Call::CountTokens, count), Ok(()));
+        assert_eq!(
+            verdict(ModelApi::Gemini, Call::CountTokens, r#"{"contents":[{"parts":[{"text":"t"}]}]}"#),
+            Ok(())
+        );
+        assert_eq!(verdict(ModelApi::Anthropic, Call::CountTokens, r#"{"model":"m","messages":[]}"#), Ok(()));
+    }
+
+    /// A good request with one more field.
+    fn with(good: &str, field: &str) -> String {
+        format!(
+            "{},{field}}}",
+            good.trim_end_matches('}').to_owned()
+                + &"}".repeat(good.len() - good.trim_end_matches('}').len() - 1)
+        )
+    }
+
+    /// More than a hundred ways to make a provider do, fetch or keep something.
+    fn bad_shapes() -> Vec<(ModelApi, Call, String)> {
+        let mut bad = Vec::new();
+        let mut add = |at: usize, text: String| {
+            let (api, call, _) = ALL[at];
+            bad.push((api, call, text));
+        };
+        for field in [
+            r#""mcp_servers":[{"type":"url","url":"https://evil.example","name":"x"}]"#,
+            r#""mcp_servers":[]"#,
+            r#""container":"c_1""#,
+            r#""container":{"skills":[{"type":"custom","skill_id":"s"}]}"#,
+            r#""inference_geo":"us""#,
+            r#""service_tier":"auto""#,
+            r#""speed":"fast""#,
+            r#""betas":["files-api-2025-04-14"]"#,
+            r#""fallback":"x""#,
+            r#""extra_body":{}"#,
+            r#""user_profile_id":"p""#,
+            r#""context_management":{"edits":[{"type":"compact_20260112"}]}"#,
+            r#""tool_choice":{"type":"server"}"#,
+            r#""metadata":{"user_id":"u","callback":"https://evil.example"}"#,
+            r#""thinking":{"type":"remote"}"#,
+            r#""output_config":{"task_budget":{"type":"tokens","total":9}}"#,
+            r#""cache_control":{"type":"persistent"}"#,
+            r#""stream":"true""#,
+        ] {
+            add(0, format!(r#"{{"model":"m","max_tokens":1,"messages":[],{field}}}"#));
+        }
+        for tool in [
+            r#"{"type":"web_search_20250305","name":"web_search"}"#,
+            r#"{"type":"web_search_20260209","name":"web_search","allowed_domains":["evil.example"]}"#,
+            r#"{"type":"web_fetch_20250910","name":"web_fetch"}"#,
+            r#"{"type":"code_execution_20250522","name":"code_execution"}"#,
+            r#"{"type":"code_execution_20250825","name":"code_execution"}"#,
+            r#"{"type":"mcp_toolset","mcp_server_name":"x"}"#,
+            r#"{"type":"tool_search_tool_regex_20251119","name":"t"}"#,
+            r#"{"type":"tool_search_tool_bm25_20251119","name":"t"}"#,
+            r#"{"type":"advisor_20260301","name":"advisor","model":"m"}"#,
+            r#"{"type":"computer_20250124","name":"computer","display_width_px":1,"display_height_px":1}"#,
+            r#"{"type":"text_editor_29990101","name":"x"}"#,
+            r#"{"type":"bash_20250124 ","name":"bash"}"#,
+            r#"{"type":"WEB_SEARCH_20250305","name":"w"}"#,
+            r#"{"type":null,"name":"web_search"}"#,
+            r#"{"type":["custom"],"name":"x"}"#,
+            r#"{"name":"x","input_schema":{"$ref":"https://evil.example/s.json"}}"#,
+            r#"{"name":"x","input_schema":{},"allowed_callers":["code_execution_20250825"]}"#,
+            r#"{"name":"x","input_schema":{},"url":"https://evil.example"}"#,
+            r#""web_search""#,
+        ] {
+            add(0, format!(r#"{{"model":"m","max_tokens":1,"messages":[],"tools":[{tool}]}}"#));
+        }
+        for block in [
+            r#"{"type":"image","source":{"type":"url","url":"https://evil.example/a.png"}}"#,
+            r#"{"type":"image","source":{"type":"file","file_id":"file_1"}}"#,
+            r#"{"type":"image","source":{"type":"base64","media_type":"image/png","data":"AA","url":"https://evil.example"}}"#,
+            r#"{"type":"document","source":{"type":"url","url":"https://evil.example/a.pdf"}}"#,
+            r#"{"type":"document","source":{"type":"file","file_id":"file_1"}}"#,
+            r#"{"type":"document","source":{"type":"content","content":[{"type":"image","source":{"type":"url","url":"https://evil.example"}}]}}"#,
+            r#"{"type":"tool_result","tool_use_id":"t","content":[{"type":"image","source":{"type":"url","url":"https://evil.example"}}]}"#,
+            r#"{"type":"tool_result","tool_use_id":"t","content":[{"type":"document","source":{"type":"file","file_id":"f"}}]}"#,
+            r#"{"type":"tool_result","tool_use_id":"t","content":[{"type":"search_result","source":"https://evil.example","title":"t","content":[]}]}"#,
+            r#"{"type":"search_result","source":"https://evil.example","title":"t","content":[]}"#,
+            r#"{"type":"container_upload","file_id":"file_1"}"#,
+            r#"{"type":"server_tool_use","id":"s","name":"web_search","input":{"query":"secret"}}"#,
+            r#"{"type":"web_search_tool_result","tool_use_id":"s","content":[]}"#,
+            r#"{"type":"code_execution_tool_result","tool_use_id":"s","content":{}}"#,
+            r#"{"type":"mcp_tool_use","id":"m","name":"n","server_name":"s","input":{}}"#,
+            r#"{"type":"mcp_tool_result","tool_use_id":"m","content":[]}"#,
+            r#"{"type":"text","text":"t","citations":[{"type":"web_search_result_location","url":"https://evil.example"}]}"#,
+            r#"{"type":"tool_use","id":"t","name":"n","input":{},"caller":{"type":"code_execution_20250825","tool_id":"x"}}"#,
+            r#"{"type":"text","text":{"url":"x"}}"#,
+            r#"{"type":"video","source":{"type":"base64","data":"AA"}}"#,
+            r#"{"text":"no type"}"#,
+            r#"7"#,
+        ] {
+            add(
+                0,
+                format!(
+                    r#"{{"model":"m","max_tokens":1,"messages":[{{"role":"user","content":[{block}]}}]}}"#
+                ),
+            );
+        }
+        add(0, r#"{"model":"m","max_tokens":1,"messages":[],"system":[{"type":"image","source":{"type":"url","url":"https://evil.example"}}]}"#.into());
+        add(0, r#"{"model":"m","max_tokens":1,"messages":[{"role":"tool","content":"x"}]}"#.into());
+        for field in [
+            r#""previous_response_id":"resp_1""#,
+            r#""conversation":"conv_1""#,
+            r#""conversation":{"id":"conv_1"}"#,
+            r#""prompt":{"id":"pmpt_1","variables":{}}"#,
+            r#""background":true"#,
+            r#""store":"yes""#,
+            r#""service_tier":"priority""#,
+            r#""service_tier":"flex""#,
+            r#""prompt_cache_retention":"24h""#,
+            r#""include":["file_search_call.results"]"#,
+            r#""include":["web_search_call.action.sources"]"#,
+            r#""include":["code_interpreter_call.outputs"]"#,
+            r#""context_management":[{"type":"compaction"}]"#,
+            r#""tool_choice":{"type":"web_search_preview"}"#,
+            r#""tool_choice":{"type":"mcp","server_label":"x"}"#,
+            r#""tool_choice":{"type":"allowed_tools","mode":"auto","tools":[{"type":"mcp","server_label":"x"}]}"#,
+            r#""webhook":"https://evil.example""#,
+            r#""moderation":{}"#,
+            r#""metadata":{"a":{"b":"c"}}"#,
+            r#""max_output_tokens":"10""#,
+        ] {
+            add(1, format!(r#"{{"model":"m","input":"x",{field}}}"#));
+        }
+        for tool in [
+            r#"{"type":"web_search"}"#,
+            r#"{"type":"web_search_preview"}"#,
+            r#"{"type":"web_search_2025_08_26"}"#,
+            r#"{"type":"file_search","vector_store_ids":["vs_1"]}"#,
+            r#"{"type":"code_interpreter","container":{"type":"auto","file_ids":["f"]}}"#,
+            r#"{"type":"image_generation"}"#,
+            r#"{"type":"mcp","server_label":"x","server_url":"https://evil.example"}"#,
+            r#"{"type":"mcp","connector_id":"connector_gmail","authorization":"t"}"#,
+            r#"{"type":"computer_use_preview"}"#,
+            r#"{"type":"shell","environment":{"type":"container_auto"}}"#,
+            r#"{"type":"tool_search"}"#,
+            r#"{"type":"function","name":"f","server_url":"https://evil.example"}"#,
+            r#"{"type":"namespace","name":"n","tools":[{"type":"web_search"}]}"#,
+            r#"{"name":"untyped","parameters":{}}"#,
+        ] {
+            add(1, format!(r#"{{"model":"m","input":"x","tools":[{tool}]}}"#));
+        }
+        for item in [
+            r#"{"type":"item_reference","id":"msg_1"}"#,
+            r#"{"type":"message","role":"user","content":[{"type":"input_image","image_url":"https://evil.example/a.png"}]}"#,
+            r#"{"type":"message","role":"user","content":[{"type":"input_image","image_url":"DATA:image/png;base64,AA"}]}"#,
+            r#"{"type":"message","role":"user","content":[{"type":"input_image","file_id":"file_1"}]}"#,
+            r#"{"type":"message","role":"user","content":[{"type":"input_file","file_id":"file_1"}]}"#,
+            r#"{"type":"message","role":"user","content":[{"type":"input_file","file_url":"https://evil.example/a.pdf"}]}"#,
+            r#"{"type":"message","role":"user","content":[{"type":"input_audio","input_audio":{}}]}"#,
+            r#"{"type":"function_call_output","call_id":"c","output":[{"type":"input_image","image_url":"http://169.254.169.254/"}]}"#,
+            r#"{"type":"web_search_call","id":"w","status":"completed"}"#,
+            r#"{"type":"file_search_call","id":"w","queries":["q"]}"#,
+            r#"{"type":"code_interpreter_call","id":"w","code":"x","container_id":"c"}"#,
+            r#"{"type":"image_generation_call","id":"ig_1"}"#,
+            r#"{"type":"mcp_call","id":"m","server_label":"s","name":"n","arguments":"{}"}"#,
+            r#"{"type":"mcp_list_tools","id":"m","server_label":"s","tools":[]}"#,
+            r#"{"type":"mcp_approval_response","approval_request_id":"a","approve":true}"#,
+            r#"{"type":"computer_call","call_id":"c","action":{}}"#,
+            r#"{"type":"message","role":"assistant","content":[{"type":"output_text","text":"t","annotations":[{"type":"file_citation","file_id":"f"}]}]}"#,
+        ] {
+            add(1, format!(r#"{{"model":"m","input":[{item}]}}"#));
+        }
+        for field in [
+            r#""web_search_options":{}"#,
+            r#""functions":[{"name":"f"}]"#,
+            r#""n":2"#,
+            r#""n":128"#,
+            r#""audio":{"voice":"alloy","format":"wav"}"#,
+            r#""modalities":["text","audio"]"#,
+            r#""service_tier":"priority""#,
+            r#""plugins":[{"id":"web"}]"#,
+            r#""provider":{"order":["x"]}"#,
+            r#""models":["dear"]"#,
+            r#""route":"fallback""#,
+            r#""extra_body":{}"#,
+            r#""prediction":{"type":"content","content":"x"}"#,
+            r#""best_of":5"#,
+            r#""stream_options":{"include_usage":true,"callback":"https://evil.example"}"#,
+            r#""tools":[{"type":"web_search"}]"#,
+            r#""tools":[{"type":"mcp","server_url":"https://evil.example"}]"#,
+            r#""tools":[{"type":"function","function":{"name":"f","url":"https://evil.example"}}]"#,
+            r#""tools":[{"function":{"name":"f"}}]"#,
+        ] {
+            add(2, format!(r#"{{"model":"m","messages":[],{field}}}"#));
+        }
+        for part in [
+            r#"{"type":"image_url","image_url":{"url":"https://evil.example/a.png"}}"#,
+            r#"{"type":"image_url","image_url":"https://evil.example/a.png"}"#,
+            r#"{"type":"image_url","image_url":{"url":"//evil.example/a.png"}}"#,
+            r#"{"type":"file","file":{"file_id":"file_1"}}"#,
+            r#"{"type":"file","file":{"file_data":"https://evil.example/a.pdf"}}"#,
+            r#"{"type":"video_url","video_url":{"url":"https://evil.example"}}"#,
+            r#"{"type":"input_audio","input_audio":{"data":"AA","format":"wav"}}"#,
+        ] {
+            add(2, format!(r#"{{"model":"m","messages":[{{"role":"user","content":[{part}]}}]}}"#));
+        }
+        add(2, r#"{"model":"m","messages":[{"role":"assistant","audio":{"id":"audio_1"}}]}"#.into());
+        for field in [
+            r#""cachedContent":"cachedContents/x""#,
+            r#""cached_content":"cachedContents/x""#,
+            r#""labels":{"a":"b"}"#,
+            r#""tools":[{"googleSearch":{}}]"#,
+            r#""tools":[{"google_search":{}}]"#,
+            r#""tools":[{"googleSearchRetrieval":{}}]"#,
+            r#""tools":[{"urlContext":{}}]"#,
+            r#""tools":[{"url_context":{}}]"#,
+            r#""tools":[{"codeExecution":{}}]"#,
+            r#""tools":[{"code_execution":{}}]"#,
+            r#""tools":[{"googleMaps":{}}]"#,
+            r#""tools":[{"fileSearch":{"fileSearchStoreNames":["x"]}}]"#,
+            r#""tools":[{"computerUse":{}}]"#,
+            r#""tools":[{"mcpServers":[{"name":"x"}]}]"#,
+            r#""tools":[{"retrieval":{}}]"#,
+            r#""tools":[{"functionDeclarations":[],"googleSearch":{}}]"#,
+            r#""generationConfig":{"candidateCount":8}"#,
+            r#""generationConfig":{"responseModalities":["IMAGE"]}"#,
+            r#""generationConfig":{"speechConfig":{}}"#,
+            r#""generationConfig":{"imageConfig":{}}"#,
+            r#""toolConfig":{"retrievalConfig":{}}"#,
+            r#""store":true"#,
+            r#""serviceTier":"priority""#,
+        ] {
+            add(3, format!(r#"{{"contents":[],{field}}}"#));
+        }
+        for part in [
+            r#"{"fileData":{"fileUri":"gs://bucket/x","mimeType":"text/plain"}}"#,
+            r#"{"fileData":{"fileUri":"https://www.youtube.com/watch?v=x"}}"#,
+            r#"{"file_data":{"file_uri":"https://evil.example"}}"#,
+            r#"{"executableCode":{"language":"PYTHON","code":"x"}}"#,
+            r#"{"codeExecutionResult":{"outcome":"OUTCOME_OK"}}"#,
+            r#"{"inlineData":{"mimeType":"image/png","data":"AA","fileUri":"x"}}"#,
+            r#"{"functionResponse":{"name":"f","response":{},"parts":[{"fileData":{"fileUri":"x"}}]}}"#,
+            r#"{"toolCall":{"toolType":"GOOGLE_SEARCH"}}"#,
+            r#"{"videoMetadata":{"fps":1}}"#,
+        ] {
+            add(3, format!(r#"{{"contents":[{{"role":"user","parts":[{part}]}}]}}"#));
+        }
+        for (at, (_, _, good)) in ALL.iter().enumerate() {
+            add(at, with(good, r#""a_field_of_next_year":null"#));
+            add(at, "[]".into());
+            add(at, "\"x\"".into());
+        }
+        bad
+    }
+
+    #[test]
+    fn every_known_bad_shape_is_refused_and_says_where() {
+        let bad = bad_shapes();
+        assert!(bad.len() >= 120, "{}", bad.len());
+        for (api, call, text) in &bad {
+            match verdict(*api, *call, text) {
+                Ok(()) => panic!("passed: {text}"),
+                Err(refused) => assert!(!refused.why.is_empty() && refused.message().len() < 500, "{text}"),
+            }
+        }
+        let says = |at: usize, text: &str| {
+            let (api, call, _) = ALL[at];
+            verdict(api, call, text).unwrap_err().message()
+        };
+        assert_eq!(
+            says(0, r#"{"tools":[{"name":"a"},{"type":"web_search_20250305"}]}"#),
+            "`tools[1].type` may not be `web_search_20250305`: it is a tool that runs at the provider and reaches the network"
+        );
+        assert_eq!(
+            says(1, r#"{"previous_response_id":"r"}"#),
+            "`previous_response_id` names an answer stored at the provider; send the conversation itself"
+        );
+        assert_eq!(says(2, r#"{"x\u0000y":1}"#), "`xy` is not on the list of what a run may send");
+    }
+
+    /// Keys below which everything is the client's own.
+    const OWN_KEYS: &[&str] =
+        &["input_schema", "parameters", "parametersJsonSchema", "input", "args", "response", "keep"];
+
+    /// Adds a field to the object number `at`, in order of appearance; counts down through `at`.
+    fn insert(value: &mut Json, at: &mut usize, name: &str, what: &Json) -> bool {
+        match value {
+            Json::List(values) => values.iter_mut().any(|value| insert(value, at, name, what)),
+            Json::Object(fields) => {
+                if *at == 0 {
+                    fields.push((name.to_owned(), what.clone()));
+                    return true;
+                }
+                *at -= 1;
+                fields
+                    .iter_mut()
+                    // `input` of the Responses API is the conversation, of a tool call its arguments.
+                    .filter(|(key, value)| {
+                        !OWN_KEYS.contains(&key.as_str()) || matches!(value, Json::List(_))
+                    })
+                    .any(|(_, value)| insert(value, at, name, what))
+            }
+            _ => false,
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(512) })]
+
+        #[test]
+        fn an_unknown_field_never_passes(
+            which in 0usize..4,
+            at in 0usize..40,
+            name in "[a-z_]{1,12}_x[a-z0-9]{0,4}",
+            what in prop_oneof![
+                Just(Json::Null),
+                Just(Json::Bool(false)),
+                Just(Json::Text("x".into())),
+                Just(Json::List(Vec::new())),
+                Just(Json::Object(Vec::new())),
+            ],
+        ) {
+            let (api, call, good) = ALL[which];
+            let mut value = Json::parse(good.as_bytes()).unwrap();
+            let mut left = at;
+            if insert(&mut value, &mut left, &name, &what) {
+                prop_assert!(check(api, call, &value).is_err(), "{name} in object {at} of {call:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn betas_are_an_allow_list() {
+        assert_eq!(
+            betas(["claude-code-20250219, context-1m-2025-08-07", "effort-2025-11-24,"].into_iter()),
+            Ok("claude-code-20250219,effort-2025-11-24".into())
+        );
+        for bad in [
+            "files-api-2025-04-14",
+            "mcp-client-2025-04-04",
+            "code-execution-2025-05-22",
+            "skills-2025-10-02",
+            "x",
+            "?",
+        ] {
+            assert_eq!(betas(["effort-2025-11-24", bad].into_iter()), Err(bad.to_owned()));
+        }
+        assert_eq!(betas(std::iter::empty()), Ok(String::new()));
+    }
+}

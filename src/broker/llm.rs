@@ -13,11 +13,11 @@ use super::trouble::{Trouble, classify};
 use super::usage::{self, Spent, StreamMeter};
 use super::{Allowance, BrokerError, Notes, Settings};
 use crate::clock::{Clock, IdKind, Ids};
-use crate::domain::budget::{Usage, dollars};
-use crate::domain::ids::RunId;
+use crate::domain::budget::{Budget, Usage};
 use crate::domain::model_api::ModelApi;
+use crate::domain::wording;
 use crate::store::Store;
-use crate::store::ledger::{self, Reservation, Reserved};
+use crate::store::ledger::{self, Booking, Reservation, Reserved};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use http_body_util::combinators::BoxBody;
@@ -198,11 +198,9 @@ impl Ask {
 
 /// One paid request on its way.
 struct Exchange {
-    run: RunId,
-    request_id: String,
+    /// What was reserved is charged when the real cost never becomes known.
+    booking: Booking,
     rates: super::price::Rates,
-    /// What was reserved, and is charged when the real cost never becomes known.
-    micros: i64,
     call: Call,
     stream: bool,
     output: i64,
@@ -350,18 +348,14 @@ impl Upstream {
                 ask.to_model(&model);
             }
             let body = Bytes::from(ask.body.to_bytes());
-            let (reservation, exchange) = match self.priced(&ask, allowance, &body) {
-                Ok(priced) => priced,
+            let exchange = match self.reserve(&ask, allowance, &body).await {
+                Ok(exchange) => exchange,
+                // What the first model said is the better reason, unless it is the first.
                 Err(refusal) => {
                     last = last.or(Some(Err(refusal)));
                     break;
                 }
             };
-            if let Err(refusal) = self.reserve(&reservation, allowance).await {
-                // What the first model said is the better reason, unless it is the first.
-                last = last.or(Some(Err(refusal)));
-                break;
-            }
             match self.send(&ask, &exchange, body, &answer).await {
                 Sent::Answered(response) => {
                     self.notes.worked(&allowance.run);
@@ -376,7 +370,7 @@ impl Upstream {
                     }
                 }
                 Sent::Failed { charged, answer: told } => {
-                    let micros = if charged { exchange.micros } else { 0 };
+                    let micros = if charged { exchange.booking.micros } else { 0 };
                     self.settle(&exchange, Usage::default(), micros).await;
                     last = Some(told);
                     break;
@@ -388,51 +382,34 @@ impl Upstream {
         }
     }
 
-    /// What the request may cost at most.
-    fn priced(
-        &self,
-        ask: &Ask,
-        allowance: &Allowance,
-        body: &Bytes,
-    ) -> Result<(Reservation, Exchange), Refusal> {
+    /// Writes down what the request may cost at most, against all budgets at once.
+    async fn reserve(&self, ask: &Ask, allowance: &Allowance, body: &Bytes) -> Result<Exchange, Refusal> {
         let served = self.models.serve(ask.route.api, &ask.model).map_err(Refusal::invalid)?;
         let input =
             i64::try_from(body.len()).unwrap_or(i64::MAX).div_euclid(BYTES_PER_TOKEN).saturating_add(1);
-        let micros = served.rates.worst(input, ask.output, ask.hour_cache);
-        let request_id = self.ids.next(IdKind::Request);
         let reservation = Reservation {
             run: allowance.run.clone(),
-            request_id: request_id.clone(),
+            request_id: self.ids.next(IdKind::Request),
             attempt: allowance.attempt,
             model: ask.model.clone(),
-            micros,
+            micros: served.rates.worst(input, ask.output, ask.hour_cache),
         };
-        let exchange = Exchange {
-            run: allowance.run.clone(),
-            request_id,
-            rates: served.rates,
-            micros,
-            call: ask.route.call,
-            stream: ask.stream,
-            output: ask.output,
-        };
-        Ok((reservation, exchange))
-    }
-
-    async fn reserve(&self, reservation: &Reservation, allowance: &Allowance) -> Result<(), Refusal> {
-        match ledger::reserve(&self.store, reservation, allowance.budget_micros, self.clock.now()).await {
-            Ok(Reserved::Ok) => Ok(()),
-            Ok(Reserved::OverBudget { committed_micros }) => Err(Refusal::new(
+        let mut budgets = allowance.wider.clone();
+        budgets.push(Budget::of_run(&allowance.run, allowance.budget_micros));
+        match ledger::reserve(&self.store, &reservation, &budgets, self.clock.now()).await {
+            Ok(Reserved::Ok(booking)) => Ok(Exchange {
+                booking,
+                rates: served.rates,
+                call: ask.route.call,
+                stream: ask.stream,
+                output: ask.output,
+            }),
+            Ok(Reserved::OverBudget(standing)) => {
+                let message = wording::budget_used_up(&standing, reservation.micros);
+                self.notes.over_budget(&allowance.run, standing);
                 // Claude Code shows 402 and does not try again (429 and 5xx it would).
-                StatusCode::PAYMENT_REQUIRED,
-                Kind::Budget,
-                format!(
-                    "the budget of this run is used up ({} of {}; this request may cost {})",
-                    dollars(committed_micros),
-                    dollars(allowance.budget_micros),
-                    dollars(reservation.micros)
-                ),
-            )),
+                Err(Refusal::new(StatusCode::PAYMENT_REQUIRED, Kind::Budget, message))
+            }
             Err(error) => {
                 tracing::error!(run = %reservation.run, %error, "broker: cannot reserve");
                 Err(Refusal::new(
@@ -471,22 +448,22 @@ impl Upstream {
                     let headers = answer_headers(response.headers());
                     let body = read_answer(response, MAX_ERROR_BYTES).await;
                     let trouble = classify(status, body.as_ref().map_or(&[], |body| body.as_ref()));
-                    tracing::warn!(run = %exchange.run, status = status.as_u16(), trouble = trouble.name(),
+                    tracing::warn!(run = %exchange.booking.run, status = status.as_u16(), trouble = trouble.name(),
                         model = %ask.model, "broker: the model endpoint refused");
                     (passed_error(status, headers, body), trouble, trouble == Trouble::Overload, wait)
                 }
                 Err(error) => {
-                    tracing::warn!(run = %exchange.run, error = %plain_error(&error), model = %ask.model,
+                    tracing::warn!(run = %exchange.booking.run, error = %plain_error(&error), model = %ask.model,
                         "broker: the model endpoint did not answer");
                     // Not connected: nothing was asked. Anything later: it may have been answered, and charged.
                     if !error.is_connect() {
-                        self.notes.trouble(&exchange.run, Trouble::Timeout);
+                        self.notes.trouble(&exchange.booking.run, Trouble::Timeout);
                         return Sent::Failed { charged: true, answer: Err(unreachable_endpoint(&error)) };
                     }
                     (Err(unreachable_endpoint(&error)), Trouble::Timeout, true, None)
                 }
             };
-            self.notes.trouble(&exchange.run, trouble);
+            self.notes.trouble(&exchange.booking.run, trouble);
             // Not the model's fault, or nobody knows whether it was accepted.
             if trouble == Trouble::Other || (trouble == Trouble::Timeout && !again) {
                 return Sent::Failed { charged: false, answer: told };
@@ -579,7 +556,7 @@ impl Upstream {
         // Settled before the agent sees the end: its next request finds the ledger up to date.
         self.settle_spent(&exchange, meter.total(given_up.is_none())).await;
         if let Some(reason) = given_up {
-            tracing::warn!(run = %exchange.run, request = %exchange.request_id, %reason, "broker: stream cut");
+            tracing::warn!(run = %exchange.booking.run, request = %exchange.booking.request_id, %reason, "broker: stream cut");
             if let Some(chunks) = listener {
                 if let Some(refusal) = too_long {
                     let _ = chunks.send(Ok(Frame::data(refusal.event(exchange.call)))).await;
@@ -593,7 +570,7 @@ impl Upstream {
     async fn settle_spent(&self, exchange: &Exchange, spent: Option<Spent>) {
         let (usage, micros) = match spent {
             Some(spent) => (spent.usage, exchange.rates.cost(&spent.usage, spent.hour)),
-            None => (Usage::default(), exchange.micros),
+            None => (Usage::default(), exchange.booking.micros),
         };
         self.settle(exchange, usage, micros).await;
     }
@@ -601,14 +578,14 @@ impl Upstream {
     /// Writes what a request cost. A reservation that cannot be settled stays, and counts in full.
     async fn settle(&self, exchange: &Exchange, usage: Usage, micros: i64) {
         for left in (0..SETTLE_TRIES).rev() {
-            match ledger::settle(&self.store, &exchange.run, &exchange.request_id, &usage, micros).await {
+            match ledger::settle(&self.store, &exchange.booking, &usage, micros).await {
                 Ok(()) => {
-                    tracing::debug!(run = %exchange.run, request = %exchange.request_id, micros,
-                        reserved = exchange.micros, "broker: settled");
+                    tracing::debug!(run = %exchange.booking.run, request = %exchange.booking.request_id, micros,
+                        reserved = exchange.booking.micros, "broker: settled");
                     return;
                 }
                 Err(error) if left == 0 => {
-                    tracing::error!(run = %exchange.run, request = %exchange.request_id, %error,
+                    tracing::error!(run = %exchange.booking.run, request = %exchange.booking.request_id, %error,
                         "broker: cannot settle; the reservation stays");
                 }
                 Err(_) => tokio::time::sleep(SETTLE_PAUSE).await,
@@ -851,6 +828,7 @@ mod tests {
     use super::super::Broker;
     use super::*;
     use crate::clock::{RandomIds, SystemClock};
+    use crate::domain::ids::RunId;
     use crate::store::ledger::Totals;
     use axum::body::Body;
     use axum::extract::State;
@@ -969,7 +947,7 @@ mod tests {
             };
             let broker = Broker::new(settings, store.clone(), Arc::new(SystemClock), Arc::new(RandomIds));
             let run = RunId::new("run_1");
-            let allowance = Allowance { run: run.clone(), attempt: 1, budget_micros };
+            let allowance = Allowance { run: run.clone(), attempt: 1, budget_micros, wider: Vec::new() };
             let listener = Some(broker.open(folder.path(), allowance).await.unwrap());
             Self { folder, store, endpoint, broker, listener, run }
         }
@@ -1369,7 +1347,8 @@ mod tests {
     #[tokio::test]
     async fn a_stale_socket_is_replaced_and_a_dropped_listener_answers_no_more() {
         let mut world = World::new(PLENTY).await;
-        let allowance = Allowance { run: world.run.clone(), attempt: 2, budget_micros: PLENTY };
+        let allowance =
+            Allowance { run: world.run.clone(), attempt: 2, budget_micros: PLENTY, wider: Vec::new() };
         world.listener = Some(world.broker.open(world.socket(), allowance).await.unwrap());
         let request = "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         assert_eq!(world.ask(request).await.0, 200);
@@ -1385,9 +1364,129 @@ mod tests {
             .broker
             .open(
                 Path::new("/nonexistent"),
-                Allowance { run: world.run.clone(), attempt: 1, budget_micros: 1 },
+                Allowance { run: world.run.clone(), attempt: 1, budget_micros: 1, wider: Vec::new() },
             )
             .await;
         assert!(missing.unwrap_err().to_string().contains("/nonexistent/broker.sock"));
+    }
+
+    /// The request that arrived at the endpoint: its line, headers and body.
+    fn arrived(world: &World, at: usize) -> (String, HeaderMap, serde_json::Value) {
+        let seen = world.endpoint.seen.lock().unwrap();
+        let (what, headers, body) = &seen[at];
+        (what.clone(), headers.clone(), serde_json::from_slice(body).unwrap())
+    }
+
+    fn streamed(events: &str) -> Play {
+        Play::Stream { chunks: vec![Some(events.to_owned())], broken: false }
+    }
+
+    #[tokio::test]
+    async fn openai_answers_are_limited_never_stored_and_settled_on_their_usage() {
+        let world = World::new(PLENTY).await;
+        world.plays(streamed("data: {\"type\":\"response.completed\",\"response\":{\"usage\":{\"input_tokens\":100,\"input_tokens_details\":{\"cached_tokens\":60},\"output_tokens\":40}}}\n\n"));
+        let body = r#"{"model":"gpt-5","input":"x","stream":true,"store":true}"#;
+        let (status, answer) =
+            world.ask(&post("/openai/v1/responses", "authorization: Bearer theirs\r\n", body)).await;
+        assert_eq!(status, 200, "{answer}");
+        // 40 × 1.25 + 60 × 0.125 + 40 × 10 millionths.
+        let usage = Usage { input: 40, output: 40, cache_read: 60, cache_write: 0 };
+        assert_eq!(world.totals().await, Totals { micros: 458, usage, requests: 1 });
+        let (what, headers, sent) = arrived(&world, 0);
+        assert_eq!(
+            (what.as_str(), &headers["authorization"]),
+            ("POST /v1/responses", &HeaderValue::from_static("Bearer sk-real"))
+        );
+        assert_eq!(sent["store"], false);
+        assert_eq!(sent["max_output_tokens"], 32_000);
+
+        world.plays(streamed("data: {\"choices\":[],\"usage\":{\"prompt_tokens\":10,\"completion_tokens\":5}}\n\ndata: [DONE]\n\n"));
+        let body =
+            r#"{"model":"gpt-5","messages":[],"stream":true,"stream_options":{"include_usage":false}}"#;
+        assert_eq!(world.ask(&post("/v1/chat/completions", "", body)).await.0, 200);
+        let (what, _, sent) = arrived(&world, 1);
+        assert_eq!(what, "POST /v1/chat/completions");
+        assert_eq!(sent["stream_options"]["include_usage"], true);
+        assert_eq!(sent["max_completion_tokens"], 32_000);
+        assert_eq!(world.totals().await.micros, 458 + 63);
+    }
+
+    #[tokio::test]
+    async fn gemini_answers_are_limited_and_settled_on_their_usage() {
+        let world = World::new(PLENTY).await;
+        world.plays(streamed("data: {\"candidates\":[{\"finishReason\":\"STOP\"}],\"usageMetadata\":{\"promptTokenCount\":100,\"candidatesTokenCount\":20,\"thoughtsTokenCount\":10}}\r\n\r\n"));
+        let path = "/gemini/v1beta/models/gemini-2.5-pro:streamGenerateContent?alt=sse&key=theirs";
+        let body = r#"{"contents":[{"role":"user","parts":[{"text":"x"}]}]}"#;
+        let (status, answer) = world.ask(&post(path, "x-goog-api-key: theirs\r\n", body)).await;
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(world.totals().await.micros, 125 + 300);
+        let (what, headers, sent) = arrived(&world, 0);
+        assert_eq!(what, "POST /v1beta/models/gemini-2.5-pro:streamGenerateContent?alt=sse");
+        assert_eq!(headers["x-goog-api-key"], "sk-real");
+        assert_eq!(sent["generationConfig"]["maxOutputTokens"], 32_000);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_has_the_error_shape_of_its_api() {
+        let world = World::new(PLENTY).await;
+        for (path, body, shape) in [
+            (
+                "/v1/messages",
+                r#"{"model":"m","max_tokens":1,"mcp_servers":[]}"#,
+                r#"{"type":"error","error":{"#,
+            ),
+            (
+                "/v1/responses",
+                r#"{"model":"gpt-5","input":"x","background":true}"#,
+                r#"{"error":{"code":"invalid_request_error","#,
+            ),
+            (
+                "/v1beta/models/gemini-2.5-pro:generateContent",
+                r#"{"cachedContent":"x"}"#,
+                r#"{"error":{"code":400,"#,
+            ),
+        ] {
+            let (status, answer) = world.ask(&post(path, "", body)).await;
+            assert_eq!(status, 400, "{answer}");
+            let body: serde_json::Value =
+                serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+            let wanted: serde_json::Value =
+                serde_json::from_str(&format!("{}\"message\":0}}}}", shape)).unwrap();
+            let keys = |value: &serde_json::Value| -> Vec<String> {
+                value.as_object().unwrap().keys().cloned().collect()
+            };
+            assert_eq!(keys(&body), keys(&wanted), "{answer}");
+            assert!(body["error"]["message"].as_str().unwrap().starts_with("zeblit: `"), "{answer}");
+        }
+        assert_eq!(world.seen(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_busy_model_is_asked_again_and_then_another_one() {
+        let world = World::new(PLENTY).await;
+        let busy = r#"{"type":"error","error":{"type":"overloaded_error","message":"busy"}}"#;
+        for _ in 0..3 {
+            world.plays(Play::Json(529, busy.into()));
+        }
+        world.plays(Play::Json(200, r#"{"usage":{"input_tokens":100,"output_tokens":30}}"#.into()));
+        let request = REQUEST.replace("claude-sonnet-4-5", "claude-opus-4-5");
+        assert_eq!(world.ask(&messages(&request)).await.0, 200);
+        let models: Vec<String> =
+            (0..4).map(|at| arrived(&world, at).2["model"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(models, ["claude-opus-4-5", "claude-opus-4-5", "claude-opus-4-5", "claude-sonnet-4-5"]);
+        // At the price of the model that answered.
+        assert_eq!(world.totals().await.micros, 300 + 450);
+        assert_eq!(world.broker.trouble(&world.run), None);
+
+        let quota = r#"{"error":{"message":"Your credit balance is too low"}}"#;
+        for _ in 0..2 {
+            world.plays(Play::Json(400, quota.into()));
+        }
+        let (status, answer) = world.ask(&messages(&request)).await;
+        assert_eq!(status, 400, "{answer}");
+        assert!(answer.contains("credit balance"), "{answer}");
+        assert_eq!(world.seen(), 6, "an empty account is not asked again, another model once");
+        assert_eq!(world.broker.trouble(&world.run), Some(Trouble::Quota));
+        assert_eq!(world.totals().await.micros, 300 + 450);
     }
 }

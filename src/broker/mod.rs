@@ -14,7 +14,7 @@ pub mod trouble;
 mod usage;
 
 use crate::clock::{Clock, Ids};
-use crate::domain::budget::Price;
+use crate::domain::budget::{Budget, Price, Standing};
 use crate::domain::ids::RunId;
 use crate::store::Store;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -51,6 +51,8 @@ pub struct Allowance {
     pub attempt: i64,
     /// All model cost of the run together, in micros.
     pub budget_micros: i64,
+    /// What its requests count against besides, in the order in which they are locked.
+    pub wider: Vec<Budget>,
 }
 
 /// The listener of one attempt; dropping it closes the socket and its connections.
@@ -107,6 +109,8 @@ struct RunNotes {
     refused: BTreeMap<String, u64>,
     /// The last, until a request works.
     trouble: Option<Trouble>,
+    /// The budget that did not reach for a request, the last time, and how often it was one.
+    over: Option<(Standing, u32)>,
 }
 
 impl Notes {
@@ -135,6 +139,13 @@ impl Notes {
     pub(crate) fn trouble(&self, run: &RunId, trouble: Trouble) {
         metrics::counter!(crate::telemetry::MODEL_TROUBLES, "class" => trouble.name()).increment(1);
         self.with(run, |notes| notes.trouble = Some(trouble));
+    }
+
+    pub(crate) fn over_budget(&self, run: &RunId, standing: Standing) {
+        self.with(run, |notes| {
+            let times = notes.over.as_ref().map_or(0, |(_, times)| *times);
+            notes.over = Some((standing, times.saturating_add(1)));
+        });
     }
 
     pub(crate) fn worked(&self, run: &RunId) {
@@ -166,6 +177,11 @@ impl Broker {
     pub fn with_dial(self, dial: Arc<dyn egress::Dial>) -> Self {
         let egress = Arc::new(egress::Proxy::new(self.store.clone(), Arc::clone(&self.clock), dial));
         Self { egress, ..self }
+    }
+
+    /// The budget that did not reach for the run's requests, as it stood the last time, and how often.
+    pub fn over_budget(&self, run: &RunId) -> Option<(Standing, u32)> {
+        self.inner.notes.read(run, |notes| notes.over.clone()).flatten()
     }
 
     /// Listens on `<sockets>/egress.sock` for what the grant allows.

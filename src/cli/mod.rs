@@ -5,6 +5,7 @@
 pub mod args;
 pub mod backend;
 pub mod bench;
+mod bench_broker;
 pub mod config;
 pub mod demo;
 pub mod doctor;

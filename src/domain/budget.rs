@@ -1,4 +1,8 @@
-//! Money in millionths of a US dollar ("micros"), how it is written, and price arithmetic.
+//! Money in millionths of a US dollar ("micros"), how it is written, price arithmetic, and whose money a run spends.
+
+use super::event::{Actor, Repo};
+use super::run::Run;
+use chrono::{DateTime, Datelike, Days, Months, NaiveTime, Utc};
 
 /// `1.5` for 1 500 000; no more digits than needed, so that it parses back to the same number.
 pub fn dollars_exact(micros: i64) -> String {
@@ -64,9 +68,167 @@ impl Price {
     }
 }
 
+/// What a budget is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BudgetKind {
+    /// All repositories of an owner, by month.
+    OwnerMonth,
+    RepoDay,
+    UserDay,
+    Run,
+}
+
+impl BudgetKind {
+    /// Names the day or month of a time (UTC), as the ledger keeps it; empty for a run.
+    pub fn period(self, now: DateTime<Utc>) -> String {
+        match self {
+            BudgetKind::OwnerMonth => now.format("%Y-%m").to_string(),
+            BudgetKind::RepoDay | BudgetKind::UserDay => now.format("%Y-%m-%d").to_string(),
+            BudgetKind::Run => String::new(),
+        }
+    }
+
+    /// When it starts again at zero; never for a run.
+    pub fn resets_at(self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let today = now.date_naive();
+        let first = match self {
+            BudgetKind::Run => None,
+            BudgetKind::RepoDay | BudgetKind::UserDay => today.checked_add_days(Days::new(1)),
+            BudgetKind::OwnerMonth => today.with_day(1)?.checked_add_months(Months::new(1)),
+        };
+        Some(first?.and_time(NaiveTime::MIN).and_utc())
+    }
+}
+
+/// One limit that the requests of a run count against.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Budget {
+    pub kind: BudgetKind,
+    /// Its name in the ledger: the run's id, or `user:github:7`.
+    pub scope: String,
+    /// What people call it: `this run`, `alice`, `acme/rocket`, `acme`.
+    pub whose: String,
+    /// Absent: counted, and never too much.
+    pub cap_micros: Option<i64>,
+}
+
+impl Budget {
+    /// The budget of one run alone.
+    pub fn of_run(run: &super::ids::RunId, cap_micros: i64) -> Self {
+        Self {
+            kind: BudgetKind::Run,
+            scope: run.to_string(),
+            whose: "this run".into(),
+            cap_micros: Some(cap_micros),
+        }
+    }
+
+    /// `of this run`, `of alice for today`.
+    pub fn name(&self) -> String {
+        match self.kind {
+            BudgetKind::Run => format!("of {}", self.whose),
+            BudgetKind::RepoDay | BudgetKind::UserDay => format!("of {} for today", self.whose),
+            BudgetKind::OwnerMonth => format!("of {} for this month", self.whose),
+        }
+    }
+}
+
+/// How much of a budget is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    pub budget: Budget,
+    /// Spent, and reserved for requests that are on their way.
+    pub micros: i64,
+    pub resets_at: Option<DateTime<Utc>>,
+}
+
+impl Standing {
+    /// Whether at least four fifths of it are used.
+    pub fn is_nearly_used(&self) -> bool {
+        self.budget.cap_micros.is_some_and(|cap| i128::from(self.micros) * 5 >= i128::from(cap) * 4)
+    }
+}
+
+/// The server's limits on money, besides that of a run; absent: none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BudgetRules {
+    pub user_day_micros: Option<i64>,
+    pub repo_day_micros: Option<i64>,
+    pub owner_month_micros: Option<i64>,
+}
+
+/// What the requests of a person's runs in a repository count against besides the run's own budget, widest first: the
+/// order in which they are locked. `own`: the limit that the repository gives itself for a day.
+pub fn wider(
+    remote: &str,
+    repo: &Repo,
+    person: &Actor,
+    own: Option<i64>,
+    rules: &BudgetRules,
+) -> Vec<Budget> {
+    let owner = repo.name.owner();
+    let repo_day = [rules.repo_day_micros, own].into_iter().flatten().min();
+    let budget = |kind, scope: String, whose: &str, cap_micros| Budget {
+        kind,
+        scope,
+        whose: whose.to_owned(),
+        cap_micros,
+    };
+    vec![
+        budget(
+            BudgetKind::OwnerMonth,
+            format!("owner:{}:{}", remote, owner.to_lowercase()),
+            owner,
+            rules.owner_month_micros,
+        ),
+        budget(BudgetKind::RepoDay, format!("repo:{}:{}", remote, repo.id), repo.name.as_str(), repo_day),
+        budget(
+            BudgetKind::UserDay,
+            format!("user:{}:{}", remote, person.id),
+            &person.login,
+            rules.user_day_micros,
+        ),
+    ]
+}
+
+/// Everything that the requests of a run count against.
+pub fn of_run(run: &Run, rules: &BudgetRules) -> Vec<Budget> {
+    let own = run.spec.config.limits.day_budget_micros;
+    let mut all = wider(&run.remote, &run.repo, &run.spec.requester, own, rules);
+    all.push(Budget::of_run(&run.id, run.spec.budget_micros));
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn periods_end_at_midnight_and_with_the_month() {
+        let at = |text: &str| text.parse::<DateTime<Utc>>().unwrap();
+        for (now, kind, period, resets) in [
+            ("2026-11-21T23:59:59.9Z", BudgetKind::UserDay, "2026-11-21", "2026-11-22T00:00:00Z"),
+            ("2026-12-31T00:00:00Z", BudgetKind::RepoDay, "2026-12-31", "2027-01-01T00:00:00Z"),
+            ("2026-01-31T12:00:00Z", BudgetKind::OwnerMonth, "2026-01", "2026-02-01T00:00:00Z"),
+            ("2026-12-31T12:00:00Z", BudgetKind::OwnerMonth, "2026-12", "2027-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(kind.period(at(now)), period);
+            assert_eq!(kind.resets_at(at(now)), Some(at(resets)), "{now}");
+        }
+        assert_eq!(BudgetKind::Run.resets_at(at("2026-01-31T12:00:00Z")), None);
+    }
+
+    #[test]
+    fn four_fifths_are_nearly_all() {
+        let standing = |micros, cap_micros| Standing {
+            budget: Budget { cap_micros, ..Budget::of_run(&crate::domain::ids::RunId::new("r"), 1) },
+            micros,
+            resets_at: None,
+        };
+        assert!(standing(80, Some(100)).is_nearly_used() && standing(i64::MAX, Some(1)).is_nearly_used());
+        assert!(!standing(79, Some(100)).is_nearly_used() && !standing(i64::MAX, None).is_nearly_used());
+    }
 
     #[test]
     fn money_survives_writing_and_reading() {

@@ -21,6 +21,7 @@ pub enum Verb {
     Cancel,
     Ok,
     Status,
+    Budget,
     Help,
     Ping,
 }
@@ -109,6 +110,14 @@ pub const VERBS: &[VerbInfo] = &[
         names: &["status", "info"],
         usage: "/zeblit status",
         about: "Show the runs of this thread and their place in the queue.",
+        default_role: Role::Triage,
+        starts_run: false,
+    },
+    VerbInfo {
+        verb: Verb::Budget,
+        names: &["budget"],
+        usage: "/zeblit budget",
+        about: "Show what is spent and left: for the last run, you, this repository and its owner.",
         default_role: Role::Triage,
         starts_run: false,
     },
@@ -237,7 +246,7 @@ const COMMIT_DIGITS: std::ops::RangeInclusive<usize> = 7..=40;
 
 /// Verbs of later versions: never read as a request in plain words, so that they cannot start a run now.
 const LATER_VERBS: &[&str] = &[
-    "plan", "approve", "answer", "rebase", "recreate", "budget", "autofix", "describe", "unlock", "hold",
+    "plan", "approve", "answer", "rebase", "recreate", "autofix", "describe", "unlock", "hold",
     "delegate", "revert",
 ];
 
@@ -848,7 +857,7 @@ fn arguments(
         matches!(bare(word).as_str(), "please" | "now" | "thanks" | "thank" | "you" | "it" | "this" | "run")
     };
     match verb {
-        Verb::Cancel | Verb::Status | Verb::Ping | Verb::Retry => {
+        Verb::Cancel | Verb::Status | Verb::Budget | Verb::Ping | Verb::Retry => {
             if !text.split_whitespace().all(polite) {
                 return bad(
                     "takes no text: to ask for a change in these words, write `/zeblit fix` before them"

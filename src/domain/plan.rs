@@ -1,5 +1,6 @@
 //! What an event leads to: a pure function from an event and its context to actions.
 
+use super::budget::Standing;
 use super::command::{self, Command, CommandError, Verb};
 use super::egress::{self, AllowList};
 use super::event::{Actor, ActorKind, Comment, CommentAction, PullHead, Repo, SubjectKind};
@@ -129,6 +130,8 @@ pub struct PlanContext<'a> {
     pub rules: &'a ServerRules,
     /// Runs that this user started within the last hour.
     pub recent_runs: i64,
+    /// What the commenter's runs here count against, and the last run of the task; only for `budget`.
+    pub standings: &'a [Standing],
     /// The inbox row.
     pub delivery: &'a str,
 }
@@ -284,6 +287,7 @@ fn one(
         Verb::Status => {
             Decision::Say(wording::status(context.runs, context.rules.paused.as_deref(), context.now))
         }
+        Verb::Budget => Decision::Say(wording::budget(context.standings)),
         Verb::Cancel => {
             let open: Vec<RunId> = context
                 .runs
@@ -773,6 +777,7 @@ mod tests {
                     agents_problem: self.agents_problem.as_deref(),
                     rules: &self.rules,
                     recent_runs: self.recent_runs,
+                    standings: &[],
                     delivery: "inb_0001",
                 },
             )

@@ -43,6 +43,8 @@ pub struct Limits {
     pub minutes: Option<i64>,
     /// Money of one run, micros (written as dollars in the file: `budget = 2.5`).
     pub budget_micros: Option<i64>,
+    /// Money of all runs of this repository on one day (UTC), micros.
+    pub day_budget_micros: Option<i64>,
     /// Runs of this repository at one time.
     pub runs: Option<i64>,
 }
@@ -179,6 +181,8 @@ staged = false
 # minutes = 30
 # US dollars for one run.
 # budget = 2.5
+# US dollars for all runs of one day (UTC).
+# day_budget = 20.0
 # Runs at one time.
 # runs = 2
 
@@ -225,6 +229,7 @@ const KEYS: &[&str] = &[
     "cache",
     "minutes",
     "budget",
+    "day_budget",
     "runs",
     "protected",
     "max_files",
@@ -292,6 +297,7 @@ enum FileCommand {
 struct FileLimits {
     minutes: Option<toml::Spanned<i64>>,
     budget: Option<toml::Spanned<Dollars>>,
+    day_budget: Option<toml::Spanned<Dollars>>,
     runs: Option<toml::Spanned<i64>>,
 }
 
@@ -386,17 +392,21 @@ pub fn parse(text: &str) -> Result<RepoConfig, ConfigProblem> {
         };
     config.limits.minutes = number("limits.minutes", file.limits.minutes, 1..=1440)?;
     config.limits.runs = number("limits.runs", file.limits.runs, 1..=100)?;
-    if let Some(budget) = file.limits.budget {
-        let text = match budget.get_ref() {
-            Dollars::Whole(whole) => whole.to_string(),
-            Dollars::Part(part) => format!("{part}"),
-            Dollars::Text(text) => text.clone(),
-        };
-        let micros = super::budget::parse_dollars(&text);
-        let problem =
-            || wrong(budget.span(), "`limits.budget` must be an amount in dollars, like 2.50".into());
-        config.limits.budget_micros = Some(micros.ok_or_else(problem)?);
-    }
+    let dollars = |key: &str, value: Option<toml::Spanned<Dollars>>| match value {
+        None => Ok(None),
+        Some(value) => {
+            let text = match value.get_ref() {
+                Dollars::Whole(whole) => whole.to_string(),
+                Dollars::Part(part) => format!("{part}"),
+                Dollars::Text(text) => text.clone(),
+            };
+            let micros = super::budget::parse_dollars(&text);
+            let problem = || wrong(value.span(), format!("`{key}` must be an amount in dollars, like 2.50"));
+            micros.map(Some).ok_or_else(problem)
+        }
+    };
+    config.limits.budget_micros = dollars("limits.budget", file.limits.budget)?;
+    config.limits.day_budget_micros = dollars("limits.day_budget", file.limits.day_budget)?;
     if let Some(files) = number("gate.max_files", file.gate.max_files, 1..=10_000)? {
         config.gate.max_files = files;
     }
@@ -672,7 +682,12 @@ mod tests {
             config.permissions,
             BTreeMap::from([(Verb::Fix, Role::Maintain), (Verb::Ask, Role::Triage)])
         );
-        let limits = Limits { minutes: Some(30), budget_micros: Some(2_500_000), runs: Some(2) };
+        let limits = Limits {
+            minutes: Some(30),
+            budget_micros: Some(2_500_000),
+            day_budget_micros: Some(20_000_000),
+            runs: Some(2),
+        };
         assert_eq!(config.limits, limits);
         assert_eq!(config.gate.protected, ["infra/**", "*.lock"]);
         assert_eq!(config.egress, ["crates", "registry.example.com"]);

@@ -1,5 +1,6 @@
 //! A run: the request it serves, its state machine and how it ended.
 
+use super::budget::BudgetKind;
 use super::command::Verb;
 use super::event::{Actor, PullHead, Subject, Surface};
 use super::ids::{BranchName, RepoName, RunId, Sha, TaskId};
@@ -285,6 +286,12 @@ pub struct Progress {
     /// The most that was seen of each.
     #[serde(default)]
     pub peak: Option<Load>,
+    /// Budgets that were nearly used while it ran, each once, with the words for it.
+    #[serde(default)]
+    pub warnings: Vec<(BudgetKind, String)>,
+    /// The budget that stopped it.
+    #[serde(default)]
+    pub over: Option<BudgetKind>,
 }
 
 /// What a container uses.

@@ -1,6 +1,6 @@
 //! Every text a user sees on the forge. Says what happened, why, and what to type next.
 
-use super::budget::dollars;
+use super::budget::{BudgetKind, Standing, dollars};
 use super::command::{CommandError, VERBS, Verb};
 use super::effect::{Annotation, CheckConclusion, CheckStatus};
 use super::event::{SubjectKind, Surface};
@@ -327,6 +327,68 @@ pub fn status(runs: &[Run], paused: Option<&str>, now: DateTime<Utc>) -> String 
         );
     }
     text
+}
+
+/// `2026-11-22 00:00 UTC`
+fn minute(at: DateTime<Utc>) -> String {
+    at.format("%Y-%m-%d %H:%M UTC").to_string()
+}
+
+pub fn budget(standings: &[Standing]) -> String {
+    let mut text = String::from("| Budget | Used | Limit | Starts again |\n|---|---|---|---|\n");
+    for standing in standings.iter().rev() {
+        let whose = sanitize::one_line(&standing.budget.whose, 100);
+        let what = match standing.budget.kind {
+            BudgetKind::Run => whose,
+            BudgetKind::UserDay | BudgetKind::RepoDay => format!("{whose}, today"),
+            BudgetKind::OwnerMonth => format!("{whose}, this month"),
+        };
+        let _ = writeln!(
+            text,
+            "| {what} | {} | {} | {} |",
+            dollars(standing.micros),
+            standing.budget.cap_micros.map_or_else(|| "none".to_owned(), dollars),
+            standing.resets_at.map_or_else(|| "–".to_owned(), minute),
+        );
+    }
+    text.push_str("\nUsed is what was spent, and what is reserved for requests on their way.");
+    text
+}
+
+/// `$9.80 of $10.00`, and when it starts again.
+fn used(standing: &Standing) -> String {
+    let cap = standing.budget.cap_micros.unwrap_or(0);
+    format!("{} of {}", dollars(standing.micros), dollars(cap))
+}
+
+/// The broker's answer to a request that a budget does not reach for. Adapters know it by its first words.
+pub fn budget_used_up(standing: &Standing, request_micros: i64) -> String {
+    let again =
+        standing.resets_at.map_or_else(String::new, |at| format!("; it starts again at {}", minute(at)));
+    format!(
+        "the budget {} is used up ({}; this request may cost {}{again})",
+        standing.budget.name(),
+        used(standing),
+        dollars(request_micros)
+    )
+}
+
+/// Why a run was stopped by a budget that is not its own.
+pub fn stopped_by_budget(standing: &Standing) -> String {
+    let again =
+        standing.resets_at.map_or_else(String::new, |at| format!(" It starts again at {}.", minute(at)));
+    format!(
+        "The budget {} did not reach for the agent's next request to the model: {} is spent or reserved.{again}",
+        standing.budget.name(),
+        used(standing)
+    )
+}
+
+/// Said once, while a run goes on.
+pub fn budget_nearly_used(standing: &Standing) -> String {
+    let again =
+        standing.resets_at.map_or_else(String::new, |at| format!(", and starts again at {}", minute(at)));
+    format!("80 % of the budget {} is used: {}{again}.", standing.budget.name(), used(standing))
 }
 
 pub fn help(
@@ -669,6 +731,9 @@ pub fn sticky(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
     for note in &run.outcome.notes {
         let _ = writeln!(text, "> ℹ️ {note}\n");
     }
+    for (_, warning) in &run.progress.warnings {
+        let _ = writeln!(text, "> ⚠️ {}\n", sanitize::for_comment(warning, 400));
+    }
     let mut foot = vec![format!("`{}`", run.spec.agent)];
     let spent = money(run);
     if !spent.is_empty() {
@@ -866,6 +931,9 @@ fn ending(run: &Run) -> String {
             "`/zeblit continue` goes on from here, `/zeblit retry` asks for the same again."
         }
         (_, Some(FailureClass::Timeout)) => "`/zeblit continue` goes on from where it stopped.",
+        (_, Some(FailureClass::Budget)) if run.progress.over.is_some_and(|kind| kind != BudgetKind::Run) => {
+            "`/zeblit continue` goes on when that budget starts again; `/zeblit budget` shows all of them."
+        }
         (_, Some(FailureClass::Budget)) => "`/zeblit continue --budget DOLLARS` goes on with more money.",
         (_, Some(FailureClass::Gate)) => {
             "`/zeblit retry` starts it again; say what to leave out, e.g. `/zeblit continue leave the workflow files alone`."

@@ -9,6 +9,7 @@ use crate::agent::{AdapterKind, AgentEvent, AgentSpec};
 use crate::app::App;
 use crate::broker::{Allowance, BrokerError, Listener, tools};
 use crate::clock::IdKind;
+use crate::domain::budget::{self, BudgetKind};
 use crate::domain::event::Repo;
 use crate::domain::ids::{BranchName, RunId, Sha, SlotId};
 use crate::domain::run::{
@@ -30,6 +31,8 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+/// Requests that a budget did not reach for, until the agent is stopped.
+const BUDGET_REFUSALS: u32 = 3;
 /// How long a claim is good without a heartbeat.
 pub const LEASE: Duration = Duration::from_secs(60);
 
@@ -696,8 +699,14 @@ async fn open_broker(
         make_private(&folder)?;
     }
     if wants_model {
-        let allowance =
-            Allowance { run: run.id.clone(), attempt: run.attempts, budget_micros: run.spec.budget_micros };
+        let mut wider = budget::of_run(run, &ingest::budget_rules(app));
+        wider.retain(|budget| budget.kind != BudgetKind::Run);
+        let allowance = Allowance {
+            run: run.id.clone(),
+            attempt: run.attempts,
+            budget_micros: run.spec.budget_micros,
+            wider,
+        };
         listeners.push(app.broker.open(&folder, allowance).await?);
     }
     if !hosts.is_empty() {
@@ -801,6 +810,13 @@ async fn watch(app: &App, run: &mut Run, patience: Duration) -> Result<Step, Eng
             );
             agent_gone(app, run, AgentEnd::Failed { class: FailureClass::Timeout, detail }).await
         }
+        // A smaller request may still fit; one that does not, again and again, is an agent that cannot go on.
+        Status::Running
+            if app.broker.over_budget(&run.id).is_some_and(|(_, times)| times >= BUDGET_REFUSALS) =>
+        {
+            let detail = budget_detail(app, run);
+            agent_gone(app, run, AgentEnd::Failed { class: FailureClass::Budget, detail }).await
+        }
         Status::Running => {
             if let Some(end) = load::watch(app, run, &attempt).await? {
                 return agent_gone(app, run, end).await;
@@ -877,6 +893,13 @@ async fn count_money(app: &App, run: &mut Run) -> Result<(), EngineError> {
     let totals = store::ledger::totals(&app.store, &run.id).await?;
     run.progress.cost_micros = totals.micros;
     run.progress.tokens = totals.usage.total();
+    let budgets = budget::of_run(run, &ingest::budget_rules(app));
+    for standing in store::ledger::standings(&app.store, &budgets, app.clock.now()).await? {
+        let kind = standing.budget.kind;
+        if standing.is_nearly_used() && run.progress.warnings.iter().all(|(warned, _)| *warned != kind) {
+            run.progress.warnings.push((kind, wording::budget_nearly_used(&standing)));
+        }
+    }
     Ok(())
 }
 
@@ -1057,9 +1080,15 @@ async fn agent_gone(app: &App, run: &mut Run, end: AgentEnd) -> Result<Step, Eng
     take_checklist(app, run).await?;
     let end = match end {
         AgentEnd::Failed { class, .. }
-            if class == FailureClass::Budget || (is_models(class) && over_budget(run)) =>
+            if class == FailureClass::Budget
+                || (is_models(class) && (over_budget(run) || app.broker.over_budget(&run.id).is_some())) =>
         {
-            AgentEnd::Failed { class: FailureClass::Budget, detail: budget_detail(run) }
+            let over =
+                app.broker.over_budget(&run.id).map_or(BudgetKind::Run, |(standing, _)| standing.budget.kind);
+            run.progress.over = Some(over);
+            // What is used up need not be called nearly used.
+            run.progress.warnings.retain(|(kind, _)| *kind != over);
+            AgentEnd::Failed { class: FailureClass::Budget, detail: budget_detail(app, run) }
         }
         end => end,
     };
@@ -1075,7 +1104,12 @@ fn is_models(class: FailureClass) -> bool {
 }
 
 /// In our words and from our ledger, whatever the agent made of the refusal.
-fn budget_detail(run: &Run) -> String {
+fn budget_detail(app: &App, run: &Run) -> String {
+    if let Some((standing, _)) = app.broker.over_budget(&run.id)
+        && standing.budget.kind != BudgetKind::Run
+    {
+        return wording::stopped_by_budget(&standing);
+    }
     format!(
         "The run's budget did not reach for the agent's next request to the model: {} of {} is spent.",
         crate::domain::budget::dollars(run.progress.cost_micros),

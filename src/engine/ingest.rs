@@ -8,6 +8,7 @@ use crate::agent::definition::AgentSet;
 use crate::agent::{AdapterKind, AgentSpec};
 use crate::app::App;
 use crate::clock::IdKind;
+use crate::domain::budget::{self, Budget, BudgetRules, Standing};
 use crate::domain::command::{Command, CommandError, Verb};
 use crate::domain::effect::{EffectPriority, OwnComment, Payload, Reaction};
 use crate::domain::egress::AllowList;
@@ -469,6 +470,7 @@ async fn commented(
         agents_problem: facts.agents_problem.as_deref(),
         rules: &facts.rules,
         recent_runs: facts.recent_runs,
+        standings: &facts.standings,
         delivery: delivery.id.as_str(),
     };
     let plan = plan::plan(comment, &commands, &context);
@@ -493,6 +495,7 @@ struct Facts {
     approved: Vec<Sha>,
     pushed_since: bool,
     recent_runs: i64,
+    standings: Vec<Standing>,
 }
 
 /// `Ok(Err(text))`: cannot be planned; say so (to people that are heard).
@@ -559,6 +562,19 @@ async fn gather(
         Err(problem) => (app.agents.clone(), Some(problem)),
     };
     let hour_ago = app.clock.now() - Duration::hours(1);
+    let runs = store::runs::of_task(&app.store, &task.id).await?;
+    let standings = if commands.iter().flatten().any(|command| command.verb == Verb::Budget) {
+        let own = config.as_ref().ok().and_then(|config| config.limits.day_budget_micros);
+        let remote = &task.remote;
+        let mut all = budget::wider(remote, repo, &comment.author, own, &budget_rules(app));
+        all.extend(runs.last().map(|run| Budget {
+            whose: format!("run `{}`", run.id.short()),
+            ..Budget::of_run(&run.id, run.spec.budget_micros)
+        }));
+        store::ledger::standings(&app.store, &all, app.clock.now()).await?
+    } else {
+        Vec::new()
+    };
     Ok(Ok(Facts {
         role,
         config,
@@ -567,7 +583,7 @@ async fn gather(
         bases,
         pull,
         own_head,
-        runs: store::runs::of_task(&app.store, &task.id).await?,
+        runs,
         task,
         agents: agents.agents.iter().map(|(name, spec)| (name.clone(), facts_of(spec))).collect(),
         agents_problem,
@@ -576,6 +592,7 @@ async fn gather(
         approved,
         pushed_since,
         recent_runs: store::runs::count_by_requester(&app.store, comment.author.id, hour_ago).await?,
+        standings,
     }))
 }
 
@@ -686,6 +703,16 @@ async fn rules(app: &App, repo: &Repo) -> Result<ServerRules, EngineError> {
         staged: config.publish.staged,
         paused: store::settings::get(&app.store, store::settings::PAUSED).await?,
     })
+}
+
+/// The server's limits on money besides that of a run.
+pub(super) fn budget_rules(app: &App) -> BudgetRules {
+    let config = &app.config.budget;
+    BudgetRules {
+        user_day_micros: config.user_day.map(micros),
+        repo_day_micros: config.repo_day.map(micros),
+        owner_month_micros: config.owner_month.map(micros),
+    }
 }
 
 /// Dollars as written in configuration, in micros.

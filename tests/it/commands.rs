@@ -499,6 +499,7 @@ async fn help_shows_roles_and_agents_of_this_repository() {
         | `/zeblit cancel` | Stop the run of this thread. Partial work is kept. | write and above |
         | `/zeblit ok <commit>` | Approve exactly this commit: a change that waits for it is pushed; the code of a pull request from a fork may be run. | write and above |
         | `/zeblit status` | Show the runs of this thread and their place in the queue. | triage and above |
+        | `/zeblit budget` | Show what is spent and left: for the last run, you, this repository and its owner. | triage and above |
         | `/zeblit help` | Show this table. | triage and above |
         | `/zeblit ping` | Check that the bot listens. | triage and above |
 

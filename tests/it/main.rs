@@ -6,6 +6,7 @@
 mod world;
 
 mod basics;
+mod budget;
 mod builtin;
 mod canary;
 mod claude;

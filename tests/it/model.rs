@@ -48,7 +48,7 @@ impl Way {
         };
         let broker = Broker::new(settings, store.clone(), Arc::new(SystemClock), Arc::new(RandomIds));
         let run = RunId::new("run_0001");
-        let allowance = Allowance { run: run.clone(), attempt: 1, budget_micros };
+        let allowance = Allowance { run: run.clone(), attempt: 1, budget_micros, wider: Vec::new() };
         let listener = broker.open(folder.path(), allowance).await.unwrap();
         let base_url = bridge(folder.path().join("broker.sock")).await;
         Self { model, store, run, folder, base_url, _listener: listener }

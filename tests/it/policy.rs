@@ -31,6 +31,7 @@ fn words(verb: Verb) -> &'static str {
         Verb::Cancel => "/zeblit cancel",
         Verb::Ok => "/zeblit ok 0123abc",
         Verb::Status => "/zeblit status",
+        Verb::Budget => "/zeblit budget",
         Verb::Help => "/zeblit help",
         Verb::Ping => "/zeblit ping",
     }

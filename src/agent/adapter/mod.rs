@@ -225,7 +225,7 @@ fn classify(status: Option<i64>, said: &str) -> AgentEvent {
 
 fn class_of(status: Option<i64>, said: &str) -> FailureClass {
     // The broker's own words: see broker/llm.rs.
-    if said.contains("zeblit: the budget of this run is used up") {
+    if said.contains("zeblit: the budget of ") && said.contains(" is used up") {
         return FailureClass::Budget;
     }
     if said.contains("zeblit: no model key") || said.contains("zeblit: the price of model") {
