@@ -11,7 +11,6 @@ static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
 /// Rows put in after the migration of this number: each later migration must carry them.
 const SAMPLES: &[(i64, &[&str])] = &[
-    (2, &["INSERT INTO budgets VALUES ('user:github:1', '2026-11-21', 5)"]),
     (
         1,
         &[
@@ -35,6 +34,7 @@ const SAMPLES: &[(i64, &[&str])] = &[
             "INSERT INTO settings VALUES ('paused', 'why', 1)",
         ],
     ),
+    (2, &["INSERT INTO budgets VALUES ('user:github:1', '2026-11-21', 5)"]),
     (
         3,
         &[

@@ -246,8 +246,8 @@ const COMMIT_DIGITS: std::ops::RangeInclusive<usize> = 7..=40;
 
 /// Verbs of later versions: never read as a request in plain words, so that they cannot start a run now.
 const LATER_VERBS: &[&str] = &[
-    "plan", "approve", "answer", "rebase", "recreate", "autofix", "describe", "unlock", "hold",
-    "delegate", "revert",
+    "plan", "approve", "answer", "rebase", "recreate", "autofix", "describe", "unlock", "hold", "delegate",
+    "revert",
 ];
 
 /// Finds the commands of a comment, in order. Text in quotes, code, HTML, links and headings never counts.

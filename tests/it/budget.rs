@@ -20,8 +20,8 @@ use zeblit::store::ledger;
 
 /// Requests sent at one time.
 const REQUESTS: usize = 64;
-const BODY: &str =
-    r#"{"model":"claude-sonnet-4-5","max_tokens":1000,"messages":[{"role":"user","content":"hi"}]}"#;
+// With a tool: the scripted endpoint plays its turns to agents only.
+const BODY: &str = r#"{"model":"claude-sonnet-4-5","max_tokens":1000,"tools":[{"name":"Bash"}],"messages":[{"role":"user","content":"hi"}]}"#;
 
 /// What one request reserves: input at the price of a cache write (3.75), 1000 tokens of output at 15.
 fn reservation() -> i64 {

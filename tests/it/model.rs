@@ -92,6 +92,9 @@ async fn what_the_endpoint_counts_is_what_the_ledger_says() {
     let turns = vec![
         Turn::says("One moment."),
         Turn::calls("Bash", json!({"command": "ls"})),
+        // Sent again twice before the agent hears of it.
+        Turn::fails(529, "overloaded_error", "Overloaded"),
+        Turn::fails(529, "overloaded_error", "Overloaded"),
         Turn::fails(529, "overloaded_error", "Overloaded"),
         Turn::says("Done."),
     ];
