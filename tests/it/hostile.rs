@@ -266,7 +266,8 @@ async fn broker(cell: &Cell) -> (ModelServer, Listener) {
         ..Settings::default()
     };
     let broker = Broker::new(settings, store, Arc::new(SystemClock), Arc::new(RandomIds));
-    let allowance = Allowance { run: RunId::new("run_0001"), attempt: 1, budget_micros: 5_000_000 };
+    let allowance =
+        Allowance { run: RunId::new("run_0001"), attempt: 1, budget_micros: 5_000_000, wider: Vec::new() };
     let listener = broker.open(&cell.at("sockets"), allowance).await.unwrap();
     (model, listener)
 }

@@ -5,6 +5,7 @@ use crate::world::{REPO, World};
 use axum::body::Body;
 use axum::http::Request;
 use tower::ServiceExt;
+use zeblit::domain::budget::Budget;
 use zeblit::domain::ids::{RunId, SlotId};
 use zeblit::domain::run::{FailureClass, RunState};
 use zeblit::engine::operate;
@@ -79,7 +80,8 @@ async fn a_silent_run_is_stopped_and_says_so() {
                 model: "m".into(),
                 micros: 1,
             };
-            store::ledger::reserve(&w.app.store, &reservation, 1_000_000, w.app.clock.now()).await.unwrap();
+            let budget = [Budget::of_run(&reservation.run, 1_000_000)];
+            store::ledger::reserve(&w.app.store, &reservation, &budget, w.app.clock.now()).await.unwrap();
             w.clock.advance(minute);
             w.settle().await;
             assert_eq!(w.state_of(1).await, RunState::Running);
