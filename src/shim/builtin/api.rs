@@ -497,7 +497,7 @@ mod tests {
         let second = reply(Api::OpenAi, openai.to_string().as_bytes()).unwrap();
         for (reply, cache_write) in [(first, 8), (second, 0)] {
             assert_eq!((reply.text.as_str(), reply.cut), ("Well.", false));
-            assert_eq!(reply.calls, [call.clone()]);
+            assert_eq!(reply.calls, std::slice::from_ref(&call));
             assert_eq!(reply.tokens, Tokens { input: 5, output: 6, cache_read: 7, cache_write });
         }
         let cut = json!({"choices": [{"message": {"content": null, "tool_calls": [
