@@ -185,7 +185,7 @@ struct Ask {
 
 impl Ask {
     /// The same request to another model.
-    fn to_model(&mut self, model: &str) {
+    fn switch_model(&mut self, model: &str) {
         if let Some(old) = &self.route.model {
             self.route.tail = self.route.tail.replacen(&format!("/{old}:"), &format!("/{model}:"), 1);
             self.route.model = Some(model.to_owned());
@@ -345,7 +345,7 @@ impl Upstream {
         for model in models {
             if last.is_some() {
                 tracing::info!(run = %allowance.run, %model, instead_of = %ask.model, "broker: asking another model");
-                ask.to_model(&model);
+                ask.switch_model(&model);
             }
             let body = Bytes::from(ask.body.to_bytes());
             let exchange = match self.reserve(&ask, allowance, &body).await {
