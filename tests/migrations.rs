@@ -43,6 +43,7 @@ const SAMPLES: &[(i64, &[&str])] = &[
             "INSERT INTO checklists VALUES ('r', '[]', 1)",
         ],
     ),
+    (4, &["INSERT INTO samples VALUES ('r', 1, 1500, 1, 1)"]),
     (
         5,
         &[
@@ -50,7 +51,6 @@ const SAMPLES: &[(i64, &[&str])] = &[
             "INSERT INTO pull_pushes VALUES ('github', 1, 1, 'h', 1)",
         ],
     ),
-    (4, &["INSERT INTO samples VALUES ('r', 1, 1500, 1, 1)"]),
 ];
 
 fn folder() -> &'static Path {
