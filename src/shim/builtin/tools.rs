@@ -347,26 +347,22 @@ fn edit(workspace: &Workspace, input: &Json) -> Result<String, String> {
 fn run(workspace: &Workspace, input: &Json) -> Result<String, String> {
     let command = wanted(input, "command")?;
     let seconds = input.count_of("seconds").unwrap_or(RUN_SECONDS).clamp(1, MAX_RUN_SECONDS);
+    // One pipe for both, so that the order is the command's. Its writing ends go away with the statement.
+    let (reader, writer) = std::io::pipe().map_err(|error| format!("sh: {error}"))?;
     let mut child = Command::new("sh")
         .arg("-c")
         .arg(command)
         .current_dir(workspace.path())
         .process_group(0)
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
+        .stdout(writer.try_clone().map_err(|error| format!("sh: {error}"))?)
+        .stderr(writer)
         .spawn()
         .map_err(|error| format!("sh: {error}"))?;
     let group = i32::try_from(child.id()).map_err(|error| error.to_string())?;
     let heard = Arc::new(Mutex::new(Vec::new()));
     let (sender, ended) = mpsc::channel();
-    if let Some(pipe) = child.stdout.take() {
-        listen(Box::new(pipe), &heard, sender.clone());
-    }
-    if let Some(pipe) = child.stderr.take() {
-        listen(Box::new(pipe), &heard, sender.clone());
-    }
-    drop(sender);
+    listen(Box::new(reader), &heard, sender);
     let begun = Instant::now();
     let limit = Duration::from_secs(seconds);
     let status = loop {
@@ -380,7 +376,7 @@ fn run(workspace: &Workspace, input: &Json) -> Result<String, String> {
         let _ = signal::send(-group, signal::SIGKILL);
         let _ = child.wait();
     }
-    // The channel ends when both pipes have; something that runs on in the background may hold them.
+    // The channel ends when the pipe has; something that runs on in the background may hold them.
     let _ = ended.recv_timeout(DRAIN);
     let bytes = heard.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let mut text = shortened(&String::from_utf8_lossy(&bytes), MAX_OUTPUT_BYTES - 200);
