@@ -125,7 +125,7 @@ mod tests {
         For more information, try '--help'.
         ");
         insta::assert_snapshot!(refused(&["status", "--state", "sleeping"]), @r"
-        error: invalid value 'sleeping' for '--state <STATE>': known states are queued, preparing, running, collecting, publishing, reporting, succeeded, nothing, failed, cancelled
+        error: invalid value 'sleeping' for '--state <STATE>': known states are queued, preparing, running, collecting, publishing, reporting, held, succeeded, nothing, needs_input, failed, cancelled
 
         For more information, try '--help'.
         ");

@@ -1,6 +1,6 @@
 //! What is fuzzed: each target takes any bytes and must neither panic, hang nor break what it promises.
 //!
-//! The driver beside this file runs them in the ordinary tests; `libfuzzer.rs` runs the same functions under libFuzzer.
+//! The driver beside this file runs them: shortly in the ordinary tests, as long as asked by `make fuzz`.
 
 use zeblit::agent::adapter::parse_line;
 use zeblit::agent::{AdapterKind, AgentEvent, definition};

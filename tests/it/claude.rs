@@ -195,7 +195,10 @@ async fn a_refused_key_is_told_as_the_operators_affair() {
 #[tokio::test]
 async fn an_overloaded_model_is_asked_again_and_costs_nothing_meanwhile() {
     let mut turns = fixes_the_answer();
-    turns.insert(1, Turn::fails(529, "overloaded_error", "Overloaded"));
+    // The broker asks three times before the agent hears of it.
+    for _ in 0..3 {
+        turns.insert(1, Turn::fails(529, "overloaded_error", "Overloaded"));
+    }
     with_model(turns, async |w, model| {
         let (_, run) = asked(w, "/zeblit fix").await;
         assert_eq!(run.state, RunState::Succeeded, "{:?} {}", run.outcome, w.log(1).await);

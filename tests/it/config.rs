@@ -357,7 +357,7 @@ async fn broken_agents_are_told_with_file_and_line() {
         agent `broken` (.github/zeblit/agents/broken.md): line 1: the file must begin with a line `---`, then YAML, then another `---`
         agent `broken` (.github/zeblit/agents/broken.md): line 2: missing field `description`
         agent `broken` (.github/zeblit/agents/broken.md): line 2: `name` is `other`, but the file is called `broken.md`
-        agent `broken` (.github/zeblit/agents/broken.md): line 4: `adapter`: unknown variant `shell`, expected one of command, claude
+        agent `broken` (.github/zeblit/agents/broken.md): line 4: `adapter`: unknown variant `shell`, expected one of command, claude, builtin, codex, opencode, gemini
         agent `broken` (.github/zeblit/agents/broken.md): line 5: `argv` is empty; `adapter: command` needs the program and its arguments
         agent `broken` (.github/zeblit/agents/broken.md): line 5: `argv` has `{args}` inside a longer element; write it as an element of its own
         agent `broken` (.github/zeblit/agents/broken.md): line 6: `frobnicate`: unknown field `frobnicate`, expected one of name, description, adapter, model, argv, tools, limits, skills, read_only
