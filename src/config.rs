@@ -1622,6 +1622,11 @@ impl Config {
         }
     }
 
+    /// The file with the key that this server made; `None` when the configuration holds the key.
+    pub fn secret_key_file(&self) -> Option<PathBuf> {
+        self.secret_key.is_none().then(|| self.secret_key_path())
+    }
+
     fn secret_key_path(&self) -> PathBuf {
         self.state_dir.join("secret.key")
     }

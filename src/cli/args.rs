@@ -53,6 +53,12 @@ pub enum Command {
     Replay(DeliveryRef),
     /// List who did what
     Audit(ListArgs),
+    /// Write the whole database to one file, also while the server works
+    Backup(BackupArgs),
+    /// Fill an empty database, of either kind, from a backup
+    Restore(BackupArgs),
+    /// Bring the database's schema up to date, which `serve` does by itself
+    Migrate,
     /// Check everything the server needs, and say how to mend it
     Doctor(JsonArg),
     /// Sign and send a webhook, as a forge would
@@ -160,6 +166,13 @@ pub struct ListArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// The backup
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@
 
 pub mod args;
 pub mod backend;
+pub mod backup;
 pub mod bench;
 mod bench_broker;
 pub mod config;
@@ -72,6 +73,9 @@ async fn command(cli: Cli, output: Output) -> Result<Exit, CliError> {
         Command::Deliveries(args) => operate::deliveries(&Backend::open(file).await?, &args, output).await,
         Command::Replay(args) => operate::replay(&Backend::open(file).await?, &args.delivery, output).await,
         Command::Audit(args) => operate::audit(&Backend::open(file).await?, &args, output).await,
+        Command::Backup(args) => backup::backup(file, &args, output).await,
+        Command::Restore(args) => backup::restore(file, &args, output).await,
+        Command::Migrate => backup::migrate(file, output).await,
         Command::Doctor(args) => doctor::run(file, args.json, output).await,
         Command::SendWebhook(args) => send_webhook::run(file, &args, output).await,
         Command::Config { command } => config::run(file, &command, output),
@@ -165,6 +169,9 @@ mod tests {
           deliveries    List the newest deliveries
           replay        Handle a stored delivery again
           audit         List who did what
+          backup        Write the whole database to one file, also while the server works
+          restore       Fill an empty database, of either kind, from a backup
+          migrate       Bring the database's schema up to date, which `serve` does by itself
           doctor        Check everything the server needs, and say how to mend it
           send-webhook  Sign and send a webhook, as a forge would
           config        Check the configuration, or print an example

@@ -12,6 +12,7 @@ pub mod approvals;
 pub mod artifacts;
 pub mod attempts;
 pub mod audit;
+pub mod backup;
 pub mod effects;
 pub mod egress;
 pub mod inbox;
@@ -76,6 +77,15 @@ pub struct Store {
     checkpoints: Option<Arc<open::Checkpoints>>,
 }
 
+/// One migration of the schema.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Migrated {
+    pub version: i64,
+    pub name: String,
+    /// It was not there before.
+    pub now: bool,
+}
+
 /// A write transaction; rolled back when dropped without `commit`.
 #[derive(Debug)]
 pub struct Tx {
@@ -87,6 +97,11 @@ impl Store {
     /// `sqlite:PATH` (created when missing), `sqlite::memory:` is refused; `postgres://…`. Applies migrations.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
         open::open(url).await
+    }
+
+    /// Brings a database up to this program's schema: every migration with its name, and whether it was applied now.
+    pub async fn migrate(url: &str) -> Result<Vec<Migrated>, StoreError> {
+        open::migrate(url).await
     }
 
     /// Which database this is.

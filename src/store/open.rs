@@ -1,7 +1,7 @@
 //! Opening a database: address, pragmas (set and read back), migrations, checkpoints.
 
 use super::rows::sql;
-use super::{DatabaseKind, Store, StoreError, inbox};
+use super::{DatabaseKind, Migrated, Store, StoreError, inbox};
 use sqlx::any::AnyPoolOptions;
 use sqlx::migrate::Migrator;
 use sqlx::{AnyConnection, AnyPool, Connection, Row};
@@ -57,6 +57,49 @@ pub(super) async fn open(url: &str) -> Result<Store, StoreError> {
     match parse(url)? {
         Address::Sqlite { path } => open_sqlite(&path).await,
         Address::Postgres { url } => open_postgres(&url).await,
+    }
+}
+
+/// Versions of the migrations that this program has.
+pub(super) fn known() -> Vec<i64> {
+    MIGRATIONS.iter().map(|migration| migration.version).collect()
+}
+
+/// Versions of the migrations that a database has.
+pub(super) async fn applied(connection: &mut AnyConnection) -> Result<Vec<i64>, StoreError> {
+    let rows = sqlx::query("SELECT version FROM _sqlx_migrations ORDER BY version")
+        .fetch_all(connection)
+        .await
+        .map_err(sql("list the migrations"))?;
+    rows.iter().map(|row| row.try_get(0).map_err(sql("list the migrations"))).collect()
+}
+
+/// See `Store::migrate`.
+pub(super) async fn migrate(url: &str) -> Result<Vec<Migrated>, StoreError> {
+    DRIVERS.call_once(sqlx::any::install_default_drivers);
+    let before = match parse(url)? {
+        // Not made just to look.
+        Address::Sqlite { path } if !path.exists() => Vec::new(),
+        Address::Sqlite { path } => versions(&sqlite_url(&path)?).await?,
+        Address::Postgres { url } => versions(&url).await?,
+    };
+    open(url).await?.close().await;
+    let all = MIGRATIONS.iter().map(|migration| Migrated {
+        version: migration.version,
+        name: migration.description.to_string(),
+        now: !before.contains(&migration.version),
+    });
+    Ok(all.collect())
+}
+
+/// None in a database that never had a migration.
+async fn versions(url: &str) -> Result<Vec<i64>, StoreError> {
+    let mut connection = AnyConnection::connect(url).await.map_err(sql("open the database"))?;
+    let found = applied(&mut connection).await;
+    connection.close().await.map_err(sql("close the database"))?;
+    match found {
+        Err(StoreError::Sql { source: sqlx::Error::Database(_), .. }) => Ok(Vec::new()),
+        found => found,
     }
 }
 
