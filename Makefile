@@ -77,6 +77,13 @@ prove-canary: ## canary secrets of a server are found nowhere that an agent can 
 	@$(PROVE_RUN) canary:: > $(PROVE)-canary.log 2>&1 || { tail -n 60 $(PROVE)-canary.log; exit 1; }
 	@cat $(PROVE)/$@/canary.txt
 
+.PHONY: prove-fsync
+prove-fsync: ## every accepted delivery is on the disk before its answer, by its system calls (SECONDS=10)
+	@deploy/setup.sh test
+	@rm -rf $(PROVE)/$@
+	@ZEBLIT_PROVE_SECONDS=$(or $(SECONDS),10) $(SHELL) -c '$(PROVE_RUN) fsync::' > $(PROVE)-fsync.log 2>&1 || { tail -n 60 $(PROVE)-fsync.log; exit 1; }
+	@printf 'prove-fsync: '; cat $(PROVE)/$@/fsync.txt
+
 clean: ## remove build output and the demo's state
 	$(CARGO) clean
 	rm -rf .demo

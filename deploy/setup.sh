@@ -170,6 +170,7 @@ test)
     need_clis || die "the image with the agents' programs could not be built"
     need_postgres
     need_redis
+    have strace || install_packages "reading system calls" strace || die "no strace"
     ;;
 *) die "usage: deploy/setup.sh demo|test" ;;
 esac

@@ -41,6 +41,7 @@ pub struct Config {
     pub budget: BudgetConfig,
     pub agents: AgentsConfig,
     pub publish: PublishConfig,
+    pub retention: RetentionConfig,
     /// Signs markers and run links. Absent: made once, 0600, in the state directory.
     pub secret_key: Option<SecretString>,
 }
@@ -262,6 +263,8 @@ pub struct LimitsConfig {
     pub runs: i64,
     pub runs_per_repo: i64,
     pub runs_per_user: i64,
+    /// A run that waited so many hours in the queue ends.
+    pub queue_hours: i64,
     /// Commands that start runs, per user and hour.
     pub commands_per_user_hour: i64,
     /// Dollars of one run that names no budget, and the most that a command may ask for.
@@ -313,6 +316,26 @@ impl Default for PublishConfig {
     }
 }
 
+/// Days after which things are thrown away. Runs, the ledger and the audit log stay.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetentionConfig {
+    /// Deliveries that were handled; as long as they are kept, a repetition is known by its id.
+    pub deliveries_days: i64,
+    /// Deliveries that led to nothing.
+    pub ignored_days: i64,
+    /// Logs and samples of ended runs.
+    pub logs_days: i64,
+    /// Bundles, diffs and other artifacts of ended runs.
+    pub artifacts_days: i64,
+}
+
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        Self { deliveries_days: 30, ignored_days: 7, logs_days: 30, artifacts_days: 30 }
+    }
+}
+
 impl PublishConfig {
     /// The mode of a repository: its own entry, else its owner's, else the general one.
     pub fn mode_of(&self, repo: &RepoName) -> PushMode {
@@ -351,6 +374,7 @@ impl Default for Config {
             budget: BudgetConfig::default(),
             agents: AgentsConfig::default(),
             publish: PublishConfig::default(),
+            retention: RetentionConfig::default(),
             secret_key: None,
         }
     }
@@ -435,6 +459,7 @@ impl Default for LimitsConfig {
             runs: 4,
             runs_per_repo: 2,
             runs_per_user: 2,
+            queue_hours: 24,
             commands_per_user_hour: 20,
             run_budget: 5.0,
             max_run_budget: 20.0,
@@ -644,6 +669,7 @@ const SECTIONS: &[(&str, &str)] = &[
         "publish",
         "What becomes of a result. A pushed branch starts the repository's workflows, with its secrets: see `zeblit help modes`.",
     ),
+    ("retention", "Days after which things are thrown away; runs, the ledger and the audit log stay."),
     ("budget", "Dollars for models, all runs together. A request that might pass one is not sent."),
     ("agents", "Which agent serves which command, and your own agents and skills."),
 ];
@@ -979,6 +1005,13 @@ const KEYS: &[Key] = &[
         c.limits.runs_per_user
     )),
     key!(
+        "limits.queue_hours",
+        Integer,
+        "Hours after which a run that still waits in the queue ends.",
+        "",
+        |c| { plain(c.limits.queue_hours) }
+    ),
+    key!(
         "limits.commands_per_user_hour",
         Integer,
         "Commands that start runs, per person and hour.",
@@ -1059,6 +1092,26 @@ const KEYS: &[Key] = &[
     key!("publish.staged", Bool, "Every run is a dry run: nothing is pushed or opened.", "", |c| plain(
         c.publish.staged
     )),
+    key!(
+        "retention.deliveries_days",
+        Integer,
+        "Days that handled deliveries are kept, so that a repetition is known.",
+        "",
+        |c| plain(c.retention.deliveries_days)
+    ),
+    key!("retention.ignored_days", Integer, "Days that deliveries are kept which led to nothing.", "", |c| {
+        plain(c.retention.ignored_days)
+    }),
+    key!("retention.logs_days", Integer, "Days that logs of ended runs are kept.", "", |c| plain(
+        c.retention.logs_days
+    )),
+    key!(
+        "retention.artifacts_days",
+        Integer,
+        "Days that bundles, diffs and other artifacts of ended runs are kept.",
+        "",
+        |c| plain(c.retention.artifacts_days)
+    ),
     key!("agents.fix", Text, "The agent of `fix`, `continue` and plain words.", "", |c| text(&c.agents.fix)),
     key!("agents.review", Text, "The agent of `review`.", "", |c| text(&c.agents.review)),
     key!("agents.ask", Text, "The agent of `ask`.", "", |c| text(&c.agents.ask)),
@@ -1190,6 +1243,7 @@ impl Config {
         self.validate_models(&mut found);
         self.validate_limits(&mut found);
         self.validate_publish(&mut found);
+        self.validate_retention(&mut found);
         for (name, agent) in
             [("fix", &self.agents.fix), ("review", &self.agents.review), ("ask", &self.agents.ask)]
         {
@@ -1429,12 +1483,29 @@ impl Config {
         }
     }
 
+    fn validate_retention(&self, found: &mut Problems) {
+        let kept = &self.retention;
+        for (name, days, least) in [
+            // GitHub sends again what is up to three days old.
+            ("deliveries_days", kept.deliveries_days, 4),
+            ("ignored_days", kept.ignored_days, 4),
+            ("logs_days", kept.logs_days, 1),
+            // A change that waits for its approval is an artifact.
+            ("artifacts_days", kept.artifacts_days, 1),
+        ] {
+            if !(least..=3650).contains(&days) {
+                found.add(&format!("retention.{name}"), &format!("needs a number from {least} to 3650"));
+            }
+        }
+    }
+
     fn validate_limits(&self, found: &mut Problems) {
         let limits = &self.limits;
         for (name, value) in [
             ("runs", limits.runs),
             ("runs_per_repo", limits.runs_per_repo),
             ("runs_per_user", limits.runs_per_user),
+            ("queue_hours", limits.queue_hours),
             ("commands_per_user_hour", limits.commands_per_user_hour),
             ("writes_per_minute", limits.writes_per_minute),
             ("writes_per_hour", limits.writes_per_hour),

@@ -50,13 +50,8 @@ pub async fn backup(config: Option<&Path>, args: &BackupArgs, output: Output) ->
     // Whole or not there: a half backup must not look like one.
     let part = PathBuf::from(format!("{}.part", path.display()));
     let write = |error: std::io::Error| of_file("cannot write", &part, &error);
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&part)
-        .map_err(write)?;
+    let file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part).map_err(write)?;
     let mut to = FrameEncoder::new(BufWriter::new(file));
     let rows = match backup::dump(&store, &extra, &mut to, SystemClock.now()).await {
         Ok(rows) => rows,
@@ -66,9 +61,8 @@ pub async fn backup(config: Option<&Path>, args: &BackupArgs, output: Output) ->
         }
     };
     store.close().await;
-    let mut file = to
-        .finish()
-        .map_err(|error| CliError::new(format!("cannot write {}: {error}", part.display())))?;
+    let mut file =
+        to.finish().map_err(|error| CliError::new(format!("cannot write {}: {error}", part.display())))?;
     file.flush().map_err(write)?;
     file.get_ref().sync_all().map_err(write)?;
     std::fs::rename(&part, path).map_err(write)?;
@@ -147,10 +141,7 @@ fn restore_key(config: &Config, loaded: &Loaded) -> Result<String, CliError> {
 pub async fn migrate(config: Option<&Path>, output: Output) -> Result<Exit, CliError> {
     let config = Config::load(config)?;
     let migrated = Store::migrate(config.database_url().expose_secret()).await.map_err(|error| {
-        let newer = matches!(
-            error,
-            StoreError::Migrate(sqlx::migrate::MigrateError::VersionMissing(_))
-        );
+        let newer = matches!(error, StoreError::Migrate(sqlx::migrate::MigrateError::VersionMissing(_)));
         let told = CliError::new(format!("the schema was not changed: {}", chain(&error)));
         told.hint(if newer {
             "a newer zeblit used this database: install that version, or a newer one"

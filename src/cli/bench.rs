@@ -14,7 +14,7 @@ use crate::engine;
 use crate::http::server;
 use crate::intake::signature;
 use crate::remote::local::{LocalForge, SeedFile};
-use crate::store;
+use crate::store::{self, Durability};
 use anyhow::{Context, bail, ensure};
 use secrecy::SecretString;
 use std::sync::Arc;
@@ -40,6 +40,9 @@ pub enum Args {
         rate: u64,
         #[arg(long, default_value_t = 20)]
         seconds: u64,
+        /// What a commit waits for: `full` as a server's, `normal` to see what that costs
+        #[arg(long, default_value = "full", value_parser = durability)]
+        synchronous: Durability,
     },
     /// From a delivery to the agent's process running in Docker: median
     Start {
@@ -55,10 +58,18 @@ pub enum Args {
     },
 }
 
+fn durability(text: &str) -> Result<Durability, String> {
+    match text {
+        "full" => Ok(Durability::Full),
+        "normal" => Ok(Durability::Lost),
+        _ => Err("full or normal".to_owned()),
+    }
+}
+
 /// Gives the line with the figure, and whether the goal holds.
 pub async fn run(args: Args) -> anyhow::Result<(String, bool)> {
     match args {
-        Args::Ingest { rate, seconds } => ingest(rate, seconds).await,
+        Args::Ingest { rate, seconds, synchronous } => ingest(rate, seconds, synchronous).await,
         Args::Start { runs, image } => start(runs, image).await,
         Args::Broker { rounds } => broker(rounds).await,
     }
@@ -74,7 +85,7 @@ struct Server {
 }
 
 impl Server {
-    async fn start(kind: SandboxKind, image: Option<String>) -> anyhow::Result<Self> {
+    async fn start(kind: SandboxKind, image: Option<String>, durability: Durability) -> anyhow::Result<Self> {
         let folder = std::env::temp_dir().join(format!("zeblit-bench-{}", std::process::id()));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
@@ -90,7 +101,7 @@ impl Server {
         if let Some(image) = image {
             config.sandbox.image = image;
         }
-        let app = App::build(config).await?;
+        let app = App::build_for_measuring(config, durability).await?;
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let limits = server::Limits::of(&app.config.server);
@@ -140,9 +151,9 @@ async fn broker(rounds: usize) -> anyhow::Result<(String, bool)> {
     measured
 }
 
-async fn ingest(rate: u64, seconds: u64) -> anyhow::Result<(String, bool)> {
+async fn ingest(rate: u64, seconds: u64, durability: Durability) -> anyhow::Result<(String, bool)> {
     ensure!(rate > 0 && seconds > 0, "--rate and --seconds must be at least 1");
-    let server = Server::start(SandboxKind::Process, None).await?;
+    let server = Server::start(SandboxKind::Process, None, durability).await?;
     let client = reqwest::Client::new();
     let begin = Instant::now() + Duration::from_millis(100);
     let mut posts = JoinSet::new();
@@ -151,7 +162,7 @@ async fn ingest(rate: u64, seconds: u64) -> anyhow::Result<(String, bool)> {
         tokio::time::sleep_until(at.into()).await;
         let (client, url) = (client.clone(), server.url.clone());
         posts.spawn(async move {
-            let status = post(&client, &url, &format!("bench-{n}"), "issue_comment", DELIVERY).await;
+            let status = post(&client, &url, &format!("bench-{n:06}"), "issue_comment", DELIVERY).await;
             (status, at.elapsed())
         });
     }
@@ -171,9 +182,10 @@ async fn ingest(rate: u64, seconds: u64) -> anyhow::Result<(String, bool)> {
     let p99 = quantile(&times, 0.99);
     let ok = refused == 0 && usize::try_from(stored)? == times.len() && p99 < Duration::from_millis(50);
     let line = format!(
-        "ingest: {} deliveries of {} bytes at {rate}/s, all stored with synchronous=FULL before the answer: p50 {}, p99 {} (goal 50 ms), {refused} refused",
+        "ingest: {} deliveries of {} bytes at {rate}/s, all stored with synchronous={} before the answer: p50 {}, p99 {} (goal 50 ms), {refused} refused",
         times.len(),
         DELIVERY.len(),
+        if durability == Durability::Full { "FULL" } else { "NORMAL (a power cut may lose them)" },
         ms(quantile(&times, 0.5)),
         ms(p99),
     );
@@ -181,7 +193,7 @@ async fn ingest(rate: u64, seconds: u64) -> anyhow::Result<(String, bool)> {
 }
 
 async fn start(runs: usize, image: String) -> anyhow::Result<(String, bool)> {
-    let server = Server::start(SandboxKind::Docker, Some(image)).await?;
+    let server = Server::start(SandboxKind::Docker, Some(image), Durability::Full).await?;
     let forge = server.app.local.clone().context("the bench runs on the local forge")?;
     let name = RepoName::parse("bench/project")?;
     let files = [SeedFile { path: "README.md", content: "bench\n", executable: false }];

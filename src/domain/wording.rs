@@ -174,6 +174,11 @@ pub fn approval_is_void(head: &Sha) -> String {
 /// Why a change that nobody approved was dropped; stands where otherwise a person's name does.
 pub const NOT_APPROVED: &str = "not approved in time";
 
+/// A run that nobody came to work on.
+pub fn waited_too_long(hours: i64) -> String {
+    format!("It waited in the queue for {}, its limit, and never started.", plural(hours, "hour"))
+}
+
 /// Why a run on a stranger's code was stopped by a push; stands where otherwise a person's name does.
 pub const APPROVAL_VOID: &str = "approval void";
 
@@ -929,6 +934,9 @@ fn ending(run: &Run) -> String {
         }
         (RunState::Cancelled, _) => {
             "`/zeblit continue` goes on from here, `/zeblit retry` asks for the same again."
+        }
+        (_, Some(FailureClass::Timeout)) if outcome.step == Some(Phase::Queue) => {
+            "`/zeblit retry` asks for the same again."
         }
         (_, Some(FailureClass::Timeout)) => "`/zeblit continue` goes on from where it stopped.",
         (_, Some(FailureClass::Budget)) if run.progress.over.is_some_and(|kind| kind != BudgetKind::Run) => {

@@ -4,11 +4,12 @@ use super::EngineError;
 use super::report::{self, Urgency};
 use crate::app::App;
 use crate::domain::ids::RunId;
-use crate::domain::run::{Run, RunInput};
+use crate::domain::run::{FailureClass, Phase, Run, RunInput};
 use crate::domain::wording;
 use crate::queue::Topic;
 use crate::sandbox::SandboxError;
 use crate::store;
+use crate::store::retention::Part;
 use std::collections::HashSet;
 use std::path::PathBuf;
 
@@ -55,25 +56,51 @@ pub async fn tick(app: &App) -> Result<(), EngineError> {
     queued(app).await?;
     unapproved(app).await?;
     orphans(app).await?;
+    retention(app).await?;
     Ok(())
 }
 
 /// Cancels of runs that nobody works on, and places in the queue.
 async fn queued(app: &App) -> Result<(), EngineError> {
+    let longest = chrono::Duration::hours(app.config.limits.queue_hours);
     for mut run in store::runs::queued(&app.store, PLACES).await? {
         if run.cancel_requested.is_some() {
             run.outcome.reason = super::execute::cancel_reason(&run);
-            run.outcome.step = Some(crate::domain::run::Phase::Queue);
-            run.apply(&RunInput::Cancelled, app.clock.now())?;
-            match super::execute::save(app, &run, Urgency::State).await {
-                // It was claimed meanwhile: its worker sees the cancel.
-                Err(EngineError::Store(store::StoreError::Fenced { .. })) | Ok(()) => {}
-                Err(error) => return Err(error),
-            }
-            app.wakeup.notify(Topic::Runs);
+            end_in_queue(app, run, &RunInput::Cancelled).await?;
+        } else if app.clock.now() - run.created_at >= longest {
+            run.outcome.class = Some(FailureClass::Timeout);
+            run.outcome.reason = wording::waited_too_long(app.config.limits.queue_hours);
+            end_in_queue(app, run, &RunInput::Failed).await?;
         } else {
             show_place(app, run).await?;
         }
+    }
+    Ok(())
+}
+
+async fn end_in_queue(app: &App, mut run: Run, how: &RunInput) -> Result<(), EngineError> {
+    run.outcome.step = Some(Phase::Queue);
+    run.apply(how, app.clock.now())?;
+    match super::execute::save(app, &run, Urgency::State).await {
+        // It was claimed meanwhile: its worker sees the cancel.
+        Err(EngineError::Store(store::StoreError::Fenced { .. })) | Ok(()) => {}
+        Err(error) => return Err(error),
+    }
+    app.wakeup.notify(Topic::Runs);
+    Ok(())
+}
+
+/// What is older than the configuration says is thrown away, some of it in each round.
+async fn retention(app: &App) -> Result<(), EngineError> {
+    let (now, kept) = (app.clock.now(), &app.config.retention);
+    let before = |days: i64| now - chrono::Duration::days(days);
+    let ignored = store::retention::forget_ignored(&app.store, before(kept.ignored_days)).await?;
+    let handled = store::retention::forget_handled(&app.store, before(kept.deliveries_days)).await?;
+    let logs = store::retention::forget_runs(&app.store, Part::Logs, before(kept.logs_days)).await?;
+    let artifacts =
+        store::retention::forget_runs(&app.store, Part::Artifacts, before(kept.artifacts_days)).await?;
+    if ignored + handled > 0 || logs + artifacts > 0 {
+        tracing::info!(ignored, handled, logs, artifacts, "threw away what is old");
     }
     Ok(())
 }

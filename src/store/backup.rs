@@ -83,9 +83,14 @@ enum Line {
         /// What belongs to it and is not in the database.
         extra: Extra,
     },
-    Table { name: String, columns: Vec<Column> },
+    Table {
+        name: String,
+        columns: Vec<Column>,
+    },
     Row(Vec<Value>),
-    End { rows: Counts },
+    End {
+        rows: Counts,
+    },
 }
 
 /// Writes everything as it is at one moment. Others may go on writing meanwhile.
@@ -135,7 +140,11 @@ pub async fn dump(
 }
 
 /// Fills an empty database: all of it or nothing.
-pub async fn load(store: &Store, from: &mut (dyn BufRead + Send), now: DateTime<Utc>) -> Result<Loaded, BackupError> {
+pub async fn load(
+    store: &Store,
+    from: &mut (dyn BufRead + Send),
+    now: DateTime<Utc>,
+) -> Result<Loaded, BackupError> {
     let mut tx = store.write_tx().await?;
     for table in IN_USE {
         let found = sqlx::query(AssertSqlSafe(format!("SELECT 1 FROM {table} LIMIT 1")))
@@ -152,7 +161,9 @@ pub async fn load(store: &Store, from: &mut (dyn BufRead + Send), now: DateTime<
             let ours = open::known();
             let newer = migrations.iter().any(|migration| !ours.contains(migration));
             if format > FORMAT || newer {
-                return Err(BackupError::Newer { detail: format!("{version}; this is {}", env!("CARGO_PKG_VERSION")) });
+                return Err(BackupError::Newer {
+                    detail: format!("{version}; this is {}", env!("CARGO_PKG_VERSION")),
+                });
             }
             let made_at = DateTime::from_timestamp_millis(at);
             (made_at.ok_or_else(|| lines.damaged("its time is no time"))?, extra)
@@ -171,7 +182,9 @@ pub async fn load(store: &Store, from: &mut (dyn BufRead + Send), now: DateTime<
                 let known = columns(&mut tx.inner, store.kind, &name).await?;
                 // Columns that came later have defaults.
                 if let Some(unknown) = given.iter().find(|column| !known.contains(column)) {
-                    return Err(lines.damaged(&format!("`{name}` has no column `{}` of that kind", unknown.name)));
+                    return Err(
+                        lines.damaged(&format!("`{name}` has no column `{}` of that kind", unknown.name))
+                    );
                 }
                 sqlx::query(AssertSqlSafe(format!("DELETE FROM {name}")))
                     .execute(&mut *tx.inner)
@@ -251,7 +264,9 @@ impl Into {
         match query.execute(connection).await {
             Ok(_) => Ok(Ok(())),
             // A row that breaks a rule of the schema is the backup's fault, everything else the database's.
-            Err(sqlx::Error::Database(error)) if error.is_unique_violation() || error.is_check_violation() => {
+            Err(sqlx::Error::Database(error))
+                if error.is_unique_violation() || error.is_check_violation() =>
+            {
                 Ok(Err(format!("a row of `{}` is refused: {error}", self.table)))
             }
             Err(error) => Err(sql("restore a row")(error)),
@@ -283,7 +298,8 @@ impl Lines<'_> {
 
 /// Words that stand in SQL text without quotes; our schema has no others.
 fn is_plain(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+    !name.is_empty()
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
 async fn tables(connection: &mut AnyConnection, kind: DatabaseKind) -> Result<Vec<String>, StoreError> {
@@ -324,8 +340,11 @@ async fn columns(
              ORDER BY ordinal_position"
         }
     };
-    let rows =
-        sqlx::query(text).bind(table).fetch_all(connection).await.map_err(sql("list the columns of a table"))?;
+    let rows = sqlx::query(text)
+        .bind(table)
+        .fetch_all(connection)
+        .await
+        .map_err(sql("list the columns of a table"))?;
     let mut columns = Vec::new();
     for row in rows {
         let name: String = row.try_get("name").map_err(sql("list the columns of a table"))?;
@@ -336,7 +355,12 @@ async fn columns(
             "bytea" => Kind::Bytes,
             _ => {
                 let detail = format!("`{word}` is not a type that every database has");
-                return Err(StoreError::BadRow { table: "schema", column: "type", id: format!("{table}.{name}"), detail });
+                return Err(StoreError::BadRow {
+                    table: "schema",
+                    column: "type",
+                    id: format!("{table}.{name}"),
+                    detail,
+                });
             }
         };
         if is_plain(&name) {
@@ -386,7 +410,9 @@ mod tests {
         tasks::insert(&mut tx, &task("task", 1, 7)).await.unwrap();
         runs::insert(&mut tx, &new_run("run")).await.unwrap();
         artifacts::put(&mut tx, &RunId::new("run"), "bundle", b"\0\xff\xfe bytes", at(1)).await.unwrap();
-        effects::put(&mut tx, &EffectId::new("effect"), &comment("key", "\"text\"\n💥"), at(2)).await.unwrap();
+        effects::put(&mut tx, &EffectId::new("effect"), &comment("key", "\"text\"\n💥"), at(2))
+            .await
+            .unwrap();
         settings::set(&mut tx, "paused", Some("why"), at(3)).await.unwrap();
         tx.commit().await.unwrap();
     }
@@ -432,7 +458,10 @@ mod tests {
                     .unwrap();
                 tx.commit().await.unwrap();
                 assert_eq!(rows(&to.store).await, rows(&from.store).await);
-                assert_eq!(runs::get(&to.store, &RunId::new("run")).await.unwrap(), runs::get(&from.store, &RunId::new("run")).await.unwrap());
+                assert_eq!(
+                    runs::get(&to.store, &RunId::new("run")).await.unwrap(),
+                    runs::get(&from.store, &RunId::new("run")).await.unwrap()
+                );
             })
             .await;
         })
@@ -460,7 +489,10 @@ mod tests {
             });
             for _ in 0..10 {
                 let mut bytes = Vec::new();
-                let counts = dump(store, &Extra::from([("key".to_owned(), "k".to_owned())]), &mut bytes, at(5)).await.unwrap();
+                let counts =
+                    dump(store, &Extra::from([("key".to_owned(), "k".to_owned())]), &mut bytes, at(5))
+                        .await
+                        .unwrap();
                 assert_eq!(counts["tasks"], counts["runs"]);
             }
             stop.cancel();
@@ -503,7 +535,8 @@ mod tests {
                 without(row - 1),
                 whole[..whole.len() / 2].to_owned(),
                 whole.replace("\"name\":\"runs\"", "\"name\":\"runs; DROP TABLE runs\""),
-                whole.replace("{\"name\":\"raw\",\"kind\":\"bytes\"}", "{\"name\":\"raw\",\"kind\":\"text\"}"),
+                whole
+                    .replace("{\"name\":\"raw\",\"kind\":\"bytes\"}", "{\"name\":\"raw\",\"kind\":\"text\"}"),
                 whole.replace("\"queued\"", "5"),
                 whole.replacen("{\"row\"", "{\"row\":[1]}\n{\"row\"", 1),
             ];

@@ -530,7 +530,7 @@ mod tests {
     #[tokio::test]
     async fn an_unusable_database_fails_each_insert_of_the_group() {
         each_database(async |database| {
-            let store = super::super::open::open(&database.url).await.unwrap();
+            let store = Store::open(&database.url).await.unwrap();
             store.close().await;
             let results = join_all((0..10).map(|n| insert(&store, delivery(n)))).await;
             assert!(results.iter().all(Result::is_err));

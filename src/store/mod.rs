@@ -21,6 +21,7 @@ pub mod logs;
 pub mod nodes;
 mod open;
 pub mod questions;
+pub mod retention;
 mod rows;
 pub mod runs;
 pub mod samples;
@@ -38,6 +39,15 @@ use std::sync::Arc;
 pub enum DatabaseKind {
     Sqlite,
     Postgres,
+}
+
+/// What a commit on SQLite waits for; a server's always waits for the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// `synchronous=FULL`: the disk has it.
+    Full,
+    /// `synchronous=NORMAL`: a power cut may lose it. Only to show the difference.
+    Lost,
 }
 
 /// What can go wrong with the database.
@@ -96,7 +106,12 @@ pub struct Tx {
 impl Store {
     /// `sqlite:PATH` (created when missing), `sqlite::memory:` is refused; `postgres://…`. Applies migrations.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
-        open::open(url).await
+        open::open(url, Durability::Full).await
+    }
+
+    /// As `open`, for measuring what durability costs.
+    pub async fn open_for_measuring(url: &str, durability: Durability) -> Result<Self, StoreError> {
+        open::open(url, durability).await
     }
 
     /// Brings a database up to this program's schema: every migration with its name, and whether it was applied now.

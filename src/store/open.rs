@@ -1,7 +1,7 @@
 //! Opening a database: address, pragmas (set and read back), migrations, checkpoints.
 
 use super::rows::sql;
-use super::{DatabaseKind, Migrated, Store, StoreError, inbox};
+use super::{DatabaseKind, Durability, Migrated, Store, StoreError, inbox};
 use sqlx::any::AnyPoolOptions;
 use sqlx::migrate::Migrator;
 use sqlx::{AnyConnection, AnyPool, Connection, Row};
@@ -52,10 +52,10 @@ enum Address {
     Postgres { url: String },
 }
 
-pub(super) async fn open(url: &str) -> Result<Store, StoreError> {
+pub(super) async fn open(url: &str, durability: Durability) -> Result<Store, StoreError> {
     DRIVERS.call_once(sqlx::any::install_default_drivers);
     match parse(url)? {
-        Address::Sqlite { path } => open_sqlite(&path).await,
+        Address::Sqlite { path } => open_sqlite(&path, durability).await,
         Address::Postgres { url } => open_postgres(&url).await,
     }
 }
@@ -83,7 +83,7 @@ pub(super) async fn migrate(url: &str) -> Result<Vec<Migrated>, StoreError> {
         Address::Sqlite { path } => versions(&sqlite_url(&path)?).await?,
         Address::Postgres { url } => versions(&url).await?,
     };
-    open(url).await?.close().await;
+    open(url, Durability::Full).await?.close().await;
     let all = MIGRATIONS.iter().map(|migration| Migrated {
         version: migration.version,
         name: migration.description.to_string(),
@@ -161,7 +161,7 @@ fn sqlite_url(path: &Path) -> Result<String, StoreError> {
     Ok(url)
 }
 
-async fn open_sqlite(path: &Path) -> Result<Store, StoreError> {
+async fn open_sqlite(path: &Path, durability: Durability) -> Result<Store, StoreError> {
     let unusable = |detail: String| StoreError::Url { url: format!("sqlite:{}", path.display()), detail };
     let folder = path.parent().ok_or_else(|| unusable("has no folder".to_owned()))?;
     DirBuilder::new()
@@ -186,13 +186,13 @@ async fn open_sqlite(path: &Path) -> Result<Store, StoreError> {
     };
     let writers = options()
         .max_connections(1)
-        .after_connect(|connection, _| Box::pin(pragmas(connection, Use::Write)))
+        .after_connect(move |connection, _| Box::pin(pragmas(connection, Use::Write, durability)))
         .connect(&url)
         .await
         .map_err(sql("open the database for writing"))?;
     let pool = options()
         .max_connections(SQLITE_READERS)
-        .after_connect(|connection, _| Box::pin(pragmas(connection, Use::Read)))
+        .after_connect(|connection, _| Box::pin(pragmas(connection, Use::Read, Durability::Full)))
         .connect(&url)
         .await
         .map_err(sql("open the database for reading"))?;
@@ -223,7 +223,7 @@ async fn set_up_sqlite(url: &str) -> Result<(), StoreError> {
 
 async fn try_set_up_sqlite(url: &str) -> Result<(), StoreError> {
     let mut connection = AnyConnection::connect(url).await.map_err(sql("open the database"))?;
-    pragmas(&mut connection, Use::Write).await.map_err(sql("set up the database"))?;
+    pragmas(&mut connection, Use::Write, Durability::Full).await.map_err(sql("set up the database"))?;
     // One transaction around all migrations: two processes that start together do not both apply them.
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.map_err(sql("begin the migrations"))?;
     MIGRATIONS.run(&mut *tx).await?;
@@ -252,7 +252,11 @@ fn is_busy_code(error: &sqlx::Error) -> bool {
 }
 
 /// Sets the pragmas and reads each back; the error names the one that did not take.
-async fn pragmas(connection: &mut AnyConnection, purpose: Use) -> Result<(), sqlx::Error> {
+async fn pragmas(
+    connection: &mut AnyConnection,
+    purpose: Use,
+    durability: Durability,
+) -> Result<(), sqlx::Error> {
     let pages = read_pragma(connection, "PRAGMA page_count").await?;
     if pages == "0" && purpose == Use::Write {
         // Only works before the first page is written.
@@ -267,7 +271,11 @@ async fn pragmas(connection: &mut AnyConnection, purpose: Use) -> Result<(), sql
     )
     .await?;
     set_pragma(connection, "PRAGMA journal_mode", "PRAGMA journal_mode = WAL", "wal").await?;
-    set_pragma(connection, "PRAGMA synchronous", "PRAGMA synchronous = FULL", "2").await?;
+    let (set, wanted) = match durability {
+        Durability::Full => ("PRAGMA synchronous = FULL", "2"),
+        Durability::Lost => ("PRAGMA synchronous = NORMAL", "1"),
+    };
+    set_pragma(connection, "PRAGMA synchronous", set, wanted).await?;
     set_pragma(connection, "PRAGMA foreign_keys", "PRAGMA foreign_keys = OFF", "0").await?;
     match purpose {
         Use::Write => {
@@ -365,7 +373,7 @@ impl Checkpoints {
             .idle_timeout(None)
             .max_lifetime(None)
             .max_connections(1)
-            .after_connect(|connection, _| Box::pin(pragmas(connection, Use::Write)))
+            .after_connect(|connection, _| Box::pin(pragmas(connection, Use::Write, Durability::Full)))
             .connect(url)
             .await
             .map_err(sql("open the database for checkpoints"))?;
@@ -427,7 +435,7 @@ mod tests {
             ("sqlite:file.db?mode=ro", "takes no options"),
             ("postgres://me:hunter2@[bad/db", "invalid IPv6"),
         ] {
-            let error = open(url).await.unwrap_err();
+            let error = open(url, Durability::Full).await.unwrap_err();
             assert!(matches!(error, StoreError::Url { .. }), "{url}: {error}");
             let text = error.to_string();
             assert!(text.contains(part), "{url}: {text}");
@@ -438,7 +446,9 @@ mod tests {
     #[tokio::test]
     async fn a_password_is_not_in_the_error_of_a_server_that_does_not_answer() {
         // Port 1 of the loopback: nothing listens there.
-        let error = open("postgres://me:hunter2@127.0.0.1:1/db?password=hunter2").await.unwrap_err();
+        let error = open("postgres://me:hunter2@127.0.0.1:1/db?password=hunter2", Durability::Full)
+            .await
+            .unwrap_err();
         let shown = format!("{error} {error:?} {:?}", std::error::Error::source(&error));
         assert!(!shown.contains("hunter2"), "{shown}");
     }
@@ -447,7 +457,7 @@ mod tests {
     async fn a_new_file_has_its_folder_its_pragmas_and_one_reader_of_its_secrets() {
         let folder = tempfile::tempdir().unwrap();
         let (path, url) = file(&folder, "deep/er/with space % # ü.db");
-        let store = open(&url).await.unwrap();
+        let store = open(&url, Durability::Full).await.unwrap();
         assert_eq!(store.folder(), path.parent());
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let mut writer = store.writers.acquire().await.unwrap();
@@ -475,7 +485,7 @@ mod tests {
     async fn a_pragma_that_does_not_take_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let (_, url) = file(&folder, "zeblit.db");
-        let store = open(&url).await.unwrap();
+        let store = open(&url, Durability::Full).await.unwrap();
         let mut connection = store.writers.acquire().await.unwrap();
         let error = set_pragma(&mut connection, "PRAGMA synchronous", "PRAGMA synchronous = NORMAL", "2")
             .await
@@ -488,7 +498,7 @@ mod tests {
     async fn what_was_stored_is_there_after_a_reopening() {
         let folder = tempfile::tempdir().unwrap();
         let (path, url) = file(&folder, "zeblit.db");
-        let store = open(&url).await.unwrap();
+        let store = open(&url, Durability::Full).await.unwrap();
         let delivery = inbox::NewDelivery {
             id: InboxId::new("inbox"),
             source: Source::Github,
@@ -503,11 +513,11 @@ mod tests {
         let (copy, copy_url) = file(&folder, "copy.db");
         std::fs::copy(&path, &copy).unwrap();
         std::fs::copy(path.with_extension("db-wal"), copy.with_extension("db-wal")).unwrap();
-        let copied = open(&copy_url).await.unwrap();
+        let copied = open(&copy_url, Durability::Full).await.unwrap();
         assert!(inbox::get(&copied, "inbox").await.unwrap().is_some());
         copied.close().await;
         store.close().await;
-        let again = open(&url).await.unwrap();
+        let again = open(&url, Durability::Full).await.unwrap();
         assert!(inbox::get(&again, "inbox").await.unwrap().is_some());
     }
 
@@ -515,7 +525,7 @@ mod tests {
     async fn two_processes_may_create_the_database_at_the_same_time() {
         let folder = tempfile::tempdir().unwrap();
         let (_, url) = file(&folder, "zeblit.db");
-        let opened = futures_util::future::join_all((0..4).map(|_| open(&url))).await;
+        let opened = futures_util::future::join_all((0..4).map(|_| open(&url, Durability::Full))).await;
         for store in opened {
             store.unwrap().ping().await.unwrap();
         }
@@ -527,16 +537,16 @@ mod tests {
         let (path, url) = file(&folder, "zeblit.db");
         std::fs::write(&path, "this is no database, and longer than a header of a hundred bytes ".repeat(9))
             .unwrap();
-        assert!(matches!(open(&url).await, Err(StoreError::Sql { .. })));
+        assert!(matches!(open(&url, Durability::Full).await, Err(StoreError::Sql { .. })));
         let (_, inside_a_file) = file(&folder, "zeblit.db/below.db");
-        assert!(matches!(open(&inside_a_file).await, Err(StoreError::Url { .. })));
+        assert!(matches!(open(&inside_a_file, Durability::Full).await, Err(StoreError::Url { .. })));
     }
 
     #[tokio::test]
     async fn a_checkpoint_empties_the_log_without_the_writer() {
         let folder = tempfile::tempdir().unwrap();
         let (path, url) = file(&folder, "zeblit.db");
-        let store = open(&url).await.unwrap();
+        let store = open(&url, Durability::Full).await.unwrap();
         store.ping().await.unwrap();
         let before = std::fs::metadata(&path).unwrap().len();
         let mut tx = store.write_tx().await.unwrap();
@@ -559,7 +569,7 @@ mod tests {
     async fn the_checkpoint_task_ends_with_the_last_store() {
         let folder = tempfile::tempdir().unwrap();
         let (_, url) = file(&folder, "zeblit.db");
-        let store = open(&url).await.unwrap();
+        let store = open(&url, Durability::Full).await.unwrap();
         let task = store.checkpoints.as_ref().unwrap().task.clone();
         let clone = store.clone();
         drop(store);

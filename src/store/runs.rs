@@ -51,6 +51,8 @@ pub struct Place {
     pub waits_for: Option<RunId>,
 }
 
+/// A queued run rises by one priority each time it waited so long: nothing waits for ever behind what is more urgent.
+pub const AGEING: Duration = Duration::from_secs(30 * 60);
 /// Times that a claim looks again when a run changed between looking and taking.
 const CLAIM_TRIES: u32 = 8;
 /// A run whose row cannot be read is set aside for so long, so that it does not stop all others.
@@ -234,7 +236,7 @@ pub async fn of_task(store: &Store, task: &TaskId) -> Result<Vec<Run>, StoreErro
     read_runs(&rows)
 }
 
-/// Claims the next due run: highest priority, then fair between repositories (fewest live runs first), then oldest;
+/// Claims the next due run: highest priority (which rises with waiting, see `AGEING`), then fair between repositories (fewest live runs first), then oldest;
 /// none whose lock is held, none over a cap. Takes the lease, raises the fence, moves it to `preparing`.
 /// Also re-claims a live run whose lease ran out (state unchanged, fence raised), which goes first.
 ///
@@ -332,12 +334,14 @@ async fn next_queued(tx: &mut Tx, now: DateTime<Utc>, caps: Caps) -> Result<Opti
          AND NOT EXISTS (SELECT 1 FROM live l WHERE l.lock_key = q.lock_key) \
          AND NOT EXISTS (SELECT 1 FROM runs o WHERE o.state = 'queued' AND o.lock_key = q.lock_key \
          AND (o.created_at < q.created_at OR (o.created_at = q.created_at AND o.id < q.id))) \
-         ORDER BY q.priority, COALESCE(r.n, 0), q.created_at, q.id LIMIT 1"
+         ORDER BY CASE WHEN ($1 - q.created_at) / $5 >= q.priority THEN 0 \
+         ELSE q.priority - ($1 - q.created_at) / $5 END, COALESCE(r.n, 0), q.created_at, q.id LIMIT 1"
     ))
     .bind(millis(now))
     .bind(caps.global)
     .bind(caps.per_repo)
     .bind(caps.per_user)
+    .bind(AGEING.as_millis() as i64)
     .fetch_optional(&mut *tx.inner)
     .await
     .map_err(sql("look for the next queued run"))?;

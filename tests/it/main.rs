@@ -18,6 +18,7 @@ mod docker;
 mod egress;
 mod faults;
 mod forge;
+mod fsync;
 mod hostile;
 mod kill;
 mod load;
