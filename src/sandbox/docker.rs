@@ -953,7 +953,7 @@ fn compare_probe(probe: &Probe, owner: (u32, u32), runtime: Option<&str>) -> Vec
         fix: if lacking.is_empty() {
             String::new()
         } else {
-            "bind mounts take the flags of the host's file system: put `state_dir` on one that is mounted nosuid,nodev (without capabilities and with no-new-privileges both are a second line only)".into()
+            "bind mounts take the flags of the host's mount: run `zeblit serve` as root, which sets them at start, in the engine's own mount namespace (without capabilities and with no-new-privileges both are a second line only)".into()
         },
     });
     checks
