@@ -310,6 +310,7 @@ impl Local {
     }
 
     async fn with(config: Config) -> Result<Self, CliError> {
+        crate::telemetry::hide(&config.secret_scan());
         let store =
             Store::open(config.database_url().expose_secret()).await.map_err(|error| store_error(&error))?;
         Ok(Self { config, store, app: OnceCell::new() })
