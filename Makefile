@@ -71,11 +71,14 @@ prove-hostile: ## a scripted hostile agent in real containers: nothing that it t
 	  printf "prove-hostile: %d probes, %d succeeded\n", NR, got; exit (NR < 150 || got > 0) }'
 	@exit "$$(cat $(PROVE)-hostile.code)"
 
-prove-canary: ## canary secrets of a server are found nowhere that an agent can reach or write (needs Docker)
+prove-canary: ## secrets of a server are found nowhere that an agent can reach or write, and leave by no sink (needs Docker)
 	@deploy/setup.sh test
 	@rm -rf $(PROVE)/$@
 	@$(PROVE_RUN) canary:: > $(PROVE)-canary.log 2>&1 || { tail -n 60 $(PROVE)-canary.log; exit 1; }
-	@cat $(PROVE)/$@/canary.txt
+	@$(PROVE_RUN) sinks:: > $(PROVE)-canary.log 2>&1 || { tail -n 60 $(PROVE)-canary.log; exit 1; }
+	@sed '$$d' $(PROVE)/$@/sinks.txt
+	@sed '$$d' $(PROVE)/$@/canary.txt
+	@echo "prove-canary: $$(tail -n 1 $(PROVE)/$@/sinks.txt); in a real run: $$(tail -n 1 $(PROVE)/$@/canary.txt | sed 's/^prove-canary: //')"
 
 clean: ## remove build output and the demo's state
 	$(CARGO) clean
@@ -86,3 +89,7 @@ fuzz: ## every parser against mutated input, SECONDS in all (SECONDS=60)
 	@mkdir -p target; rm -f target/fuzz.txt
 	@FUZZ_SECONDS=$(or $(SECONDS),60) FUZZ_REPORT=$(CURDIR)/target/fuzz.txt $(CARGO) test --quiet --test fuzz no_input || { cat target/fuzz.txt; exit 1; }
 	@cat target/fuzz.txt
+
+.PHONY: fuzz-long
+fuzz-long: ## fuzzing by coverage: each target or one, for hours (TARGET=all HOURS=24)
+	@tests/fuzz/libfuzzer/run.sh "$(or $(TARGET),all)" "$$(awk 'BEGIN { print int($(or $(HOURS),24) * 3600) }')"

@@ -5,6 +5,7 @@ use crate::domain::event::Source;
 use crate::domain::ids::RepoName;
 use crate::domain::model_api::ModelApi;
 use crate::domain::policy::PushMode;
+use crate::domain::secrets::SecretScan;
 use figment::providers::{Format, Serialized, Toml};
 use figment::{Figment, Provider, error::Kind};
 use secrecy::{ExposeSecret, SecretString};
@@ -153,6 +154,15 @@ pub enum SandboxKind {
     Process,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskKind {
+    /// Measured while the agent runs: a fast writer passes the limit before it is stopped.
+    Watch,
+    /// A file system of the limit's size for each run; needs root and loop devices.
+    Loop,
+}
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SandboxConfig {
@@ -171,6 +181,7 @@ pub struct SandboxConfig {
     pub minutes: i64,
     /// Without output and model traffic for this long, a run ends.
     pub idle_minutes: i64,
+    pub disk: DiskKind,
     /// Workspace, output and home of one run together.
     pub disk_mib: i64,
     pub disk_files: i64,
@@ -391,6 +402,7 @@ impl Default for SandboxConfig {
             log_mib: 50,
             minutes: 60,
             idle_minutes: 20,
+            disk: DiskKind::Watch,
             disk_mib: 10_240,
             disk_files: 1_000_000,
             runtime: None,
@@ -857,12 +869,18 @@ const KEYS: &[Key] = &[
         |c| plain(c.sandbox.idle_minutes)
     ),
     key!(
-        "sandbox.disk_mib",
-        Integer,
-        "Workspace, output and home of one run together, in MiB. Measured every few seconds: a run above it is stopped.",
+        "sandbox.disk",
+        Text,
+        "How `disk_mib` and `disk_files` are kept: \"watch\" measures and stops a run above them; \"loop\" gives each run a file system of that size (root, loop devices).",
         "",
-        |c| plain(c.sandbox.disk_mib)
+        |c| text(match c.sandbox.disk {
+            DiskKind::Watch => "watch",
+            DiskKind::Loop => "loop",
+        })
     ),
+    key!("sandbox.disk_mib", Integer, "Workspace, output and home of one run together, in MiB.", "", |c| {
+        plain(c.sandbox.disk_mib)
+    }),
     key!("sandbox.disk_files", Integer, "Files in workspace, output and home of one run.", "", |c| plain(
         c.sandbox.disk_files
     )),
@@ -1626,6 +1644,13 @@ impl Config {
         self.state_dir.join("secret.key")
     }
 
+    /// What finds the server's own secrets in any text.
+    pub fn secret_scan(&self) -> SecretScan {
+        let secrets = self.all_secrets();
+        let secrets: Vec<&[u8]> = secrets.iter().map(Vec::as_slice).collect();
+        SecretScan::new(&secrets)
+    }
+
     /// Everything that must never appear in a log, a text or a commit.
     pub fn all_secrets(&self) -> Vec<Vec<u8>> {
         let mut all: Vec<Vec<u8>> = Vec::new();
@@ -1645,12 +1670,14 @@ impl Config {
             && let Some(password) = url.password()
         {
             add(password);
+            add(&percent_decoded(password));
         }
         if let Some(url) = &self.redis.url
             && let Ok(url) = Url::parse(url.expose_secret())
             && let Some(password) = url.password()
         {
             add(password);
+            add(&percent_decoded(password));
         }
         // Logs are masked line by line, so each line of the key counts on its own, too.
         if let Ok(Some(pem)) = self.github_private_key() {
@@ -1668,6 +1695,22 @@ impl Config {
         all.retain(|secret| !secret.is_empty());
         all
     }
+}
+
+/// A part of an address as it was before it was written into it.
+fn percent_decoded(text: &str) -> String {
+    let mut pieces = text.split('%');
+    let mut bytes = pieces.next().unwrap_or_default().as_bytes().to_vec();
+    for piece in pieces {
+        match piece.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                bytes.extend(piece.bytes().skip(2));
+            }
+            None => bytes.extend(format!("%{piece}").bytes()),
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Another server to operate, instead of the one on this machine: `ZEBLIT_URL` and `ZEBLIT_TOKEN`.

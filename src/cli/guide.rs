@@ -83,6 +83,26 @@ own. On pull requests from forks there is no setup.
 ",
     ),
     (
+        "sandbox",
+        "What a container may use, and how its disk is kept",
+        "One container per attempt: no network, no capabilities, read-only root, own list of system calls, limits of memory,
+processors, processes and log. What the engine applied is read back before the agent starts; `zeblit doctor` shows it.
+
+Mounts      The engine cannot set nosuid and nodev on bind mounts, but they take the flags of the host's mount. As root,
+            `zeblit serve` mounts `state_dir` (nosuid,nodev) and the folder of sockets (noexec, too) on themselves at
+            start. The mounts stay: before you delete the folders, `umount` them. `sandbox.strict` requires the flags.
+Disk        `sandbox.disk = \"watch\"` measures workspace, output and home twice a second (less often when they are
+            large, more often when they grow) and stops a run above `disk_mib` or `disk_files`. It is soft: what is
+            written between two looks comes on top.
+            `sandbox.disk = \"loop\"` gives each run an ext4 file system of that size: the kernel refuses the first byte
+            too many. Needs root, loop devices, e2fsprogs. 64 MiB beside the limit are kept back, so that the partial
+            work of a full disk can be collected. The disk is removed with the run.
+gVisor      `sandbox.runtime = \"runsc\"`: needs `runsc install -- --host-uds=open`; the start and `zeblit doctor` open
+            the socket from inside and say so.
+Shell       `zeblit shell RUN` opens a shell in a running container, on the server's machine; it is in the audit log.
+",
+    ),
+    (
         "modes",
         "What becomes of a result, and who must look at it first",
         "A branch that the bot pushes starts the workflows of the repository, as any push does, and with its secrets.

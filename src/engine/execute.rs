@@ -610,7 +610,7 @@ async fn sandbox_spec(
         Err(error) => return Ok(Err(error.to_string())),
     };
     let context = context(app, run).await?;
-    let prompt = prompt::build(&run.spec, &context);
+    let prompt = app.secrets.mask(&prompt::build(&run.spec, &context));
     let mut spec = SandboxSpec {
         slot: slot.clone(),
         run: run.id.clone(),
@@ -665,7 +665,7 @@ async fn sandbox_spec(
         notes,
         context: prompt::sections(&run.spec, &context)
             .into_iter()
-            .map(|(part, text)| tools::Section { part: part.to_owned(), text })
+            .map(|(part, text)| tools::Section { part: part.to_owned(), text: app.secrets.mask(&text) })
             .collect(),
     }))
 }
@@ -913,10 +913,12 @@ async fn take_lines(app: &App, run: &mut Run, attempt: &Attempt, polled: &Polled
     let mut cursor = attempt.log_cursor;
     for line in &polled.lines {
         cursor = cursor.max(line.n);
+        // Before anything is cut short: the rest of a secret would not be recognised any more.
+        let said = app.secrets.mask(&line.text);
         let logged = match line.source {
-            LineSource::Shim => shim_line(run, &line.text),
-            LineSource::Stdout => follow(run, adapter, &adapter::parse_line(adapter, false, &line.text)),
-            LineSource::Stderr => follow(run, adapter, &adapter::parse_line(adapter, true, &line.text)),
+            LineSource::Shim => shim_line(run, &said),
+            LineSource::Stdout => follow(run, adapter, &adapter::parse_line(adapter, false, &said)),
+            LineSource::Stderr => follow(run, adapter, &adapter::parse_line(adapter, true, &said)),
         };
         for (kind, shown) in logged {
             let entry = LogLine { n: line.n, k: kind, t: app.secrets.mask(&shown) };
@@ -1169,6 +1171,7 @@ async fn run_collector(
         objects: workspace.objects.clone(),
         cache: None,
     };
+    app.git.open_reserve(&run.id, app.sandbox.owner().0).await?;
     app.sandbox.start(&spec).await?;
     let deadline = app.clock.now() + chrono::Duration::seconds(COLLECT_SECONDS);
     let mut cursor = 0;

@@ -88,15 +88,34 @@ async fn take(app: &App, delivery: &Delivery) -> Result<Taken, EngineError> {
         Decoded::Ignored(reason) => Taken::Ended(InboxState::Ignored, reason),
         Decoded::NotYetHandled(reason) => Taken::Ended(InboxState::NotYetHandled, reason),
         Decoded::Unreadable(reason) => Taken::Ended(InboxState::Failed, reason),
-        Decoded::Event(event) => match handle(app, delivery, &event).await {
-            Ok(taken) => taken,
-            Err(EngineError::Remote(error)) => {
-                put_off(app, delivery, &event, &error).await?;
-                Taken::Stored
+        Decoded::Event(mut event) => {
+            if let EventKind::Comment(comment) = &mut event.kind {
+                hide_secrets(app, comment);
             }
-            Err(error) => return Err(error),
-        },
+            match handle(app, delivery, &event).await {
+                Ok(taken) => taken,
+                Err(EngineError::Remote(error)) => {
+                    put_off(app, delivery, &event, &error).await?;
+                    Taken::Stored
+                }
+                Err(error) => return Err(error),
+            }
+        }
     })
+}
+
+/// What people wrote becomes prompts, branches, commits and comments: a secret that somebody pasted goes no further.
+fn hide_secrets(app: &App, comment: &mut Comment) {
+    let mut texts = vec![&mut comment.subject.title, &mut comment.subject.body, &mut comment.body];
+    if let CommentAction::Edited { before: Some(before) } = &mut comment.action {
+        texts.push(before);
+    }
+    if let Surface::ReviewComment { diff_hunk, .. } = &mut comment.surface {
+        texts.push(diff_hunk);
+    }
+    for text in texts {
+        *text = app.secrets.mask(text);
+    }
 }
 
 /// The forge did not answer: try later, and after `PATIENCE` refuse aloud. Never a grant.
@@ -952,10 +971,10 @@ pub(super) async fn audit_by(
     let entry = store::audit::Entry {
         id: app.ids.next(IdKind::Effect),
         at: app.clock.now(),
-        actor: actor.to_owned(),
+        actor: app.secrets.mask(actor),
         action: action.to_owned(),
-        subject: subject.to_owned(),
-        detail: detail.to_owned(),
+        subject: app.secrets.mask(subject),
+        detail: app.secrets.mask(detail),
     };
     store::audit::append(tx, &entry).await?;
     Ok(())

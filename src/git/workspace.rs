@@ -3,9 +3,12 @@
 //! A seed is made by the host alone and never written again. A run's workspace is made from it; after
 //! the agent had it, the host never runs Git in it and only moves and deletes it.
 
+use super::image;
 use super::mirror::{self, Mirror};
 use super::transport::{Call, Input};
-use super::{Git, GitError, TemporaryFolder, Workspace, WorkspaceSpec, blocking, folder_name, object_error};
+use super::{
+    Disk, Git, GitError, TemporaryFolder, Workspace, WorkspaceSpec, blocking, folder_name, object_error,
+};
 use crate::domain::ids::{RunId, Sha};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +33,8 @@ const MASKED_EDITS_CAP: usize = 50;
 const WORKSPACE_ENTRIES_CAP: usize = 500_000;
 /// Folder depth of trees.
 const DEPTH_CAP: usize = 64;
+/// The mode of a submodule's entry: an empty folder in the workspace.
+const GITLINK: i32 = 0o160_000;
 /// Copying a seed.
 const COPY_LIMIT: Duration = Duration::from_secs(600);
 /// The branch that the workspace stands on.
@@ -68,7 +73,20 @@ pub(crate) async fn prepare(git: &Git, spec: &WorkspaceSpec<'_>) -> Result<Works
     let seed = seed(git, &mirror, spec).await?;
 
     let runs = git.root.join("runs");
-    let aside = TemporaryFolder(git.fresh_folder(&runs, ".build-")?);
+    let folder = runs.join(run);
+    let own_disk = match git.disk {
+        Disk::Watched => None,
+        Disk::Loop { bytes, files } => {
+            let (git, run, id) = (git.clone(), run.to_owned(), spec.run.clone());
+            let made = blocking(operation, move || {
+                discard(&git, &id)?;
+                image::make(&git, &run, bytes, files)
+            });
+            Some(made.await?)
+        }
+    };
+    // A mounted folder cannot be renamed: there the parts are.
+    let aside = TemporaryFolder(git.fresh_folder(own_disk.as_ref().unwrap_or(&runs), ".build-")?);
     let workspace = aside.0.join("workspace");
     materialise(&seed, &workspace).await?;
     if spec.start != spec.base_sha && !spec.masked.is_empty() {
@@ -84,7 +102,12 @@ pub(crate) async fn prepare(git: &Git, spec: &WorkspaceSpec<'_>) -> Result<Works
     let note = aside.0.join(SEED_NOTE);
     std::fs::write(&note, seed.as_os_str().as_encoded_bytes()).map_err(io_error(operation, &note))?;
 
-    let folder = runs.join(run);
+    if own_disk.is_some() {
+        for part in [SEED_NOTE, "workspace", "output", "home"] {
+            std::fs::rename(aside.0.join(part), folder.join(part)).map_err(io_error(operation, &folder))?;
+        }
+        return Ok(folders(&folder, &mirror));
+    }
     discard(git, spec.run)?;
     std::fs::rename(&aside.0, &folder).map_err(io_error(operation, &folder))?;
     Ok(folders(&folder, &mirror))
@@ -320,37 +343,57 @@ pub(crate) async fn masked_edits(
     let (start, base) = (start.clone(), base.clone());
     blocking(operation, move || {
         let repository = mirror::open(operation, &mirror)?;
-        // As they were prepared, or as the shim put them back when it collected.
+        // As they were prepared (the base's), or as the start has them (a setup's settling puts them back so).
         let trusted = masked_files(&repository, &base, &masked)?.files;
         let own = masked_files(&repository, &start, &masked)?.files;
-        let mut edited = Vec::new();
-        for (path, ids) in masked_in_folder(&folders.workspace, &masked) {
+        let left = masked_in_folder(&folders.workspace, &masked);
+        let mut edited = BTreeSet::new();
+        for (path, file) in &left.files {
             let is_known = |files: &BTreeMap<String, MaskedFile>| {
-                files.get(&path).is_some_and(|file| ids.contains(&file.id))
+                files.get(path).is_some_and(|known| known.mode == file.mode && file.ids.contains(&known.id))
             };
             if !is_known(&trusted) && !is_known(&own) {
-                edited.push(path);
+                edited.insert(path.clone());
             }
         }
-        edited.sort_unstable();
-        edited.truncate(MASKED_EDITS_CAP);
-        Ok(edited)
+        // What was there before the agent came and is not any more.
+        let gone = trusted
+            .iter()
+            .filter(|(path, file)| file.mode != GITLINK && left.whole && !left.files.contains_key(*path));
+        edited.extend(gone.map(|(path, _)| path.clone()));
+        Ok(edited.into_iter().take(MASKED_EDITS_CAP).collect())
     })
     .await
 }
 
-/// The masked files below a folder that an agent had, with the ids that their bytes may have in Git (line ends may
-/// have been changed by the checkout). What cannot be read counts as changed.
-fn masked_in_folder(workspace: &Path, masked: &[Vec<u8>]) -> Vec<(String, Vec<git2::Oid>)> {
-    let mut found = Vec::new();
+/// A masked file that an agent left: what its mode is in Git, and the ids that its bytes may have there (line ends may
+/// have been changed by the checkout). Without ids it could not be read.
+struct LeftFile {
+    mode: i32,
+    ids: Vec<git2::Oid>,
+}
+
+struct LeftFiles {
+    files: BTreeMap<String, LeftFile>,
+    /// Every folder was looked into.
+    whole: bool,
+}
+
+/// The masked files below a folder that an agent had. What cannot be read counts as changed.
+fn masked_in_folder(workspace: &Path, masked: &[Vec<u8>]) -> LeftFiles {
+    let mut left = LeftFiles { files: BTreeMap::new(), whole: true };
     let mut open = vec![(String::new(), 0)];
     let mut looked_at = 0_usize;
     while let Some((prefix, depth)) = open.pop() {
-        let Ok(entries) = std::fs::read_dir(workspace.join(&prefix)) else { continue };
+        let Ok(entries) = std::fs::read_dir(workspace.join(&prefix)) else {
+            left.whole = false;
+            continue;
+        };
         for entry in entries.flatten() {
             looked_at += 1;
-            if looked_at > WORKSPACE_ENTRIES_CAP || found.len() > MASKED_FILES_CAP {
-                return found;
+            if looked_at > WORKSPACE_ENTRIES_CAP || left.files.len() > MASKED_FILES_CAP {
+                left.whole = false;
+                return left;
             }
             let (Ok(name), Ok(kind)) = (entry.file_name().into_string(), entry.file_type()) else { continue };
             if prefix.is_empty() && name == ".git" {
@@ -360,14 +403,21 @@ fn masked_in_folder(workspace: &Path, masked: &[Vec<u8>]) -> Vec<(String, Vec<gi
             if kind.is_dir() {
                 if depth < DEPTH_CAP {
                     open.push((path, depth + 1));
+                } else {
+                    left.whole = false;
                 }
             } else if super::mask_root(path.as_bytes(), masked).is_some() {
-                let ids = ids_of(&entry.path(), kind);
-                found.push((path, ids));
+                let executable = entry.metadata().is_ok_and(|found| found.mode() & 0o100 != 0);
+                let mode = match () {
+                    () if kind.is_symlink() => 0o120_000,
+                    () if executable => 0o100_755,
+                    () => 0o100_644,
+                };
+                left.files.insert(path, LeftFile { mode, ids: ids_of(&entry.path(), kind) });
             }
         }
     }
-    found
+    left
 }
 
 fn ids_of(path: &Path, kind: std::fs::FileType) -> Vec<git2::Oid> {
@@ -526,7 +576,7 @@ fn restore(
 ) -> Result<(), GitError> {
     let operation = "write a masked file";
     let Some(parts) = parts(name) else { return Ok(()) };
-    if file.mode == 0o160_000 {
+    if file.mode == GITLINK {
         return Ok(());
     }
     let size =
@@ -573,6 +623,7 @@ pub(crate) fn discard(git: &Git, run: &RunId) -> Result<(), GitError> {
     let operation = "discard the workspace";
     let name = folder_name(operation, run.as_str())?;
     let folder = git.root.join("runs").join(name);
+    image::remove(git, name)?;
     let aside = git.fresh_folder(&git.root.join("trash"), &format!("{name}-"))?;
     match std::fs::rename(&folder, aside.join("run")) {
         Ok(()) => Ok(()),
@@ -581,6 +632,20 @@ pub(crate) fn discard(git: &Git, run: &RunId) -> Result<(), GitError> {
         }
         Err(error) => Err(io_error(operation, &folder)(error)),
     }
+}
+
+/// See `Git::known_runs`.
+pub(crate) fn known_runs(git: &Git) -> Vec<RunId> {
+    let folders = entries(&git.root.join("runs")).into_iter().filter(|path| !hidden(path));
+    let names: BTreeSet<String> = folders
+        .map(|path| name_of(&path))
+        .chain(
+            entries(&git.root.join(super::IMAGES))
+                .iter()
+                .filter_map(|path| name_of(path).strip_suffix(".img").map(str::to_owned)),
+        )
+        .collect();
+    names.into_iter().map(RunId::new).collect()
 }
 
 /// See `Git::sweep`. Goes on after a problem and tells the first one at the end.
@@ -607,6 +672,9 @@ pub(crate) fn sweep(git: &Git, live: &[RunId]) -> Result<(), GitError> {
                 note(remove_tree(&folder));
             }
         }
+    }
+    for run in live.iter().filter_map(|run| folder_name(operation, run.as_str()).ok()) {
+        note(image::mount_again(git, run));
     }
     let needed: BTreeSet<PathBuf> = live
         .iter()

@@ -114,7 +114,12 @@ async fn record_use(app: &App, caller: &Caller, request: &Parts) -> Result<(), H
         at: app.clock.now(),
         actor: caller.actor(),
         action: "token.use".into(),
-        subject: format!("{} {}", request.method, request.uri.path()).chars().take(200).collect(),
+        subject: app
+            .secrets
+            .mask(&format!("{} {}", request.method, request.uri.path()))
+            .chars()
+            .take(200)
+            .collect(),
         detail: String::new(),
     };
     let write = async {

@@ -180,8 +180,7 @@ impl Repository {
             None => self.unlock()?,
         }
         let base_tree = self.line(&["rev-parse", "--verify", "--quiet", &format!("{base}^{{tree}}")])?;
-        self.put_back(base, exclude)?;
-        self.git(&["add", "--all"], b"")?;
+        self.add_all_but(exclude)?;
         self.put_back_anywhere(base, exclude)?;
         let tree = self.line(&["write-tree"])?;
         if tree == base_tree {
@@ -264,16 +263,21 @@ impl Repository {
         Ok(())
     }
 
-    /// Excluded names (those without `/`) are excluded in every folder: the index has them as `base` has them.
+    /// Everything in the tree goes into the index, but for what is excluded: that stays as the agent left it, so that
+    /// the host can tell what of it was changed, and nothing in it (a repository of its own, closed files) is in the way.
+    fn add_all_but(&self, exclude: &[String]) -> Result<(), String> {
+        let mut arguments: Vec<String> = ["add", "--all", "--", "."].into_iter().map(str::to_owned).collect();
+        arguments.extend(patterns(exclude).map(|(magic, pattern)| format!(":(exclude,{magic}){pattern}")));
+        self.git_patterns(&arguments)
+    }
+
+    /// Excluded paths are in the index as `base` has them; excluded names (those without `/`) in every folder.
     fn put_back_anywhere(&self, base: &str, exclude: &[String]) -> Result<(), String> {
-        let names: Vec<String> = exclude
-            .iter()
-            .filter(|path| !path.contains('/'))
-            .flat_map(|name| [format!(":(glob)**/{name}"), format!(":(glob)**/{name}/**")])
-            .collect();
-        for names in names.chunks(PATHS_AT_ONCE) {
+        let all: Vec<String> =
+            patterns(exclude).map(|(magic, pattern)| format!(":({magic}){pattern}")).collect();
+        for some in all.chunks(PATHS_AT_ONCE) {
             let start = ["reset", "-q", base, "--"].into_iter().map(str::to_owned);
-            self.git_owned(&start.chain(names.iter().cloned()).collect::<Vec<_>>())?;
+            self.git_patterns(&start.chain(some.iter().cloned()).collect::<Vec<_>>())?;
         }
         Ok(())
     }
@@ -291,8 +295,18 @@ impl Repository {
         self.git(&arguments, b"")
     }
 
-    /// One Git step: its standard output, or an error that names the step.
+    /// A step whose paths are patterns with magic words.
+    fn git_patterns(&self, arguments: &[String]) -> Result<(), String> {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        self.run(&arguments, b"", false).map(drop)
+    }
+
+    /// One Git step: its standard output, or an error that names the step. Paths are taken as they stand.
     fn git(&self, arguments: &[&str], stdin: &[u8]) -> Result<String, String> {
+        self.run(arguments, stdin, true)
+    }
+
+    fn run(&self, arguments: &[&str], stdin: &[u8], literal: bool) -> Result<String, String> {
         let mut command = Command::new("git");
         for setting in [
             "core.hooksPath=/dev/null",
@@ -308,8 +322,7 @@ impl Repository {
         ] {
             command.args(["-c", setting]);
         }
-        // Only the patterns of `put_back_anywhere` are patterns.
-        if !arguments.iter().any(|argument| argument.starts_with(":(glob)")) {
+        if literal {
             command.arg("--literal-pathspecs");
         }
         if let Some(git_dir) = &self.git_dir {
@@ -331,6 +344,17 @@ impl Repository {
         let step = format!("git {}", arguments.iter().take(3).copied().collect::<Vec<_>>().join(" "));
         run_step(command, stdin, STEP_LIMIT).map_err(|detail| format!("{step}: {detail}"))
     }
+}
+
+/// What is excluded, as (magic word, pattern): a name in every folder, a path only where it is; both with what is in them.
+fn patterns(exclude: &[String]) -> impl Iterator<Item = (&'static str, String)> + '_ {
+    exclude.iter().flat_map(|path| {
+        if path.contains('/') {
+            vec![("literal", path.clone())]
+        } else {
+            vec![("glob", format!("**/{path}")), ("glob", format!("**/{path}/**"))]
+        }
+    })
 }
 
 /// Runs a command to its end or to the limit, then kills its group.
@@ -532,6 +556,46 @@ mod tests {
         fs::write(workspace.join("a.txt"), "two\n").unwrap();
         assert_eq!(world.collect(&[".claude/", "CLAUDE.md", ".mcp.json"]), Ok(Collected::Commits(2)));
         assert_eq!(world.changed(), "M\ta.txt");
+    }
+
+    #[test]
+    fn excluded_files_stay_as_the_agent_left_them_for_the_host_to_see() {
+        let world = World::new();
+        let workspace = world.workspace();
+        fs::create_dir(workspace.join("sub")).unwrap();
+        for path in ["CLAUDE.md", "sub/CLAUDE.md", ".claude/more.json", "sub/kept.txt"] {
+            fs::write(workspace.join(path), "obey").unwrap();
+        }
+        fs::remove_file(workspace.join(".claude/settings.json")).unwrap();
+        // What `git add` would stumble over.
+        let nested = workspace.join(".claude/worktrees/one");
+        fs::create_dir_all(&nested).unwrap();
+        git(&nested, &["init", "-q"]);
+        assert_eq!(world.collect(&[".claude", "CLAUDE.md", "deep/er.txt"]), Ok(Collected::Commits(1)));
+        assert_eq!(world.changed(), "A\tsub/kept.txt");
+        for path in ["CLAUDE.md", "sub/CLAUDE.md", ".claude/more.json"] {
+            assert_eq!(fs::read_to_string(workspace.join(path)).unwrap(), "obey", "{path}");
+        }
+        assert!(!workspace.join(".claude/settings.json").exists());
+    }
+
+    #[test]
+    fn an_emptied_workspace_is_a_change_like_any_other() {
+        let world = World::new();
+        fs::remove_file(world.workspace().join("a.txt")).unwrap();
+        fs::remove_dir_all(world.workspace().join(".claude")).unwrap();
+        assert_eq!(world.collect(&[".claude"]), Ok(Collected::Commits(1)));
+        assert_eq!(world.changed(), "D\ta.txt");
+    }
+
+    #[test]
+    fn paths_that_look_like_patterns_are_paths() {
+        let world = World::new();
+        fs::write(world.workspace().join(":(glob)**"), "x").unwrap();
+        fs::create_dir(world.workspace().join("deep")).unwrap();
+        fs::write(world.workspace().join("deep/er.txt"), "dropped").unwrap();
+        assert_eq!(world.collect(&["deep/er.txt"]), Ok(Collected::Commits(1)));
+        assert_eq!(world.changed(), "A\t:(glob)**");
     }
 
     #[test]

@@ -29,3 +29,5 @@ mod pulls;
 mod queue;
 mod receive;
 mod runs;
+mod runsc;
+mod sinks;

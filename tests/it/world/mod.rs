@@ -17,7 +17,7 @@ use std::time::Duration;
 use time::{CountedIds, SimClock};
 use tower::ServiceExt;
 use zeblit::agent::definition::AgentSet;
-use zeblit::app::{App, Signer, broker_settings};
+use zeblit::app::{App, Signer, broker_settings, disk};
 use zeblit::broker::Broker;
 use zeblit::clock::{Clock, IdKind, Ids};
 use zeblit::config::{Config, GithubConfig};
@@ -523,7 +523,7 @@ async fn build(
         forge: Arc::new(forge),
         local: None,
         sandbox,
-        git: Git::open(&folder.join("state")).await.expect("git"),
+        git: Git::open(&folder.join("state")).await.expect("git").with_disk(disk(config)),
         agents: AgentSet::builtin().expect("built-in agents"),
         clock,
         ids,
