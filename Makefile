@@ -77,6 +77,18 @@ prove-canary: ## canary secrets of a server are found nowhere that an agent can 
 	@$(PROVE_RUN) canary:: > $(PROVE)-canary.log 2>&1 || { tail -n 60 $(PROVE)-canary.log; exit 1; }
 	@cat $(PROVE)/$@/canary.txt
 
+.PHONY: prove-agents prove-trigger-files
+
+prove-agents: ## Claude Code, Codex, opencode, Gemini CLI and our own agent each fix a bug in a container; the ledger is exact (needs Docker)
+	@deploy/setup.sh test
+	@rm -rf $(PROVE)/$@
+	@mkdir -p $(PROVE)/$@
+	@$(PROVE_RUN) agents:: -- --test-threads 2 > $(PROVE)-agents.log 2>&1; echo $$? > $(PROVE)-agents.code
+	@if [ "$$(cat $(PROVE)-agents.code)" != 0 ]; then tail -n 60 $(PROVE)-agents.log; fi
+	@find $(PROVE)/$@ -name '*.tsv' -exec cat {} + | awk -F'\t' '$$2 == "fixed" { fixed++; tokens += $$3 } END { \
+	  printf "prove-agents: %d of 5 agents fixed the bug; ledger and model server agree on %d tokens\n", fixed, tokens; exit (fixed != 5) }'
+	@exit "$$(cat $(PROVE)-agents.code)"
+
 clean: ## remove build output and the demo's state
 	$(CARGO) clean
 	rm -rf .demo

@@ -5,6 +5,7 @@
 
 mod world;
 
+mod agents;
 mod basics;
 mod budget;
 mod builtin;
