@@ -24,19 +24,21 @@ const COMMIT: &str = "git commit -qam 'Count the last, partial page' && git log 
 const SAID: &str = "The last page counts now: `page_count` rounded down.";
 
 /// One agent with a model: how a model calls its tools.
-struct Hand {
-    agent: &'static str,
-    model: &'static str,
+pub struct Hand {
+    pub agent: &'static str,
+    pub model: &'static str,
     /// Where its requests arrive.
     path: &'static str,
-    read: fn() -> Turn,
-    edit: fn() -> Turn,
-    run: fn(&str) -> Turn,
+    pub read: fn() -> Turn,
+    pub edit: fn() -> Turn,
+    pub run: fn(&str) -> Turn,
+    /// Whether its model hears the memory files of the repository without asking for them.
+    pub obeys_base: bool,
     /// A tool of the MCP endpoint.
     mcp: fn(&str, Value) -> Turn,
 }
 
-const CLAUDE: Hand = Hand {
+pub const CLAUDE: Hand = Hand {
     agent: "fixer",
     model: "claude-sonnet-4-5",
     path: "POST /v1/messages",
@@ -48,6 +50,7 @@ const CLAUDE: Hand = Hand {
         )
     },
     run: |command| Turn::calls("Bash", json!({"command": command, "description": "Run it"})),
+    obeys_base: false,
     mcp: |tool, input| Turn::calls(&format!("mcp__zeblit__{tool}"), input),
 };
 
@@ -59,13 +62,14 @@ fn patch() -> String {
 }
 
 /// With tools of its own, and the MCP endpoint's behind a search.
-const CODEX: Hand = Hand {
+pub const CODEX: Hand = Hand {
     agent: "codex",
     model: "gpt-5.5",
     path: "POST /openai/v1/responses",
     read: || Turn::calls("exec_command", json!({"cmd": "cat inventory/paging.py"})),
     edit: || Turn::calls("apply_patch", json!(patch())),
     run: |command| Turn::calls("exec_command", json!({"cmd": command})),
+    obeys_base: true,
     mcp: |tool, input| Turn::calls(&format!("mcp__zeblit.{tool}"), input),
 };
 
@@ -94,7 +98,7 @@ fn script(tool: &str, input: &Value) -> Turn {
 }
 
 /// With a model of a house of its own, which speaks Chat Completions.
-const OPENCODE: Hand = Hand {
+pub const OPENCODE: Hand = Hand {
     agent: "opencode",
     model: HOUSE_MODEL,
     path: "POST /openai/v1/chat/completions",
@@ -103,6 +107,7 @@ const OPENCODE: Hand = Hand {
         Turn::calls("edit", json!({"filePath": FILE, "oldString": project::BUGGY_LINE, "newString": MENDED}))
     },
     run: |command| Turn::calls("bash", json!({"command": command, "description": "Run it"})),
+    obeys_base: false,
     mcp: |tool, input| Turn::calls(&format!("zeblit_{tool}"), input),
 };
 
@@ -119,7 +124,7 @@ const OPENCODE_GPT: Hand = Hand {
     ..OPENCODE
 };
 
-const GEMINI: Hand = Hand {
+pub const GEMINI: Hand = Hand {
     agent: "gemini",
     model: "gemini-2.5-pro",
     path: "POST /gemini/v1beta/models/gemini-2.5-pro:streamGenerateContent",
@@ -135,6 +140,7 @@ const GEMINI: Hand = Hand {
         )
     },
     run: |command| Turn::calls("run_shell_command", json!({"command": command, "description": "Run it"})),
+    obeys_base: true,
     mcp: |tool, input| Turn::calls(&format!("mcp_zeblit_{tool}"), input),
 };
 
@@ -147,6 +153,7 @@ const BUILTIN: Hand = Hand {
         Turn::calls("edit", json!({"path": "inventory/paging.py", "old": project::BUGGY_LINE, "new": MENDED}))
     },
     run: |command| Turn::calls("run", json!({"command": command})),
+    obeys_base: false,
     mcp: |_, _| unreachable!("its tools are in the shim"),
 };
 

@@ -30,3 +30,4 @@ mod pulls;
 mod queue;
 mod receive;
 mod runs;
+mod triggers;
