@@ -80,6 +80,30 @@ prove-canary: ## secrets of a server are found nowhere that an agent can reach o
 	@sed '$$d' $(PROVE)/$@/canary.txt
 	@echo "prove-canary: $$(tail -n 1 $(PROVE)/$@/sinks.txt); in a real run: $$(tail -n 1 $(PROVE)/$@/canary.txt | sed 's/^prove-canary: //')"
 
+.PHONY: prove-agents prove-trigger-files
+
+prove-agents: ## Claude Code, Codex, opencode, Gemini CLI and our own agent each fix a bug in a container; the ledger is exact (needs Docker)
+	@deploy/setup.sh test
+	@rm -rf $(PROVE)/$@
+	@mkdir -p $(PROVE)/$@
+	@$(PROVE_RUN) agents:: -- --test-threads 2 > $(PROVE)-agents.log 2>&1; echo $$? > $(PROVE)-agents.code
+	@if [ "$$(cat $(PROVE)-agents.code)" != 0 ]; then tail -n 60 $(PROVE)-agents.log; fi
+	@find $(PROVE)/$@ -name '*.tsv' -exec cat {} + | awk -F'\t' '$$2 == "fixed" { fixed++; tokens += $$3 } END { \
+	  printf "prove-agents: %d of 5 agents fixed the bug; ledger and model server agree on %d tokens\n", fixed, tokens; exit (fixed != 5) }'
+	@exit "$$(cat $(PROVE)-agents.code)"
+
+prove-trigger-files: ## files that agents run or obey, planted in the head of a pull request: none fires in any of the four CLIs (needs Docker)
+	@deploy/setup.sh test
+	@rm -rf $(PROVE)/$@
+	@mkdir -p $(PROVE)/$@
+	@$(PROVE_RUN) triggers:: -- --test-threads 2 > $(PROVE)-trigger-files.log 2>&1; echo $$? > $(PROVE)-trigger-files.code
+	@if [ "$$(cat $(PROVE)-trigger-files.code)" != 0 ]; then tail -n 60 $(PROVE)-trigger-files.log; fi
+	@find $(PROVE)/$@ -name '*.tsv' -exec cat {} + | awk -F'\t' '$$1 == "masked" { agents++; files = $$3; fired += $$4 } \
+	  $$1 == "plain" && !seen[$$3]++ { plain++ } END { \
+	  printf "prove-trigger-files: %d files x %d agents, %d fired (%d fire without the mask)\n", files, agents, fired, plain; \
+	  exit (agents != 4 || files < 40 || fired > 0 || plain < 20) }'
+	@exit "$$(cat $(PROVE)-trigger-files.code)"
+
 clean: ## remove build output and the demo's state
 	$(CARGO) clean
 	rm -rf .demo

@@ -5,6 +5,7 @@
 
 mod world;
 
+mod agents;
 mod basics;
 mod budget;
 mod builtin;
@@ -31,3 +32,4 @@ mod receive;
 mod runs;
 mod runsc;
 mod sinks;
+mod triggers;

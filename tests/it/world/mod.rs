@@ -256,6 +256,11 @@ impl World {
         panic!("the world does not come to rest; open effects: {:?}", self.open_effects().await);
     }
 
+    /// Whether this world works on no run.
+    pub fn is_idle(&self) -> bool {
+        self.workers.is_empty()
+    }
+
     /// One round of every loop. False when nothing happened and nothing will soon.
     pub async fn round(&mut self) -> bool {
         let taken = ingest::tick(&self.app).await.expect("ingest");
