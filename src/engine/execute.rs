@@ -2,9 +2,9 @@
 //! polls or adopts, so that a restart and a test both just step again.
 
 use super::report::{self, Urgency};
-use super::{EngineError, ingest, load, publish, setup};
+use super::{EngineError, context, ingest, load, publish, setup};
 use crate::agent::adapter::{self, BRIDGE_PORT, EGRESS_PORT, LaunchContext, MASKED_PATHS};
-use crate::agent::prompt::{self, Message, PromptContext};
+use crate::agent::prompt;
 use crate::agent::{AdapterKind, AgentEvent, AgentSpec};
 use crate::app::App;
 use crate::broker::{Allowance, BrokerError, Listener, tools};
@@ -59,9 +59,6 @@ const MAX_RESULT_BYTES: usize = 16 * 1024;
 
 /// What a recipe prints after this line is its summary, in Markdown; without it, the end of its output is shown.
 const SUMMARY_LINE: &str = "--- summary ---";
-
-/// Comments of the conversation that go into a prompt, newest.
-const MAX_MESSAGES: usize = 50;
 
 /// What this process holds for its live runs: sockets and clocks. Lost in a crash, made again on adoption.
 #[derive(Debug, Default)]
@@ -609,7 +606,7 @@ async fn sandbox_spec(
         Ok(skills) => skills,
         Err(error) => return Ok(Err(error.to_string())),
     };
-    let context = context(app, run).await?;
+    let context = context::gather(app, run).await?;
     let prompt = prompt::build(&run.spec, &context);
     let mut spec = SandboxSpec {
         slot: slot.clone(),
@@ -713,62 +710,6 @@ async fn open_broker(
         listeners.push(app.broker.open_egress(&folder, setup::grant(app, run, hosts)).await?);
     }
     Ok(listeners)
-}
-
-/// The conversation before the command, and what the run before this one came to.
-async fn context(app: &App, run: &Run) -> Result<PromptContext, EngineError> {
-    let trigger = run.spec.origin.as_ref().map_or(run.created_at, |origin| origin.written_at);
-    let comments = app.forge.thread(&run.repo, run.spec.subject.number, MAX_MESSAGES).await?;
-    let edited_later = comments
-        .iter()
-        .filter(|comment| !comment.own && comment.created_at < trigger && comment.updated_at >= trigger)
-        .count();
-    let messages = comments
-        .into_iter()
-        // Only what stood there, unedited, before the command was written.
-        .filter(|comment| !comment.own && comment.created_at < trigger && comment.updated_at < trigger)
-        .map(|comment| Message {
-            trusted: comment.author.id == run.spec.requester.id,
-            author: comment.author.login,
-            at: comment.created_at,
-            place: comment.path.map(|path| match comment.line {
-                Some(line) => format!("{path}:{line}"),
-                None => path,
-            }),
-            body: comment.body,
-        })
-        .collect();
-    let previous = match &run.spec.previous {
-        Some(id) => store::runs::get(&app.store, id).await?.map(|previous| summary_of(&previous)),
-        None => None,
-    };
-    Ok(PromptContext { messages, edited_later, previous })
-}
-
-fn summary_of(previous: &Run) -> String {
-    let outcome = &previous.outcome;
-    let mut text = format!(
-        "It was asked to {} and ended as \"{}\".",
-        previous.spec.verb.name(),
-        previous.state.as_str()
-    );
-    if let Some(question) = &outcome.question {
-        text.push_str("\n\nIt ended with a question, which the instruction above may answer:\n\n");
-        text.push_str(&question.text);
-        for choice in &question.choices {
-            text.push_str(&format!("\n- {choice}"));
-        }
-    }
-    for part in [&outcome.reason, &outcome.summary] {
-        if !part.is_empty() {
-            text.push_str("\n\n");
-            text.push_str(part);
-        }
-    }
-    if let Some(branch) = &outcome.branch {
-        text.push_str(&format!("\n\nIts {} commit(s) are on the branch `{branch}`.", outcome.commits));
-    }
-    text
 }
 
 // ---------------------------------------------------------------- running
