@@ -447,6 +447,7 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     if spec.needs_model {
         store::artifacts::put(&mut tx, &run.id, tools::CONTEXT_PART, &known, now).await?;
     }
+    note_in_log(app, &mut tx, run, &spec.log).await?;
     store::runs::save(&mut tx, run).await?;
     tx.commit().await?;
     // Only now: from here on the attempt's row tells whose folder it is.
@@ -464,6 +465,21 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     tx.commit().await?;
     app.wakeup.notify(Topic::Effects);
     Ok(Step::Again)
+}
+
+/// Writes lines of our own into the run's log, before any of its agent's.
+async fn note_in_log(app: &App, tx: &mut store::Tx, run: &Run, notes: &[String]) -> Result<(), EngineError> {
+    let mut text = String::new();
+    for note in notes {
+        let shown = app.secrets.mask(&sanitize::one_line(note, 500));
+        let line = LogLine { n: 0, k: LogKind::Note, t: shown };
+        text.push_str(&serde_json::to_string(&line).map_err(|error| EngineError::Defect(error.to_string()))?);
+        text.push('\n');
+    }
+    if !text.is_empty() {
+        store::logs::append(tx, &run.id, run.attempts, &text, app.clock.now()).await?;
+    }
+    Ok(())
 }
 
 async fn cancel_before_start(app: &App, run: &mut Run) -> Result<Step, EngineError> {
@@ -575,6 +591,8 @@ pub(super) struct Prepared {
     pub needs_model: bool,
     /// What the report should say of the request, e.g. words that a recipe ignores.
     pub notes: Vec<String>,
+    /// For the run's log.
+    pub log: Vec<String>,
     /// What the tool `context` tells.
     pub context: Vec<tools::Section>,
 }
@@ -606,8 +624,6 @@ async fn sandbox_spec(
         Ok(skills) => skills,
         Err(error) => return Ok(Err(error.to_string())),
     };
-    let context = context::gather(app, run).await?;
-    let prompt = prompt::build(&run.spec, &context);
     let mut spec = SandboxSpec {
         slot: slot.clone(),
         run: run.id.clone(),
@@ -622,6 +638,8 @@ async fn sandbox_spec(
         cache: setup::cache(app, run, false)?,
     };
     let (inside, home) = app.sandbox.inside(&spec);
+    let gathered = context::gather(app, run, &home, agent.adapter != AdapterKind::Command).await?;
+    let prompt = prompt::build(&run.spec, &gathered.context);
     let model = run.spec.model.as_deref().or(Some(app.config.models.default_model.as_str()));
     let launch = adapter::launch(&LaunchContext {
         spec: agent,
@@ -644,11 +662,13 @@ async fn sandbox_spec(
     }
     let mut notes = launch.notes;
     notes.extend(setup::notes(run));
+    let mut home_files = launch.home_files;
+    home_files.extend(gathered.files);
     spec.duty = Duty::Agent(Job {
         argv: launch.argv,
         env,
         stdin: launch.stdin,
-        home_files: launch.home_files,
+        home_files,
         bridge_port: launch.needs_model.then_some(BRIDGE_PORT),
         egress_port: reaches.then_some(EGRESS_PORT),
         links: setup::links(run),
@@ -660,7 +680,8 @@ async fn sandbox_spec(
         sandbox: spec,
         needs_model: launch.needs_model,
         notes,
-        context: prompt::sections(&run.spec, &context)
+        log: gathered.notes,
+        context: prompt::sections(&run.spec, &gathered.context)
             .into_iter()
             .map(|(part, text)| tools::Section { part: part.to_owned(), text })
             .collect(),

@@ -19,6 +19,7 @@ mod egress;
 mod faults;
 mod forge;
 mod hostile;
+mod inputs;
 mod kill;
 mod load;
 mod model;
