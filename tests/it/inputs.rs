@@ -308,7 +308,7 @@ async fn failed_checks_of_the_pinned_commit_come_with_the_ends_of_their_logs() {
         for told in [
             "## tests: failure, 1 failed\n\nSee the log.\n\n- src/new.py:2: assert 41 == 42\n",
             "… (the beginning is left out)\nline 301\n",
-            "\nline 499\nthe key is [secret]\n",
+            "\nline 499\nthe key is [secret]",
             "## other: failure",
         ] {
             assert!(ci.contains(told), "{told}: {ci}");
