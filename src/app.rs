@@ -190,6 +190,7 @@ fn forge(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<(Arc<dyn For
             api_url: github.api_url.clone(),
             git_url: github.git_url.clone(),
             web_url: github.web_url.clone().unwrap_or_else(|| github.git_url.clone()),
+            storage_urls: github.storage_urls.clone(),
             clock: Arc::clone(clock),
         })?;
         return Ok((Arc::new(forge), None));

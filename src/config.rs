@@ -1,5 +1,6 @@
 //! The server's configuration: `zeblit-server.toml` and `ZEBLIT_*` variables, validated once.
 
+use crate::domain::budget::BudgetRules;
 use crate::domain::egress::AllowList;
 use crate::domain::event::Source;
 use crate::domain::ids::RepoName;
@@ -37,6 +38,7 @@ pub struct Config {
     pub sandbox: SandboxConfig,
     pub egress: EgressConfig,
     pub setup: SetupConfig,
+    pub inputs: InputsConfig,
     pub models: ModelsConfig,
     pub limits: LimitsConfig,
     pub budget: BudgetConfig,
@@ -113,6 +115,9 @@ pub struct GithubConfig {
     /// Where people see it; default: `git_url`.
     #[serde(default)]
     pub web_url: Option<String>,
+    /// Where an own server keeps uploads and logs, when that is another host.
+    #[serde(default)]
+    pub storage_urls: Vec<String>,
     #[serde(default = "default_github_body")]
     pub max_body_bytes: usize,
 }
@@ -212,6 +217,22 @@ pub struct SetupConfig {
     pub cache_mib: i64,
     /// Days after which a cache that nobody used is thrown away.
     pub cache_days: i64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct InputsConfig {
+    /// Files attached to an issue or pull request that an agent gets; 0: none.
+    pub attachments: i64,
+    /// Size of one, and of all together.
+    pub attachment_kib: i64,
+    pub attachments_kib: i64,
+}
+
+impl Default for InputsConfig {
+    fn default() -> Self {
+        Self { attachments: 10, attachment_kib: 5 * 1024, attachments_kib: 20 * 1024 }
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -343,6 +364,22 @@ pub struct BudgetConfig {
     pub owner_month: Option<f64>,
 }
 
+impl BudgetConfig {
+    pub fn rules(&self) -> BudgetRules {
+        BudgetRules {
+            user_day_micros: self.user_day.map(micros),
+            repo_day_micros: self.repo_day.map(micros),
+            owner_month_micros: self.owner_month.map(micros),
+        }
+    }
+}
+
+/// Dollars as written in configuration, in micros.
+pub fn micros(dollars: f64) -> i64 {
+    // Validated to be finite and at most a million dollars: far inside i64 and exact to the micro.
+    (dollars * 1e6).round() as i64
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -357,6 +394,7 @@ impl Default for Config {
             sandbox: SandboxConfig::default(),
             egress: EgressConfig::default(),
             setup: SetupConfig::default(),
+            inputs: InputsConfig::default(),
             models: ModelsConfig::default(),
             limits: LimitsConfig::default(),
             budget: BudgetConfig::default(),
@@ -647,6 +685,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("sandbox", "Where agents run."),
     ("egress", "Hosts that repositories may choose for their runs (`zeblit help egress`); by default none."),
     ("setup", "What repositories run ahead of the agent (`setup` in `.github/zeblit.toml`)."),
+    ("inputs", "What an agent is given of an issue or pull request besides its text."),
     (
         "models",
         "The model endpoints. Agents never see a key: the server's proxy adds it and meters every request.",
@@ -785,6 +824,13 @@ const KEYS: &[Key] = &[
         "Where people see the forge; unset: the same as `git_url`.",
         "\"https://github.com\"",
         |c| of_github(c, |g| optional(g.web_url.as_deref()))
+    ),
+    key!(
+        "github.storage_urls",
+        List,
+        "GitHub Enterprise Server: addresses of the object store where it keeps attachments and logs, when that is another host.",
+        "[\"https://minio.example.com\"]",
+        |c| of_github(c, |g| texts(&g.storage_urls))
     ),
     key!(
         "github.max_body_bytes",
@@ -939,6 +985,19 @@ const KEYS: &[Key] = &[
         "",
         |c| { plain(c.setup.cache_days) }
     ),
+    key!(
+        "inputs.attachments",
+        Integer,
+        "Images and text files attached to an issue or pull request that an agent gets, at most 50; 0: none.",
+        "",
+        |c| plain(c.inputs.attachments)
+    ),
+    key!("inputs.attachment_kib", Integer, "Largest of them, in KiB.", "", |c| plain(
+        c.inputs.attachment_kib
+    )),
+    key!("inputs.attachments_kib", Integer, "All of one run together, in KiB.", "", |c| plain(
+        c.inputs.attachments_kib
+    )),
     key!("models.anthropic_url", Text, "Anthropic's API, or a gateway with the same.", "", |c| text(
         &c.models.anthropic_url
     )),
@@ -1299,6 +1358,9 @@ impl Config {
             found.webhook_secrets("github.webhook_secrets", &github.webhook_secrets);
             found.url("github.api_url", &github.api_url);
             found.url("github.git_url", &github.git_url);
+            for url in &github.storage_urls {
+                found.url("github.storage_urls", url);
+            }
             if let Some(url) = &github.web_url {
                 found.url("github.web_url", url);
             }
@@ -1373,12 +1435,18 @@ impl Config {
         if let Err(bad) = AllowList::new(&self.egress.allow) {
             found.add("egress.allow", bad.to_string());
         }
+        if !(0..=50).contains(&self.inputs.attachments) {
+            found.add("inputs.attachments", "needs a number from 0 to 50");
+        }
         for (key, value, most) in [
             ("egress.upload_kib", self.egress.upload_kib, 1 << 30),
             ("egress.download_mib", self.egress.download_mib, 1 << 20),
             ("setup.minutes", self.setup.minutes, 24 * 60),
             ("setup.cache_mib", self.setup.cache_mib, 1 << 20),
             ("setup.cache_days", self.setup.cache_days, 3650),
+            ("inputs.attachment_kib", self.inputs.attachment_kib, 20 * 1024),
+            // A job with its files must stay below the shim's cap of 64 MiB.
+            ("inputs.attachments_kib", self.inputs.attachments_kib, 40 * 1024),
         ] {
             if !(1..=most).contains(&value) {
                 found.add(key, format!("needs a number from 1 to {most}"));

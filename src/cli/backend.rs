@@ -4,12 +4,15 @@ use super::output::CliError;
 use crate::app::{App, Signer};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, RemoteServer};
+use crate::domain::budget;
 use crate::domain::ids::{InboxId, RunId};
 use crate::domain::run::RunState;
 use crate::engine::operate::{self, OperateError};
 use crate::http::api::{Changed, PauseBody, pause_text};
 use crate::http::error::{Envelope, chain};
-use crate::http::view::{self, AuditView, DeliveryView, LogView, RunView, StatusView};
+use crate::http::view::{
+    self, AuditView, BudgetView, DeliveryView, LogView, RunCostView, RunView, StatusView,
+};
 use crate::store::{self, Store, StoreError};
 use secrecy::ExposeSecret;
 use serde::de::DeserializeOwned;
@@ -149,6 +152,41 @@ impl Backend {
                 .and_then(hidden),
             Self::Remote(remote) => {
                 remote.get(&format!("runs/{}/log", plain_id(id)?), &[("after", after.to_string())]).await
+            }
+        }
+    }
+
+    /// What is spent and left; of one run when it is named.
+    pub async fn budget(&self, run: Option<&str>) -> Result<BudgetView, CliError> {
+        match self {
+            Self::Local(local) => {
+                let run = match run {
+                    Some(id) => Some(local.known_run(id).await?),
+                    None => None,
+                };
+                BudgetView::read(&local.config, &local.store, run.as_ref(), SystemClock.now())
+                    .await
+                    .map_err(|error| store_error(&error))
+            }
+            Self::Remote(remote) => {
+                let run = run.map(plain_id).transpose()?;
+                let query: Vec<_> = run.map(|run| ("run", run.to_owned())).into_iter().collect();
+                remote.get("budget", &query).await
+            }
+        }
+    }
+
+    /// One page of a month's ledger by run.
+    pub async fn month(&self, month: &str, after: &str) -> Result<Vec<RunCostView>, CliError> {
+        match self {
+            Self::Local(local) => {
+                let span = budget::month(month)
+                    .ok_or_else(|| CliError::new(format!("`{month}` is not a month like `2026-11`")))?;
+                RunCostView::read(&local.store, span, after).await.map_err(|error| store_error(&error))
+            }
+            Self::Remote(remote) => {
+                let query = [("month", month.to_owned()), ("after", after.to_owned())];
+                remote.get("budget/runs", &query).await
             }
         }
     }

@@ -8,6 +8,7 @@ use crate::agent::definition::AgentSet;
 use crate::agent::{AdapterKind, AgentSpec};
 use crate::app::App;
 use crate::clock::IdKind;
+use crate::config::micros;
 use crate::domain::budget::{self, Budget, BudgetRules, Standing};
 use crate::domain::command::{Command, CommandError, Verb};
 use crate::domain::effect::{EffectPriority, OwnComment, Payload, Reaction};
@@ -726,18 +727,7 @@ async fn rules(app: &App, repo: &Repo) -> Result<ServerRules, EngineError> {
 
 /// The server's limits on money besides that of a run.
 pub(super) fn budget_rules(app: &App) -> BudgetRules {
-    let config = &app.config.budget;
-    BudgetRules {
-        user_day_micros: config.user_day.map(micros),
-        repo_day_micros: config.repo_day.map(micros),
-        owner_month_micros: config.owner_month.map(micros),
-    }
-}
-
-/// Dollars as written in configuration, in micros.
-fn micros(dollars: f64) -> i64 {
-    // Validated to be finite and at most a million dollars: far inside i64 and exact to the micro.
-    (dollars * 1e6).round() as i64
+    app.config.budget.rules()
 }
 
 /// The server's agents and those of the repository at a commit of its default branch.

@@ -20,6 +20,7 @@ mod egress;
 mod faults;
 mod forge;
 mod hostile;
+mod inputs;
 mod kill;
 mod load;
 mod model;

@@ -492,6 +492,7 @@ fn config(folder: &Path, hub: &FakeHub, database: &Database) -> Config {
         api_url: hub.api_url(),
         git_url: hub.git_url(),
         web_url: Some("https://github.example".into()),
+        storage_urls: vec![hub.storage_url()],
         max_body_bytes: 25 * 1024 * 1024,
     });
     config
@@ -515,6 +516,7 @@ async fn build(
         api_url: hub.api_url(),
         git_url: hub.git_url(),
         web_url: "https://github.example".into(),
+        storage_urls: vec![hub.storage_url()],
         clock: clock.clone(),
     })
     .expect("a forge");
