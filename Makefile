@@ -71,11 +71,38 @@ prove-hostile: ## a scripted hostile agent in real containers: nothing that it t
 	  printf "prove-hostile: %d probes, %d succeeded\n", NR, got; exit (NR < 150 || got > 0) }'
 	@exit "$$(cat $(PROVE)-hostile.code)"
 
-prove-canary: ## canary secrets of a server are found nowhere that an agent can reach or write (needs Docker)
+prove-canary: ## secrets of a server are found nowhere that an agent can reach or write, and leave by no sink (needs Docker)
 	@deploy/setup.sh test
 	@rm -rf $(PROVE)/$@
 	@$(PROVE_RUN) canary:: > $(PROVE)-canary.log 2>&1 || { tail -n 60 $(PROVE)-canary.log; exit 1; }
-	@cat $(PROVE)/$@/canary.txt
+	@$(PROVE_RUN) sinks:: > $(PROVE)-canary.log 2>&1 || { tail -n 60 $(PROVE)-canary.log; exit 1; }
+	@sed '$$d' $(PROVE)/$@/sinks.txt
+	@sed '$$d' $(PROVE)/$@/canary.txt
+	@echo "prove-canary: $$(tail -n 1 $(PROVE)/$@/sinks.txt); in a real run: $$(tail -n 1 $(PROVE)/$@/canary.txt | sed 's/^prove-canary: //')"
+
+.PHONY: prove-agents prove-trigger-files
+
+prove-agents: ## Claude Code, Codex, opencode, Gemini CLI and our own agent each fix a bug in a container; the ledger is exact (needs Docker)
+	@deploy/setup.sh test
+	@rm -rf $(PROVE)/$@
+	@mkdir -p $(PROVE)/$@
+	@$(PROVE_RUN) agents:: -- --test-threads 2 > $(PROVE)-agents.log 2>&1; echo $$? > $(PROVE)-agents.code
+	@if [ "$$(cat $(PROVE)-agents.code)" != 0 ]; then tail -n 60 $(PROVE)-agents.log; fi
+	@find $(PROVE)/$@ -name '*.tsv' -exec cat {} + | awk -F'\t' '$$2 == "fixed" { fixed++; tokens += $$3 } END { \
+	  printf "prove-agents: %d of 5 agents fixed the bug; ledger and model server agree on %d tokens\n", fixed, tokens; exit (fixed != 5) }'
+	@exit "$$(cat $(PROVE)-agents.code)"
+
+prove-trigger-files: ## files that agents run or obey, planted in the head of a pull request: none fires in any of the four CLIs (needs Docker)
+	@deploy/setup.sh test
+	@rm -rf $(PROVE)/$@
+	@mkdir -p $(PROVE)/$@
+	@$(PROVE_RUN) triggers:: -- --test-threads 2 > $(PROVE)-trigger-files.log 2>&1; echo $$? > $(PROVE)-trigger-files.code
+	@if [ "$$(cat $(PROVE)-trigger-files.code)" != 0 ]; then tail -n 60 $(PROVE)-trigger-files.log; fi
+	@find $(PROVE)/$@ -name '*.tsv' -exec cat {} + | awk -F'\t' '$$1 == "masked" { agents++; files = $$3; fired += $$4 } \
+	  $$1 == "plain" && !seen[$$3]++ { plain++ } END { \
+	  printf "prove-trigger-files: %d files x %d agents, %d fired (%d fire without the mask)\n", files, agents, fired, plain; \
+	  exit (agents != 4 || files < 40 || fired > 0 || plain < 20) }'
+	@exit "$$(cat $(PROVE)-trigger-files.code)"
 
 .PHONY: prove-fsync
 prove-fsync: ## every accepted delivery is on the disk before its answer, by its system calls (SECONDS=10)
@@ -93,3 +120,7 @@ fuzz: ## every parser against mutated input, SECONDS in all (SECONDS=60)
 	@mkdir -p target; rm -f target/fuzz.txt
 	@FUZZ_SECONDS=$(or $(SECONDS),60) FUZZ_REPORT=$(CURDIR)/target/fuzz.txt $(CARGO) test --quiet --test fuzz no_input || { cat target/fuzz.txt; exit 1; }
 	@cat target/fuzz.txt
+
+.PHONY: fuzz-long
+fuzz-long: ## fuzzing by coverage: each target or one, for hours (TARGET=all HOURS=24)
+	@tests/fuzz/libfuzzer/run.sh "$(or $(TARGET),all)" "$$(awk 'BEGIN { print int($(or $(HOURS),24) * 3600) }')"

@@ -89,7 +89,7 @@ need_clis() {
     if ! have npm && ! docker image inspect $image >/dev/null 2>&1; then
         install_packages "fetching the agents' programs for the tests" npm || return 1
     fi
-    sh "$top/deploy/agent/build-image.sh" --with claude $image || return 1
+    sh "$top/deploy/agent/build-image.sh" --with claude,codex,opencode,gemini $image || return 1
     # shellcheck source=/dev/null
     version=$(. "$top/deploy/agent/versions.env" && echo "$CLAUDE_CODE_VERSION")
     program=$top/target/claude-$version

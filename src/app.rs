@@ -4,13 +4,13 @@ use crate::agent::definition::AgentSet;
 use crate::broker::provider::Provider;
 use crate::broker::{self, Broker};
 use crate::clock::{Clock, IdKind, Ids, RandomIds, SystemClock};
-use crate::config::{Config, SandboxKind};
+use crate::config::{Config, DiskKind, SandboxKind};
 use crate::domain::budget::Price;
 use crate::domain::model_api::ModelApi;
 use crate::domain::secrets::SecretScan;
 use crate::engine::execute::Live;
 use crate::engine::load::Loads;
-use crate::git::Git;
+use crate::git::{Disk, Git};
 use crate::queue::Wakeup;
 use crate::queue::local::LocalWakeup;
 use crate::queue::redis::RedisWakeup;
@@ -136,16 +136,16 @@ impl App {
             Broker::new(broker_settings(&config), store.clone(), Arc::clone(&clock), Arc::clone(&ids));
         let agents = AgentSet::builtin()?
             .with_folders(config.agents.folder.as_deref(), config.agents.skills_folder.as_deref())?;
-        let secrets = config.all_secrets();
-        let secrets: Vec<&[u8]> = secrets.iter().map(Vec::as_slice).collect();
+        let secrets = config.secret_scan();
+        crate::telemetry::hide(&secrets);
         let socket_root = config.socket_root();
         std::fs::create_dir_all(&socket_root)
             .with_context(|| format!("sandbox.socket_dir: cannot create {}", socket_root.display()))?;
         Ok(Arc::new(Self {
             sandbox: sandbox(&config, &signer),
-            git: Git::open(&config.state_dir).await?,
+            git: Git::open(&config.state_dir).await?.with_disk(disk(&config)),
             boot: ids.next(IdKind::Boot),
-            secrets: SecretScan::new(&secrets),
+            secrets,
             live: Live::default(),
             loads: Loads::default(),
             wakeup: wakeup(&config)?,
@@ -160,6 +160,17 @@ impl App {
             socket_root,
             config: Arc::new(config),
         }))
+    }
+}
+
+/// What bounds the folders of runs.
+pub fn disk(config: &Config) -> Disk {
+    match config.sandbox.disk {
+        DiskKind::Watch => Disk::Watched,
+        DiskKind::Loop => Disk::Loop {
+            bytes: config.sandbox.disk_mib.saturating_mul(1 << 20),
+            files: config.sandbox.disk_files,
+        },
     }
 }
 
@@ -184,6 +195,7 @@ fn forge(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<(Arc<dyn For
             api_url: github.api_url.clone(),
             git_url: github.git_url.clone(),
             web_url: github.web_url.clone().unwrap_or_else(|| github.git_url.clone()),
+            storage_urls: github.storage_urls.clone(),
             clock: Arc::clone(clock),
         })?;
         return Ok((Arc::new(forge), None));

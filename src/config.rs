@@ -1,10 +1,12 @@
 //! The server's configuration: `zeblit-server.toml` and `ZEBLIT_*` variables, validated once.
 
+use crate::domain::budget::BudgetRules;
 use crate::domain::egress::AllowList;
 use crate::domain::event::Source;
 use crate::domain::ids::RepoName;
 use crate::domain::model_api::ModelApi;
 use crate::domain::policy::PushMode;
+use crate::domain::secrets::SecretScan;
 use figment::providers::{Format, Serialized, Toml};
 use figment::{Figment, Provider, error::Kind};
 use secrecy::{ExposeSecret, SecretString};
@@ -36,6 +38,7 @@ pub struct Config {
     pub sandbox: SandboxConfig,
     pub egress: EgressConfig,
     pub setup: SetupConfig,
+    pub inputs: InputsConfig,
     pub models: ModelsConfig,
     pub limits: LimitsConfig,
     pub budget: BudgetConfig,
@@ -113,6 +116,9 @@ pub struct GithubConfig {
     /// Where people see it; default: `git_url`.
     #[serde(default)]
     pub web_url: Option<String>,
+    /// Where an own server keeps uploads and logs, when that is another host.
+    #[serde(default)]
+    pub storage_urls: Vec<String>,
     #[serde(default = "default_github_body")]
     pub max_body_bytes: usize,
 }
@@ -154,6 +160,15 @@ pub enum SandboxKind {
     Process,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskKind {
+    /// Measured while the agent runs: a fast writer passes the limit before it is stopped.
+    Watch,
+    /// A file system of the limit's size for each run; needs root and loop devices.
+    Loop,
+}
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SandboxConfig {
@@ -172,6 +187,7 @@ pub struct SandboxConfig {
     pub minutes: i64,
     /// Without output and model traffic for this long, a run ends.
     pub idle_minutes: i64,
+    pub disk: DiskKind,
     /// Workspace, output and home of one run together.
     pub disk_mib: i64,
     pub disk_files: i64,
@@ -202,6 +218,22 @@ pub struct SetupConfig {
     pub cache_mib: i64,
     /// Days after which a cache that nobody used is thrown away.
     pub cache_days: i64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct InputsConfig {
+    /// Files attached to an issue or pull request that an agent gets; 0: none.
+    pub attachments: i64,
+    /// Size of one, and of all together.
+    pub attachment_kib: i64,
+    pub attachments_kib: i64,
+}
+
+impl Default for InputsConfig {
+    fn default() -> Self {
+        Self { attachments: 10, attachment_kib: 5 * 1024, attachments_kib: 20 * 1024 }
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -355,6 +387,22 @@ pub struct BudgetConfig {
     pub owner_month: Option<f64>,
 }
 
+impl BudgetConfig {
+    pub fn rules(&self) -> BudgetRules {
+        BudgetRules {
+            user_day_micros: self.user_day.map(micros),
+            repo_day_micros: self.repo_day.map(micros),
+            owner_month_micros: self.owner_month.map(micros),
+        }
+    }
+}
+
+/// Dollars as written in configuration, in micros.
+pub fn micros(dollars: f64) -> i64 {
+    // Validated to be finite and at most a million dollars: far inside i64 and exact to the micro.
+    (dollars * 1e6).round() as i64
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -369,6 +417,7 @@ impl Default for Config {
             sandbox: SandboxConfig::default(),
             egress: EgressConfig::default(),
             setup: SetupConfig::default(),
+            inputs: InputsConfig::default(),
             models: ModelsConfig::default(),
             limits: LimitsConfig::default(),
             budget: BudgetConfig::default(),
@@ -415,6 +464,7 @@ impl Default for SandboxConfig {
             log_mib: 50,
             minutes: 60,
             idle_minutes: 20,
+            disk: DiskKind::Watch,
             disk_mib: 10_240,
             disk_files: 1_000_000,
             runtime: None,
@@ -660,6 +710,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("sandbox", "Where agents run."),
     ("egress", "Hosts that repositories may choose for their runs (`zeblit help egress`); by default none."),
     ("setup", "What repositories run ahead of the agent (`setup` in `.github/zeblit.toml`)."),
+    ("inputs", "What an agent is given of an issue or pull request besides its text."),
     (
         "models",
         "The model endpoints. Agents never see a key: the server's proxy adds it and meters every request.",
@@ -801,6 +852,13 @@ const KEYS: &[Key] = &[
         |c| of_github(c, |g| optional(g.web_url.as_deref()))
     ),
     key!(
+        "github.storage_urls",
+        List,
+        "GitHub Enterprise Server: addresses of the object store where it keeps attachments and logs, when that is another host.",
+        "[\"https://minio.example.com\"]",
+        |c| of_github(c, |g| texts(&g.storage_urls))
+    ),
+    key!(
         "github.max_body_bytes",
         Integer,
         "Largest delivery taken, in bytes; GitHub itself sends at most 25 MB.",
@@ -883,12 +941,18 @@ const KEYS: &[Key] = &[
         |c| plain(c.sandbox.idle_minutes)
     ),
     key!(
-        "sandbox.disk_mib",
-        Integer,
-        "Workspace, output and home of one run together, in MiB. Measured every few seconds: a run above it is stopped.",
+        "sandbox.disk",
+        Text,
+        "How `disk_mib` and `disk_files` are kept: \"watch\" measures and stops a run above them; \"loop\" gives each run a file system of that size (root, loop devices).",
         "",
-        |c| plain(c.sandbox.disk_mib)
+        |c| text(match c.sandbox.disk {
+            DiskKind::Watch => "watch",
+            DiskKind::Loop => "loop",
+        })
     ),
+    key!("sandbox.disk_mib", Integer, "Workspace, output and home of one run together, in MiB.", "", |c| {
+        plain(c.sandbox.disk_mib)
+    }),
     key!("sandbox.disk_files", Integer, "Files in workspace, output and home of one run.", "", |c| plain(
         c.sandbox.disk_files
     )),
@@ -947,6 +1011,19 @@ const KEYS: &[Key] = &[
         "",
         |c| { plain(c.setup.cache_days) }
     ),
+    key!(
+        "inputs.attachments",
+        Integer,
+        "Images and text files attached to an issue or pull request that an agent gets, at most 50; 0: none.",
+        "",
+        |c| plain(c.inputs.attachments)
+    ),
+    key!("inputs.attachment_kib", Integer, "Largest of them, in KiB.", "", |c| plain(
+        c.inputs.attachment_kib
+    )),
+    key!("inputs.attachments_kib", Integer, "All of one run together, in KiB.", "", |c| plain(
+        c.inputs.attachments_kib
+    )),
     key!("models.anthropic_url", Text, "Anthropic's API, or a gateway with the same.", "", |c| text(
         &c.models.anthropic_url
     )),
@@ -1335,6 +1412,9 @@ impl Config {
             found.webhook_secrets("github.webhook_secrets", &github.webhook_secrets);
             found.url("github.api_url", &github.api_url);
             found.url("github.git_url", &github.git_url);
+            for url in &github.storage_urls {
+                found.url("github.storage_urls", url);
+            }
             if let Some(url) = &github.web_url {
                 found.url("github.web_url", url);
             }
@@ -1409,12 +1489,18 @@ impl Config {
         if let Err(bad) = AllowList::new(&self.egress.allow) {
             found.add("egress.allow", bad.to_string());
         }
+        if !(0..=50).contains(&self.inputs.attachments) {
+            found.add("inputs.attachments", "needs a number from 0 to 50");
+        }
         for (key, value, most) in [
             ("egress.upload_kib", self.egress.upload_kib, 1 << 30),
             ("egress.download_mib", self.egress.download_mib, 1 << 20),
             ("setup.minutes", self.setup.minutes, 24 * 60),
             ("setup.cache_mib", self.setup.cache_mib, 1 << 20),
             ("setup.cache_days", self.setup.cache_days, 3650),
+            ("inputs.attachment_kib", self.inputs.attachment_kib, 20 * 1024),
+            // A job with its files must stay below the shim's cap of 64 MiB.
+            ("inputs.attachments_kib", self.inputs.attachments_kib, 40 * 1024),
         ] {
             if !(1..=most).contains(&value) {
                 found.add(key, format!("needs a number from 1 to {most}"));
@@ -1702,6 +1788,13 @@ impl Config {
         self.state_dir.join("secret.key")
     }
 
+    /// What finds the server's own secrets in any text.
+    pub fn secret_scan(&self) -> SecretScan {
+        let secrets = self.all_secrets();
+        let secrets: Vec<&[u8]> = secrets.iter().map(Vec::as_slice).collect();
+        SecretScan::new(&secrets)
+    }
+
     /// Everything that must never appear in a log, a text or a commit.
     pub fn all_secrets(&self) -> Vec<Vec<u8>> {
         let mut all: Vec<Vec<u8>> = Vec::new();
@@ -1721,12 +1814,14 @@ impl Config {
             && let Some(password) = url.password()
         {
             add(password);
+            add(&percent_decoded(password));
         }
         if let Some(url) = &self.redis.url
             && let Ok(url) = Url::parse(url.expose_secret())
             && let Some(password) = url.password()
         {
             add(password);
+            add(&percent_decoded(password));
         }
         // Logs are masked line by line, so each line of the key counts on its own, too.
         if let Ok(Some(pem)) = self.github_private_key() {
@@ -1744,6 +1839,22 @@ impl Config {
         all.retain(|secret| !secret.is_empty());
         all
     }
+}
+
+/// A part of an address as it was before it was written into it.
+fn percent_decoded(text: &str) -> String {
+    let mut pieces = text.split('%');
+    let mut bytes = pieces.next().unwrap_or_default().as_bytes().to_vec();
+    for piece in pieces {
+        match piece.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                bytes.extend(piece.bytes().skip(2));
+            }
+            None => bytes.extend(format!("%{piece}").bytes()),
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Another server to operate, instead of the one on this machine: `ZEBLIT_URL` and `ZEBLIT_TOKEN`.

@@ -1,9 +1,10 @@
 //! Purpose: tracing and metrics: how logs are written, and the name of every metric.
 
 use crate::config::LogFormat;
+use crate::domain::secrets::SecretScan;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use std::io::IsTerminal;
-use std::sync::OnceLock;
+use std::io::{IsTerminal, Write};
+use std::sync::{OnceLock, PoisonError, RwLock};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -22,6 +23,37 @@ pub enum Audience {
     Command,
 }
 
+/// The secrets of the configuration that this process was started with.
+static HIDDEN: RwLock<Option<SecretScan>> = RwLock::new(None);
+
+/// From now on nothing that this process logs or prints shows one of these.
+pub fn hide(secrets: &SecretScan) {
+    *HIDDEN.write().unwrap_or_else(PoisonError::into_inner) = Some(secrets.clone());
+}
+
+/// The text without what `hide` was told; as it is before that.
+pub fn masked(text: &str) -> String {
+    match &*HIDDEN.read().unwrap_or_else(PoisonError::into_inner) {
+        Some(secrets) => secrets.mask(text),
+        None => text.to_owned(),
+    }
+}
+
+/// Takes secrets out of what is written. Each write is one whole line, as tracing makes them.
+#[derive(Debug)]
+pub struct Masked<W>(pub W);
+
+impl<W: Write> Write for Masked<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write_all(masked(&String::from_utf8_lossy(bytes)).as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}
+
 /// Starts tracing to standard error. A second call changes nothing.
 pub fn init(format: LogFormat, audience: Audience) {
     let default = match audience {
@@ -35,7 +67,7 @@ pub fn init(format: LogFormat, audience: Audience) {
     let registry = tracing_subscriber::registry().with(filter);
     // Files and journals get no colours.
     let layer = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(|| Masked(std::io::stderr()))
         .with_ansi(std::io::stderr().is_terminal());
     // A test or a caller that has set up tracing already keeps it.
     let _already_set = match format {

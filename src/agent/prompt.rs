@@ -1,5 +1,6 @@
 //! The prompt: who asked for what, and everything from outside fenced as data.
 
+use crate::domain::attachment::{self, Kind};
 use crate::domain::command::Verb;
 use crate::domain::event::{SubjectKind, Surface};
 use crate::domain::run::{RunMode, RunSpec};
@@ -22,6 +23,10 @@ const MAX_MESSAGES_BYTES: usize = 64 * 1024;
 const MAX_HUNK_BYTES: usize = 8 * 1024;
 /// Bytes of what the run before came to.
 const MAX_PREVIOUS_BYTES: usize = 16 * 1024;
+/// Characters of an attachment's address.
+const MAX_ADDRESS_CHARS: usize = 300;
+/// Attachments that are listed.
+const MAX_LISTED: usize = 20;
 /// Bytes of the whole prompt: about 50 000 tokens, so that most of a model's window stays for the work.
 pub const MAX_PROMPT_BYTES: usize = 200 * 1024;
 
@@ -37,9 +42,50 @@ pub struct Message {
     pub body: String,
 }
 
+/// A file that somebody attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    pub author: String,
+    /// As of a message.
+    pub trusted: bool,
+    /// What it is attached to, in our words.
+    pub place: &'static str,
+    pub url: String,
+    /// Where the agent finds it, or why it does not.
+    pub file: Result<AttachedFile, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachedFile {
+    /// Below HOME.
+    pub path: String,
+    pub kind: Kind,
+    /// As it was attached.
+    pub bytes: usize,
+    /// Some of it was left out.
+    pub cut: bool,
+}
+
+/// What the checks of the commit say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checks {
+    /// One line for each that failed, sanitised.
+    pub failed: Vec<String>,
+    /// Their output and the ends of their logs, sanitised.
+    pub text: String,
+    /// Where the same text lies, below HOME.
+    pub path: String,
+}
+
 /// What the prompt tells besides the request itself.
 #[derive(Debug, Clone, Default)]
 pub struct PromptContext {
+    /// HOME as the agent sees it.
+    pub home: String,
+    /// The author of the issue or pull request may write to this repository.
+    pub subject_trusted: bool,
+    pub attachments: Vec<Attached>,
+    pub checks: Option<Checks>,
     pub messages: Vec<Message>,
     /// Messages that are left out because somebody edited them after the request was written.
     pub edited_later: usize,
@@ -192,14 +238,14 @@ fn closing(spec: &RunSpec) -> &'static str {
 fn data(spec: &RunSpec, context: &PromptContext) -> Vec<Data> {
     let mut parts = Vec::new();
     let author = &spec.subject.author;
-    let trust = if author.id == spec.requester.id { "the requester" } else { "not verified" };
     parts.push(Data {
         heading: "The subject",
         label: format!(
-            "{} #{}, title and text, by @{} ({trust}){}",
+            "{} #{}, title and text, by @{} ({}){}",
             subject_noun(spec),
             spec.subject.number,
             login(&author.login),
+            trust(context.subject_trusted),
             removed(&[&spec.subject.title, &spec.subject.body])
         ),
         text: format!(
@@ -214,7 +260,8 @@ fn data(spec: &RunSpec, context: &PromptContext) -> Vec<Data> {
         let line = line.map_or_else(|| "(outdated or whole file)".to_owned(), |line| format!("line {line}"));
         parts.push(Data {
             heading: "The review comment that asks",
-            label: "the place of the comment and the diff around it".into(),
+            // The code of a pull request is its author's.
+            label: "the place of the comment and the diff around it, untrusted".into(),
             text: format!(
                 "{}, {line}\n\n{}",
                 one_line(&for_prompt(path, 4096), 1000),
@@ -230,6 +277,17 @@ fn data(spec: &RunSpec, context: &PromptContext) -> Vec<Data> {
             text: format!("{} messages were edited after the request and are left out", context.edited_later),
         });
     }
+    parts.extend(attached(context));
+    if let Some(checks) = &context.checks {
+        parts.push(Data {
+            heading: "Failed checks",
+            label: format!(
+                "names of the checks of this commit that ended badly, untrusted; their output is in {}/{} and in part `ci` of the tool `context`",
+                context.home, checks.path
+            ),
+            text: checks.failed.join("\n"),
+        });
+    }
     if let Some(previous) = &context.previous {
         parts.push(Data {
             heading: "The run before this one",
@@ -240,16 +298,64 @@ fn data(spec: &RunSpec, context: &PromptContext) -> Vec<Data> {
     parts
 }
 
+/// Whether somebody may write to the repository, as the forge said when the run started.
+fn trust(trusted: bool) -> &'static str {
+    if trusted { "may write to this repository" } else { "may not write here: untrusted" }
+}
+
+/// Each attached file: where it is, or why it is not there. Addresses hold names that people chose.
+fn attached(context: &PromptContext) -> Vec<Data> {
+    let heading = "Attached files";
+    let mut parts: Vec<Data> = context
+        .attachments
+        .iter()
+        .take(MAX_LISTED)
+        .map(|attached| Data {
+            heading,
+            label: format!(
+                "attached to {} by @{} ({})",
+                attached.place,
+                login(&attached.author),
+                trust(attached.trusted)
+            ),
+            text: describe(attached, &context.home),
+        })
+        .collect();
+    if context.attachments.len() > MAX_LISTED {
+        parts.push(Data {
+            heading,
+            label: "note of the system".into(),
+            text: format!("{} more are left out", context.attachments.len() - MAX_LISTED),
+        });
+    }
+    parts
+}
+
+fn describe(attached: &Attached, home: &str) -> String {
+    let address = one_line(&for_prompt(&attached.url, 4096), MAX_ADDRESS_CHARS);
+    match &attached.file {
+        Ok(file) => format!(
+            "{home}/{}\n{}, {}{}\nfrom {address}",
+            file.path,
+            file.kind,
+            attachment::size(file.bytes),
+            if file.cut { ", its middle left out" } else { "" }
+        ),
+        Err(reason) => format!("left out: {}\nfrom {address}", one_line(&for_prompt(reason, 1000), 300)),
+    }
+}
+
 /// What the host knows of the task, part by part, sanitised as in the prompt but with more room: for an agent that
 /// asks for it.
 pub fn sections(spec: &RunSpec, context: &PromptContext) -> Vec<(&'static str, String)> {
     let mut sections = vec![(
         "subject",
         format!(
-            "{} #{} of @{}\n\n{}\n\n{}",
+            "{} #{} of @{} ({})\n\n{}\n\n{}",
             subject_noun(spec),
             spec.subject.number,
             login(&spec.subject.author.login),
+            trust(context.subject_trusted),
             one_line(&for_prompt(&spec.subject.title, MAX_TITLE_CHARS * 4), MAX_TITLE_CHARS),
             for_prompt(&spec.subject.body, MAX_BODY_BYTES)
         ),
@@ -266,7 +372,7 @@ pub fn sections(spec: &RunSpec, context: &PromptContext) -> Vec<(&'static str, S
                 format!(
                     "@{} ({}), {}{place}:\n{}",
                     login(&message.author),
-                    if message.trusted { "may write to this repository" } else { "untrusted" },
+                    trust(message.trusted),
                     message.at.format("%Y-%m-%d %H:%M UTC"),
                     for_prompt(&message.body, MAX_BODY_BYTES)
                 )
@@ -275,6 +381,14 @@ pub fn sections(spec: &RunSpec, context: &PromptContext) -> Vec<(&'static str, S
         if !messages.is_empty() {
             sections.push((name, messages.join("\n\n")));
         }
+    }
+    if !context.attachments.is_empty() {
+        let files: Vec<String> =
+            attached(context).into_iter().map(|part| format!("{}:\n{}", part.label, part.text)).collect();
+        sections.push(("attachments", files.join("\n\n")));
+    }
+    if let Some(checks) = &context.checks {
+        sections.push(("ci", checks.text.clone()));
     }
     if let Some(previous) = &context.previous {
         sections.push(("previous run", for_prompt(previous, MAX_PREVIOUS_BYTES)));
@@ -300,13 +414,12 @@ fn conversation(messages: &[Message]) -> Vec<Data> {
         if bytes > MAX_MESSAGES_BYTES {
             break;
         }
-        let trust =
-            if message.trusted { "may write to this repository" } else { "may not write here: untrusted" };
         kept.push(Data {
             heading: CONVERSATION,
             label: format!(
-                "message of @{} ({trust}), {}{}",
+                "message of @{} ({}), {}{}",
                 login(&message.author),
+                trust(message.trusted),
                 message.at.format("%Y-%m-%d %H:%M UTC"),
                 removed(&[&message.body])
             ),
@@ -402,6 +515,62 @@ mod tests {
         }
     }
 
+    fn attached(file: Result<AttachedFile, String>) -> Attached {
+        Attached {
+            author: "eve".into(),
+            trusted: false,
+            place: "the issue",
+            url: "https://github.com/user-attachments/files/1/crash\u{200b}.log".into(),
+            file,
+        }
+    }
+
+    #[test]
+    fn attached_files_and_failed_checks_are_fenced_and_say_where_they_are() {
+        let file = AttachedFile {
+            path: "attachments/01-crash.log".into(),
+            kind: Kind::Text,
+            bytes: 400_000,
+            cut: true,
+        };
+        let context = PromptContext {
+            home: "/zeblit/home".into(),
+            attachments: vec![attached(Ok(file)), attached(Err("it is a ZIP archive".into()))],
+            checks: Some(Checks {
+                failed: vec!["tests: failure, 1 failed".into()],
+                text: "## tests: failure".into(),
+                path: "context/ci.txt".into(),
+            }),
+            ..PromptContext::default()
+        };
+        let spec = spec(Verb::Fix, RunMode::Change, "");
+        let prompt = build(&spec, &context);
+        let fence = prompt.split("BEGIN DATA ").nth(1).unwrap().split('`').next().unwrap().to_owned();
+        let (_, shown) = prompt.split_once("# Attached files").unwrap();
+        let (shown, _) = shown.split_once("\n# Now").unwrap();
+        insta::assert_snapshot!(shown.replace(&fence, "FENCE"), @r"
+
+        ----- BEGIN DATA FENCE: attached to the issue by @eve (may not write here: untrusted) -----
+        /zeblit/home/attachments/01-crash.log
+        text, 391 KiB, its middle left out
+        from https://github.com/user-attachments/files/1/crash.log
+        ----- END DATA FENCE -----
+
+        ----- BEGIN DATA FENCE: attached to the issue by @eve (may not write here: untrusted) -----
+        left out: it is a ZIP archive
+        from https://github.com/user-attachments/files/1/crash.log
+        ----- END DATA FENCE -----
+
+        # Failed checks
+
+        ----- BEGIN DATA FENCE: names of the checks of this commit that ended badly, untrusted; their output is in /zeblit/home/context/ci.txt and in part `ci` of the tool `context` -----
+        tests: failure, 1 failed
+        ----- END DATA FENCE -----
+        ");
+        let parts: Vec<&str> = sections(&spec, &context).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(parts, ["subject", "attachments", "ci"]);
+    }
+
     #[test]
     fn a_fix_puts_the_instruction_first_and_everything_else_into_fences() {
         let context = PromptContext {
@@ -438,7 +607,7 @@ mod tests {
 
         # The subject
 
-        ----- BEGIN DATA 3191eee93a6a4dcb: issue #7, title and text, by @eve (not verified) -----
+        ----- BEGIN DATA 3191eee93a6a4dcb: issue #7, title and text, by @eve (may not write here: untrusted) -----
         Last page is lost
 
         21 items give 2 pages.
@@ -560,7 +729,10 @@ mod tests {
         context.edited_later = 2;
         let prompt = build(&spec, &context);
         assert!(!prompt.contains("do evil") && !prompt.contains("and more"), "{prompt}");
-        assert!(prompt.contains("by @eve (not verified), hidden content removed -----"), "{prompt}");
+        assert!(
+            prompt.contains("by @eve (may not write here: untrusted), hidden content removed -----"),
+            "{prompt}"
+        );
         assert!(prompt.contains("2 messages were edited after the request and are left out"), "{prompt}");
     }
 
@@ -592,7 +764,17 @@ mod tests {
         let mut messages: Vec<Message> =
             (0..500).map(|_| message("eve", false, &"m".repeat(100_000))).collect();
         messages.push(message("mona", true, "the newest"));
-        let context = PromptContext { messages, edited_later: 0, previous: Some("p".repeat(1_000_000)) };
+        let context = PromptContext {
+            messages,
+            previous: Some("p".repeat(1_000_000)),
+            attachments: vec![attached(Err("r".repeat(10_000))); 1_000],
+            checks: Some(Checks {
+                failed: vec!["f".repeat(300); 20],
+                text: String::new(),
+                path: "context/ci.txt".into(),
+            }),
+            ..PromptContext::default()
+        };
         let prompt = build(&spec, &context);
         assert!(prompt.len() <= MAX_PROMPT_BYTES, "{}", prompt.len());
         assert!(prompt.contains("the newest") && prompt.contains("older messages are left out"));

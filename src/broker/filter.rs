@@ -21,6 +21,8 @@ pub(super) enum Shape {
     One,
     /// One of these texts.
     Is(&'static [&'static str]),
+    /// One of these texts, and the field has to be there: without it the provider would choose.
+    Must(&'static [&'static str]),
     /// A text that begins with one of these: `bash_20250124`.
     Begins(&'static [&'static str]),
     /// `data:…`: the bytes themselves, not a place to fetch them from.
@@ -131,7 +133,7 @@ fn fits(value: &Json, shape: &'static Shape, place: &mut String) -> Result<(), R
         (Shape::Null, Json::Null) => Ok(()),
         (Shape::False, Json::Bool(false)) => Ok(()),
         (Shape::One, Json::Number(number)) if number.as_i64() == Some(1) => Ok(()),
-        (Shape::Is(allowed), Json::Text(text)) => {
+        (Shape::Is(allowed) | Shape::Must(allowed), Json::Text(text)) => {
             if allowed.contains(&text.as_str()) {
                 Ok(())
             } else {
@@ -192,7 +194,9 @@ fn fits(value: &Json, shape: &'static Shape, place: &mut String) -> Result<(), R
             Some(shape) => fits(value, shape, place),
             None => wrong(place, "of another kind"),
         },
-        (Shape::Text | Shape::Is(_) | Shape::Begins(_) | Shape::Data, _) => wrong(place, "a text"),
+        (Shape::Text | Shape::Is(_) | Shape::Must(_) | Shape::Begins(_) | Shape::Data, _) => {
+            wrong(place, "a text")
+        }
         (Shape::Number, _) => wrong(place, "a number"),
         (Shape::One, _) => Err(Refused::new(place, "must be 1: more answers cost more than is reserved")),
         (Shape::Bool, _) => wrong(place, "true or false"),
@@ -231,13 +235,19 @@ fn object(
         }
         place.truncate(length);
     }
+    for (name, shape) in allowed {
+        let Shape::Must(texts) = shape else { continue };
+        if !fields.iter().any(|(known, value)| known == name && !value.is_null()) {
+            return Err(Refused::new(place, format!("needs `{name}` to be `{}`", texts.join("` or `"))));
+        }
+    }
     Ok(())
 }
 
 fn is_kind(shape: &Shape, value: &Json) -> bool {
     match (shape, value) {
         (Shape::Own, _) => true,
-        (Shape::Text | Shape::Is(_) | Shape::Begins(_) | Shape::Data, value) => {
+        (Shape::Text | Shape::Is(_) | Shape::Must(_) | Shape::Begins(_) | Shape::Data, value) => {
             matches!(value, Json::Text(_))
         }
         (Shape::Number | Shape::One, value) => matches!(value, Json::Number(_)),
@@ -535,6 +545,10 @@ const MESSAGE_ITEM: &[Field] = &[
     ("phase", &Shape::Text),
 ];
 
+/// Tools that Codex finds for the model among its own, and the calls of that: searched by the provider, they would be
+/// another affair.
+const BY_CLIENT: Field = ("execution", &Shape::Must(&["client"]));
+
 static LOCAL_SHELL_ACTION: Shape = Shape::Object(&[
     ("type", &Shape::Is(&["exec"])),
     ("command", &Shape::List(&Shape::Text)),
@@ -604,6 +618,13 @@ static ITEMS: Shape = Shape::Either(&[
                 ],
             ),
             ("compaction", &[ID, ("encrypted_content", &Shape::Text)]),
+            ("tool_search_call", &[ID, STATUS, CALL_ID, BY_CLIENT, ("arguments", &Shape::Own)]),
+            ("tool_search_output", &[ID, STATUS, CALL_ID, BY_CLIENT, ("tools", &RESPONSES_TOOLS)]),
+            // Where Codex puts the tools of newer models.
+            (
+                "additional_tools",
+                &[ID, STATUS, ("role", &Shape::Is(&["developer"])), ("tools", &RESPONSES_TOOLS)],
+            ),
         ],
     )),
 ]);
@@ -655,6 +676,34 @@ static RESPONSE_FORMAT: Shape = Shape::Object(&[
         ]),
     ),
 ]);
+
+/// Tools that the client runs. A namespace is a name before theirs: Codex puts the tools of an MCP server into one.
+static RESPONSES_TOOLS: Shape = Shape::List(&Shape::Tagged(
+    "type",
+    None,
+    &[
+        ("function", FUNCTION_TOOL),
+        ("custom", CUSTOM_TOOL),
+        ("local_shell", &[]),
+        ("apply_patch", &[]),
+        ("tool_search", &[BY_CLIENT, ("description", &Shape::Text), ("parameters", &Shape::Own)]),
+        (
+            "namespace",
+            &[
+                ("name", &Shape::Text),
+                ("description", &Shape::Text),
+                (
+                    "tools",
+                    &Shape::List(&Shape::Tagged(
+                        "type",
+                        None,
+                        &[("function", FUNCTION_TOOL), ("custom", CUSTOM_TOOL)],
+                    )),
+                ),
+            ],
+        ),
+    ],
+));
 
 /// Not `priority` or `flex`: they have other prices.
 static TIER: Shape = Shape::Is(&["auto", "default"]);
@@ -722,34 +771,7 @@ static RESPONSES: Shape = Shape::Object(&[
             ),
         ]),
     ),
-    (
-        "tools",
-        &Shape::List(&Shape::Tagged(
-            "type",
-            None,
-            &[
-                ("function", FUNCTION_TOOL),
-                ("custom", CUSTOM_TOOL),
-                ("local_shell", &[]),
-                ("apply_patch", &[]),
-                (
-                    "namespace",
-                    &[
-                        ("name", &Shape::Text),
-                        ("description", &Shape::Text),
-                        (
-                            "tools",
-                            &Shape::List(&Shape::Tagged(
-                                "type",
-                                None,
-                                &[("function", FUNCTION_TOOL), ("custom", CUSTOM_TOOL)],
-                            )),
-                        ),
-                    ],
-                ),
-            ],
-        )),
-    ),
+    ("tools", &RESPONSES_TOOLS),
 ]);
 
 /// `cache_control`: gateways to models of Anthropic take it here, too.
@@ -976,7 +998,7 @@ mod tests {
     use proptest::prelude::*;
 
     const GOOD_MESSAGES: &str = r##"{"model":"m","max_tokens":10,"stream":true,"temperature":1,"system":[{"type":"text","text":"s","cache_control":{"type":"ephemeral","ttl":"1h"}}],"messages":[{"role":"user","content":[{"type":"text","text":"t"},{"type":"image","source":{"type":"base64","media_type":"image/png","data":"AA"}},{"type":"document","source":{"type":"text","media_type":"text/plain","data":"d"},"title":null}]},{"role":"assistant","content":[{"type":"thinking","thinking":"h","signature":"s"},{"type":"tool_use","id":"t1","name":"Read","input":{"free":{"any":1}}}]},{"role":"user","content":[{"type":"tool_result","tool_use_id":"t1","is_error":false,"content":[{"type":"text","text":"r"}]}]},{"role":"user","content":"plain"}],"tools":[{"name":"Read","description":"d","input_schema":{"type":"object","$ref":"#/x","anything":{}}},{"type":"bash_20250124","name":"bash"}],"tool_choice":{"type":"auto"},"metadata":{"user_id":"u"},"thinking":{"type":"enabled","budget_tokens":5,"display":"updates"},"context_management":{"edits":[{"type":"clear_thinking_20251015","keep":"all"}]},"output_config":{"effort":"medium"}}"##;
-    const GOOD_RESPONSES: &str = r##"{"model":"m","instructions":"i","input":[{"type":"message","role":"user","content":[{"type":"input_text","text":"t"},{"type":"input_image","image_url":"data:image/png;base64,AA","detail":"auto"}]},{"role":"developer","content":"d"},{"type":"reasoning","id":"r","summary":[{"type":"summary_text","text":"s"}],"content":null,"encrypted_content":"e"},{"type":"function_call","call_id":"c","name":"shell","arguments":"{}"},{"type":"function_call_output","call_id":"c","output":"o"},{"type":"custom_tool_call","call_id":"d","name":"apply_patch","input":"p","status":"completed"},{"type":"custom_tool_call_output","call_id":"d","output":"o"},{"type":"local_shell_call","call_id":"l","status":"completed","action":{"type":"exec","command":["ls"],"timeout_ms":5}}],"tools":[{"type":"function","name":"shell","strict":false,"parameters":{"any":{}}},{"type":"custom","name":"apply_patch","format":{"type":"grammar","syntax":"lark","definition":"x"}},{"type":"local_shell"}],"tool_choice":"auto","parallel_tool_calls":false,"reasoning":{"effort":"medium","summary":"auto"},"store":false,"stream":true,"include":["reasoning.encrypted_content"],"prompt_cache_key":"k","text":{"verbosity":"low"}}"##;
+    const GOOD_RESPONSES: &str = r##"{"model":"m","instructions":"i","input":[{"type":"message","role":"user","content":[{"type":"input_text","text":"t"},{"type":"input_image","image_url":"data:image/png;base64,AA","detail":"auto"}]},{"role":"developer","content":"d"},{"type":"reasoning","id":"r","summary":[{"type":"summary_text","text":"s"}],"content":null,"encrypted_content":"e"},{"type":"function_call","call_id":"c","name":"shell","arguments":"{}"},{"type":"function_call_output","call_id":"c","output":"o"},{"type":"custom_tool_call","call_id":"d","name":"apply_patch","input":"p","status":"completed"},{"type":"custom_tool_call_output","call_id":"d","output":"o"},{"type":"local_shell_call","call_id":"l","status":"completed","action":{"type":"exec","command":["ls"],"timeout_ms":5}},{"type":"tool_search_call","id":"ts","call_id":"t","status":"completed","execution":"client","arguments":{"query":"q"}},{"type":"tool_search_output","id":"to","call_id":"t","status":"completed","execution":"client","tools":[{"type":"namespace","name":"mcp__zeblit","description":"d","tools":[{"type":"function","name":"ask","strict":false,"defer_loading":true,"parameters":{"any":{}}}]}]},{"type":"function_call","call_id":"m","name":"ask","namespace":"mcp__zeblit","arguments":"{}"},{"type":"additional_tools","id":"at","role":"developer","tools":[{"type":"namespace","name":"functions","description":"","tools":[{"type":"custom","name":"exec","format":{"type":"grammar","syntax":"lark","definition":"x"}}]}]}],"tools":[{"type":"function","name":"shell","strict":false,"parameters":{"any":{}}},{"type":"custom","name":"apply_patch","format":{"type":"grammar","syntax":"lark","definition":"x"}},{"type":"local_shell"},{"type":"tool_search","execution":"client","description":"d","parameters":{"any":{}}},{"type":"namespace","name":"mcp__zeblit","description":"d","tools":[{"type":"function","name":"progress","strict":false,"parameters":{"any":{}}}]}],"tool_choice":"auto","parallel_tool_calls":false,"reasoning":{"effort":"medium","summary":"auto"},"store":false,"stream":true,"include":["reasoning.encrypted_content"],"prompt_cache_key":"k","text":{"verbosity":"low"}}"##;
     const GOOD_CHAT: &str = r##"{"model":"m","messages":[{"role":"system","content":"s"},{"role":"user","content":[{"type":"text","text":"t"},{"type":"image_url","image_url":{"url":"data:image/png;base64,AA"}}]},{"role":"assistant","content":null,"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{}"}}]},{"role":"tool","tool_call_id":"c","content":"r"}],"tools":[{"type":"function","function":{"name":"f","description":"d","parameters":{"any":1}}}],"tool_choice":"auto","stream":true,"stream_options":{"include_usage":true},"max_tokens":5,"n":1,"stop":["x"],"response_format":{"type":"text"}}"##;
     const GOOD_GEMINI: &str = r##"{"contents":[{"role":"user","parts":[{"text":"t"},{"inlineData":{"mimeType":"image/png","data":"AA"}}]},{"role":"model","parts":[{"text":"h","thought":true,"thoughtSignature":"s"},{"functionCall":{"name":"f","args":{"any":1}}}]},{"role":"user","parts":[{"functionResponse":{"id":"1","name":"f","response":{"any":1}}}]}],"systemInstruction":{"role":"user","parts":[{"text":"s"}]},"tools":[{"functionDeclarations":[{"name":"f","description":"d","parametersJsonSchema":{"any":1}}]}],"toolConfig":{"functionCallingConfig":{"mode":"AUTO"}},"generationConfig":{"temperature":0,"topP":1,"maxOutputTokens":9,"candidateCount":1,"thinkingConfig":{"includeThoughts":true,"thinkingBudget":-1}}}"##;
 
@@ -1135,6 +1157,12 @@ mod tests {
             r#"{"type":"computer_use_preview"}"#,
             r#"{"type":"shell","environment":{"type":"container_auto"}}"#,
             r#"{"type":"tool_search"}"#,
+            r#"{"type":"tool_search","execution":null}"#,
+            r#"{"type":"tool_search","execution":"server"}"#,
+            r#"{"type":"tool_search","execution":"client","vector_store_ids":["vs_1"]}"#,
+            r#"{"type":"namespace","name":"n","tools":[{"type":"tool_search","execution":"client"}]}"#,
+            r#"{"type":"namespace","name":"n","tools":[{"type":"mcp","server_url":"https://evil.example"}]}"#,
+            r#"{"type":"namespace","name":"n","server_url":"https://evil.example","tools":[]}"#,
             r#"{"type":"function","name":"f","server_url":"https://evil.example"}"#,
             r#"{"type":"namespace","name":"n","tools":[{"type":"web_search"}]}"#,
             r#"{"name":"untyped","parameters":{}}"#,
@@ -1154,6 +1182,16 @@ mod tests {
             r#"{"type":"file_search_call","id":"w","queries":["q"]}"#,
             r#"{"type":"code_interpreter_call","id":"w","code":"x","container_id":"c"}"#,
             r#"{"type":"image_generation_call","id":"ig_1"}"#,
+            r#"{"type":"tool_search_call","call_id":"c","arguments":{"query":"q"}}"#,
+            r#"{"type":"tool_search_call","call_id":"c","execution":"server","arguments":{"query":"q"}}"#,
+            r#"{"type":"tool_search_output","call_id":"c","tools":[]}"#,
+            r#"{"type":"tool_search_output","call_id":"c","execution":"client","tools":[{"type":"mcp","server_label":"x","server_url":"https://evil.example"}]}"#,
+            r#"{"type":"tool_search_output","call_id":"c","execution":"client","tools":[{"type":"web_search"}]}"#,
+            r#"{"type":"tool_search_output","call_id":"c","execution":"client","tools":[{"type":"namespace","name":"n","tools":[{"type":"code_interpreter","container":{"type":"auto"}}]}]}"#,
+            r#"{"type":"additional_tools","role":"developer","tools":[{"type":"web_search"}]}"#,
+            r#"{"type":"additional_tools","role":"developer","tools":[{"type":"tool_search"}]}"#,
+            r#"{"type":"additional_tools","role":"developer","tools":[{"type":"image_generation"}]}"#,
+            r#"{"type":"additional_tools","role":"user","tools":[]}"#,
             r#"{"type":"mcp_call","id":"m","server_label":"s","name":"n","arguments":"{}"}"#,
             r#"{"type":"mcp_list_tools","id":"m","server_label":"s","tools":[]}"#,
             r#"{"type":"mcp_approval_response","approval_request_id":"a","approve":true}"#,
@@ -1271,8 +1309,16 @@ mod tests {
     }
 
     /// Keys below which everything is the client's own.
-    const OWN_KEYS: &[&str] =
-        &["input_schema", "parameters", "parametersJsonSchema", "input", "args", "response", "keep"];
+    const OWN_KEYS: &[&str] = &[
+        "input_schema",
+        "parameters",
+        "parametersJsonSchema",
+        "input",
+        "args",
+        "arguments",
+        "response",
+        "keep",
+    ];
 
     /// Adds a field to the object number `at`, in order of appearance; counts down through `at`.
     fn insert(value: &mut Json, at: &mut usize, name: &str, what: &Json) -> bool {

@@ -15,6 +15,7 @@ use super::{Allowance, BrokerError, Notes, Settings};
 use crate::clock::{Clock, IdKind, Ids};
 use crate::domain::budget::{Budget, Usage};
 use crate::domain::model_api::ModelApi;
+use crate::domain::secrets::SecretScan;
 use crate::domain::wording;
 use crate::store::Store;
 use crate::store::ledger::{self, Booking, Reservation, Reserved};
@@ -25,6 +26,7 @@ use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
+use secrecy::ExposeSecret;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -83,6 +85,8 @@ pub struct Upstream {
     store: Store,
     clock: Arc<dyn Clock>,
     ids: Arc<dyn Ids>,
+    /// The keys: an endpoint that repeats what it was sent does not tell them to an agent.
+    keys: SecretScan,
     pub(super) notes: Notes,
 }
 
@@ -220,8 +224,15 @@ enum Sent {
 
 impl Upstream {
     pub(super) fn new(settings: Settings, store: Store, clock: Arc<dyn Clock>, ids: Arc<dyn Ids>) -> Self {
+        let keys: Vec<&[u8]> = settings
+            .providers
+            .iter()
+            .filter_map(|provider| provider.key.as_ref())
+            .map(|key| key.expose_secret().as_bytes())
+            .collect();
         Self {
             client: client(),
+            keys: SecretScan::new(&keys),
             models: Models::new(settings.providers, PriceTable::new(settings.prices), settings.fallback),
             store,
             clock,
@@ -293,7 +304,7 @@ impl Upstream {
                 Refusal::invalid(format!("no provider of the {} API is configured", route.api.name()))
             })?;
             let outgoing = self.outgoing(provider, Method::GET, &route.tail, &query, headers)?;
-            return free(outgoing).await;
+            return free(outgoing, &self.keys).await;
         }
         let (head, body) = request.into_parts();
         let headers = passed_on(&head.headers)?;
@@ -303,7 +314,7 @@ impl Upstream {
         if !ask.route.call.is_paid() {
             let outgoing =
                 self.outgoing(served.provider, Method::POST, &ask.route.tail, &ask.query, ask.headers)?;
-            return free(outgoing.body(ask.body.to_bytes())).await;
+            return free(outgoing.body(ask.body.to_bytes()), &self.keys).await;
         }
         limit(&mut ask, served.provider, served.rates.usual_output)?;
         let (sender, receiver) = oneshot::channel();
@@ -446,7 +457,8 @@ impl Upstream {
                     let status = response.status();
                     let wait = retry_after(response.headers());
                     let headers = answer_headers(response.headers());
-                    let body = read_answer(response, MAX_ERROR_BYTES).await;
+                    let body =
+                        read_answer(response, MAX_ERROR_BYTES).await.map(|body| without(&self.keys, body));
                     let trouble = classify(status, body.as_ref().map_or(&[], |body| body.as_ref()));
                     tracing::warn!(run = %exchange.booking.run, status = status.as_u16(), trouble = trouble.name(),
                         model = %ask.model, "broker: the model endpoint refused");
@@ -488,7 +500,7 @@ impl Upstream {
             self.stream(exchange, response, headers, answer).await;
             return;
         }
-        let body = read_answer(response, MAX_ANSWER_BYTES).await;
+        let body = read_answer(response, MAX_ANSWER_BYTES).await.map(|body| without(&self.keys, body));
         let spent = body.as_ref().ok().and_then(|body| usage::of_answer(exchange.call, body));
         self.settle_spent(&exchange, spent).await;
         let _ = answer.send(body.map(|body| with_headers(status, headers, body)));
@@ -684,11 +696,22 @@ fn limit(ask: &mut Ask, provider: &Provider, usual_output: i64) -> Result<(), Re
 }
 
 /// Requests that cost nothing: passed through whole.
-async fn free(outgoing: reqwest::RequestBuilder) -> Result<Answer, Refusal> {
+async fn free(outgoing: reqwest::RequestBuilder, keys: &SecretScan) -> Result<Answer, Refusal> {
     let response = outgoing.send().await.map_err(|error| unreachable_endpoint(&error))?;
     let (status, headers) = (response.status(), answer_headers(response.headers()));
-    let body = read_answer(response, MAX_FREE_BYTES).await;
+    let body = read_answer(response, MAX_FREE_BYTES).await.map(|body| without(keys, body));
     passed_error(status, headers, body)
+}
+
+/// An answer without our keys, in whatever encoding.
+fn without(keys: &SecretScan, body: Bytes) -> Bytes {
+    match std::str::from_utf8(&body) {
+        Ok(text) if keys.found_in(text.as_bytes()) => {
+            tracing::warn!("broker: the model endpoint repeated the server's key");
+            Bytes::from(keys.mask_own(text))
+        }
+        _ => body,
+    }
 }
 
 fn with_headers(status: StatusCode, headers: HeaderMap, body: Bytes) -> Answer {
@@ -1023,6 +1046,19 @@ mod tests {
         // Input at the price of a cache write (3.75), 1000 tokens of output at 15.
         let tokens = i64::try_from(body.len()).unwrap() / 3 + 1;
         (tokens * 375 + 99) / 100 + 15_000
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_repeats_the_key_does_not_tell_it_to_the_agent() {
+        let key = "sk-real-0123456789abcdef";
+        let world = World::with_key(1_000_000, Some(key)).await;
+        for (status, shown) in [(400, key.to_owned()), (404, hex::encode(key)), (200, key.to_owned())] {
+            let said = format!("{{\"error\":{{\"type\":\"x\",\"message\":\"you sent {shown}\"}}}}");
+            world.plays(Play::Json(status, said));
+            let (got, answer) = world.ask(&messages(REQUEST)).await;
+            assert_eq!(got, status, "{answer}");
+            assert!(answer.contains("you sent [secret]") && !answer.contains(&shown), "{answer}");
+        }
     }
 
     #[tokio::test]

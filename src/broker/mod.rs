@@ -283,6 +283,33 @@ async fn serve(
     }
 }
 
+/// What would be sent for a request of an agent: path and body; or why it is refused. Nothing is sent, nothing charged.
+pub fn would_send(method: &str, target: &str, body: &[u8]) -> Result<(String, Vec<u8>), String> {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let method = hyper::Method::from_bytes(method.as_bytes()).map_err(|error| error.to_string())?;
+    let route = route::route(&method, path, false).ok_or("there is no such path")?;
+    let query = route::query(&route, query)?;
+    let target = format!("{}{query}", route.tail);
+    if method == hyper::Method::GET {
+        return Ok((target, Vec::new()));
+    }
+    let body = json::Json::parse(body)?;
+    filter::check(route.api, route.call, &body).map_err(|refused| refused.message())?;
+    Ok((target, body.to_bytes()))
+}
+
+/// The tokens that a stream of events reports, however it is cut into chunks.
+pub fn metered(stream: &[u8], chunk: usize) -> Vec<Option<i64>> {
+    [route::Call::Messages, route::Call::Responses, route::Call::Chat, route::Call::Generate { stream: true }]
+        .into_iter()
+        .map(|call| {
+            let mut meter = usage::StreamMeter::new(call);
+            stream.chunks(chunk.max(1)).for_each(|chunk| meter.feed(chunk));
+            meter.total(true).map(|spent| spent.usage.total())
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

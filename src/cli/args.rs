@@ -37,6 +37,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Show the log of a run
     Logs(LogsArgs),
+    /// Show what is spent and left of each budget, or the ledger of a month
+    Budget(BudgetArgs),
     /// Open a shell in a running agent's container; written to the audit log
     Shell(ShellArgs),
     /// Stop a run; partial work is kept
@@ -132,6 +134,29 @@ pub struct LogsArgs {
     /// Print each line as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BudgetArgs {
+    /// Only what this run counts against: its id or the last 6 or more characters of it
+    #[arg(value_name = "RUN", conflicts_with = "csv")]
+    pub run: Option<String>,
+    /// Print the ledger of a month as CSV, one line a run
+    #[arg(long)]
+    pub csv: bool,
+    /// Of the CSV: which month (UTC), like 2026-11 [default: this one]
+    #[arg(long, value_name = "MONTH", requires = "csv", value_parser = month)]
+    pub month: Option<String>,
+    /// Print JSON
+    #[arg(long, conflicts_with = "csv")]
+    pub json: bool,
+}
+
+fn month(text: &str) -> Result<String, String> {
+    match crate::domain::budget::month(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("a month is written like 2026-11".to_owned()),
+    }
 }
 
 #[derive(Debug, Args)]

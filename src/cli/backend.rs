@@ -4,12 +4,15 @@ use super::output::CliError;
 use crate::app::{App, Signer};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, RemoteServer};
+use crate::domain::budget;
 use crate::domain::ids::{InboxId, RunId};
 use crate::domain::run::RunState;
 use crate::engine::operate::{self, OperateError};
 use crate::http::api::{Changed, PauseBody, pause_text};
 use crate::http::error::{Envelope, chain};
-use crate::http::view::{self, AuditView, DeliveryView, LogView, RunView, StatusView};
+use crate::http::view::{
+    self, AuditView, BudgetView, DeliveryView, LogView, RunCostView, RunView, StatusView,
+};
 use crate::store::{self, Store, StoreError};
 use secrecy::ExposeSecret;
 use serde::de::DeserializeOwned;
@@ -100,7 +103,9 @@ impl Backend {
 
     pub async fn status(&self) -> Result<StatusView, CliError> {
         match self {
-            Self::Local(local) => StatusView::read(&local.store).await.map_err(|error| store_error(&error)),
+            Self::Local(local) => {
+                StatusView::read(&local.store).await.map_err(|error| store_error(&error)).and_then(hidden)
+            }
             Self::Remote(remote) => remote.get("status", &[]).await,
         }
     }
@@ -143,9 +148,45 @@ impl Backend {
             Self::Local(local) => LogView::read(&local.store, &RunId::new(id), after)
                 .await
                 .map_err(|error| store_error(&error))?
-                .ok_or_else(|| no_run(id)),
+                .ok_or_else(|| no_run(id))
+                .and_then(hidden),
             Self::Remote(remote) => {
                 remote.get(&format!("runs/{}/log", plain_id(id)?), &[("after", after.to_string())]).await
+            }
+        }
+    }
+
+    /// What is spent and left; of one run when it is named.
+    pub async fn budget(&self, run: Option<&str>) -> Result<BudgetView, CliError> {
+        match self {
+            Self::Local(local) => {
+                let run = match run {
+                    Some(id) => Some(local.known_run(id).await?),
+                    None => None,
+                };
+                BudgetView::read(&local.config, &local.store, run.as_ref(), SystemClock.now())
+                    .await
+                    .map_err(|error| store_error(&error))
+            }
+            Self::Remote(remote) => {
+                let run = run.map(plain_id).transpose()?;
+                let query: Vec<_> = run.map(|run| ("run", run.to_owned())).into_iter().collect();
+                remote.get("budget", &query).await
+            }
+        }
+    }
+
+    /// One page of a month's ledger by run.
+    pub async fn month(&self, month: &str, after: &str) -> Result<Vec<RunCostView>, CliError> {
+        match self {
+            Self::Local(local) => {
+                let span = budget::month(month)
+                    .ok_or_else(|| CliError::new(format!("`{month}` is not a month like `2026-11`")))?;
+                RunCostView::read(&local.store, span, after).await.map_err(|error| store_error(&error))
+            }
+            Self::Remote(remote) => {
+                let query = [("month", month.to_owned()), ("after", after.to_owned())];
+                remote.get("budget/runs", &query).await
             }
         }
     }
@@ -217,7 +258,7 @@ impl Backend {
             Self::Local(local) => {
                 let found =
                     store::inbox::list(&local.store, limit).await.map_err(|error| store_error(&error))?;
-                Ok(found.iter().map(DeliveryView::of).collect())
+                hidden(found.iter().map(DeliveryView::of).collect())
             }
             Self::Remote(remote) => remote.get("deliveries", &[("limit", limit.to_string())]).await,
         }
@@ -248,7 +289,7 @@ impl Backend {
             Self::Local(local) => {
                 let found =
                     store::audit::list(&local.store, limit).await.map_err(|error| store_error(&error))?;
-                Ok(found.iter().map(AuditView::of).collect())
+                hidden(found.iter().map(AuditView::of).collect())
             }
             Self::Remote(remote) => remote.get("audit", &[("limit", limit.to_string())]).await,
         }
@@ -286,6 +327,22 @@ fn plain_id(id: &str) -> Result<&str, CliError> {
     if view::is_id(id) { Ok(id) } else { Err(CliError::new(format!("`{id}` is not an id"))) }
 }
 
+/// Rows without the secrets of the configuration, before a table cuts them short: what is left of one is not recognised.
+fn hidden<T: serde::Serialize + DeserializeOwned>(rows: T) -> Result<T, CliError> {
+    fn mask(value: &mut serde_json::Value) {
+        match value {
+            serde_json::Value::String(text) => *text = crate::telemetry::masked(text),
+            serde_json::Value::Array(items) => items.iter_mut().for_each(mask),
+            serde_json::Value::Object(members) => members.values_mut().for_each(mask),
+            _ => {}
+        }
+    }
+    let problem = |error: serde_json::Error| CliError::because("cannot read a row", &error);
+    let mut value = serde_json::to_value(rows).map_err(problem)?;
+    mask(&mut value);
+    serde_json::from_value(value).map_err(problem)
+}
+
 impl Local {
     /// The store that the configuration names; it must be there already.
     pub async fn open(file: Option<&Path>) -> Result<Self, CliError> {
@@ -310,6 +367,7 @@ impl Local {
     }
 
     async fn with(config: Config) -> Result<Self, CliError> {
+        crate::telemetry::hide(&config.secret_scan());
         let store =
             Store::open(config.database_url().expose_secret()).await.map_err(|error| store_error(&error))?;
         Ok(Self { config, store, app: OnceCell::new() })
@@ -332,7 +390,7 @@ impl Local {
         let now = SystemClock.now();
         let signer = Signer::new(&self.config.secret_key_bytes()?);
         let page = view::fresh_page_url(&self.config, &signer, &run.id, now);
-        Ok(RunView::of(run, now, page))
+        hidden(RunView::of(run, now, page))
     }
 }
 

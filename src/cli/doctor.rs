@@ -4,9 +4,10 @@ use super::backend::Operator;
 use super::output::{CliError, Exit, Output};
 use crate::app::App;
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, RunPage};
+use crate::config::{Config, DiskKind, RunPage, SandboxKind};
 use crate::http::error::chain;
 use crate::http::view::visible;
+use crate::sandbox;
 use crate::store::{DatabaseKind, Store};
 use chrono::{DateTime, Utc};
 use secrecy::ExposeSecret;
@@ -61,7 +62,10 @@ impl Line {
 
 pub async fn run(file: Option<&Path>, json: bool, output: Output) -> Result<Exit, CliError> {
     let lines = match Config::load(file) {
-        Ok(config) => check_all(&config).await,
+        Ok(config) => {
+            crate::telemetry::hide(&config.secret_scan());
+            check_all(&config).await
+        }
         Err(error) => error
             .problems
             .iter()
@@ -247,6 +251,10 @@ async fn system(config: &Config) -> Vec<Line> {
             "sudo systemctl restart docker",
         )),
     }
+    if config.sandbox.kind == SandboxKind::Docker {
+        lines.extend(mounts(config));
+        lines.extend(disk(config).await);
+    }
     lines.push(match forge_problem {
         Some(problem) => Line::warn("forge", problem, "nothing, when a server runs on this state"),
         None => forge(app).await,
@@ -261,6 +269,34 @@ async fn system(config: &Config) -> Vec<Line> {
         ));
     }
     lines
+}
+
+/// The flags on the host that containers inherit.
+fn mounts(config: &Config) -> Vec<Line> {
+    let state = config.state_dir.canonicalize().unwrap_or_else(|_| config.state_dir.clone());
+    let checks = sandbox::mounts::check(&sandbox::mounts::folders(&state, &config.socket_root()));
+    let line = |check: sandbox::Check| match check.ok {
+        true => Line::ok(&check.name, check.found),
+        false if config.sandbox.strict => Line::fail(&check.name, check.found, check.fix),
+        false => Line::warn(&check.name, check.found, check.fix),
+    };
+    checks.into_iter().map(line).collect()
+}
+
+/// Whether each run can have a disk of its own.
+async fn disk(config: &Config) -> Option<Line> {
+    if config.sandbox.disk != DiskKind::Loop {
+        return None;
+    }
+    let name = "disks of runs";
+    let fix = "run `zeblit serve` as root on a machine with loop devices (sudo modprobe loop) and: sudo apt-get install e2fsprogs mount; or set `sandbox.disk = \"watch\"`";
+    if let Err(error) = program("mkfs.ext4", &["-V".as_ref()]).await {
+        return Some(Line::fail(name, error, fix));
+    }
+    Some(match program("losetup", &["--find".as_ref()]).await {
+        Ok(device) => Line::ok(name, format!("{} is free", device.trim())),
+        Err(error) => Line::fail(name, error, fix),
+    })
 }
 
 async fn forge(app: &App) -> Line {

@@ -26,6 +26,7 @@ const GUIDES: &[(&str, &str, &str)] = &[
    Webhook secret: a long random text, e.g. from `openssl rand -hex 32`.
 2. Repository permissions: Checks, Contents, Issues and Pull requests: read and write. Metadata: read.
    Organization permissions: none. Never grant Workflows: agents may not change them.
+   Optional: Actions: read. Then agents get the ends of the logs of failed workflows, else only annotations.
 3. Subscribe to: Check run, Issue comment, Issues, Pull request, Pull request review,
    Pull request review comment, Push, Repository.
 4. Generate a private key; keep the file readable by the server only (chmod 600).
@@ -39,7 +40,8 @@ const GUIDES: &[(&str, &str, &str)] = &[
    webhook_secrets = [\"the webhook secret\"]
 
 6. Install the App on your repositories; `zeblit doctor` says whether GitHub knows it.
-GitHub Enterprise Server: set `github.api_url` and `github.git_url`, too.
+GitHub Enterprise Server: set `github.api_url` and `github.git_url`, too, and `github.storage_urls` when it keeps
+attachments and logs in an object store of its own.
 ",
     ),
     (
@@ -80,6 +82,49 @@ The setup runs before the agent in a container of its own, with a HOME of its ow
 files are as before, what it left beside them stays for the agent and out of the result. Caches are writable for
 setups only. Runs that start from the default branch share one; every pull request and every branch of ours has its
 own. On pull requests from forks there is no setup.
+",
+    ),
+    (
+        "sandbox",
+        "What a container may use, and how its disk is kept",
+        "One container per attempt: no network, no capabilities, read-only root, own list of system calls, limits of memory,
+processors, processes and log. What the engine applied is read back before the agent starts; `zeblit doctor` shows it.
+
+Mounts      The engine cannot set nosuid and nodev on bind mounts, but they take the flags of the host's mount. As root,
+            `zeblit serve` mounts `state_dir` (nosuid,nodev) and the folder of sockets (noexec, too) on themselves at
+            start. The mounts stay: before you delete the folders, `umount` them. `sandbox.strict` requires the flags.
+Disk        `sandbox.disk = \"watch\"` measures workspace, output and home twice a second (less often when they are
+            large, more often when they grow) and stops a run above `disk_mib` or `disk_files`. It is soft: what is
+            written between two looks comes on top.
+            `sandbox.disk = \"loop\"` gives each run an ext4 file system of that size: the kernel refuses the first byte
+            too many. Needs root, loop devices, e2fsprogs. 64 MiB beside the limit are kept back, so that the partial
+            work of a full disk can be collected. The disk is removed with the run.
+gVisor      `sandbox.runtime = \"runsc\"`: needs `runsc install -- --host-uds=open`; the start and `zeblit doctor` open
+            the socket from inside and say so.
+Shell       `zeblit shell RUN` opens a shell in a running container, on the server's machine; it is in the audit log.
+",
+    ),
+    (
+        "inputs",
+        "What an agent is given, and what of it is believed",
+        "The words of the request are the instruction. Everything else is fenced as data, stripped of characters and markup
+that people do not see, and labelled with its author and whether the author may write to the repository: the forge is
+asked for each role when the run starts. Comments that were written or edited after the command are left out.
+
+Attached files: images (PNG, JPEG, GIF, WebP, at most 8000 x 8000) and texts in UTF-8 that the request, the issue or
+pull request and its comments show. The server fetches them, from the forge and its storage only, looks at their bytes
+and puts them below HOME as attachments/01-name.log; texts longer than 256 KiB lose their middle. Everything else (ZIP,
+PDF, SVG, HTML, programs) is left out and named in the prompt and in the run's log, as is what cannot be fetched.
+   [inputs]
+   attachments = 10          0: none
+   attachment_kib = 5120     one
+   attachments_kib = 20480   all of a run
+GitHub gives Apps the images of private repositories, but not other files attached there.
+
+Checks: on a pull request, the failed checks of its commit with their annotations, and the last 200 lines of the logs of
+five failed workflow jobs (needs the App's permission Actions: read). They lie in context/ci.txt below HOME.
+
+Agents that speak MCP read all of it with the tool `context` too: subject, conversation, reviews, attachments, ci.
 ",
     ),
     (
@@ -128,10 +173,11 @@ To rotate a secret: write both in `webhook_secrets`, change it at the sender, re
         "Operate a server from elsewhere",
         "zeblit token create ci    on the server; prints the token once
 export ZEBLIT_URL=https://zeblit.example.com ZEBLIT_TOKEN=zbl_…
-zeblit status             now asks that server; so do logs, cancel, retry, pause, resume, deliveries, replay, audit
+zeblit status             now asks that server; so do budget, logs, cancel, retry, pause, resume, deliveries, replay, audit
 
 The API itself, with `Authorization: Bearer zbl_…`, under /api/v1:
 GET  status   runs?state=&repo=&open=true&limit=   runs/ID   runs/ID/log?after=   deliveries   audit
+     budget?run=   budget/runs?month=2026-11&after=
 POST runs/ID/cancel   runs/ID/retry   deliveries/ID/replay   pause {\"why\": \"…\"}   resume
 Errors are {\"error\": {\"code\": \"…\", \"message\": \"…\"}}. Each use that changes something is in `zeblit audit`.
 ",

@@ -7,6 +7,7 @@ pub mod backend;
 pub mod backup;
 pub mod bench;
 mod bench_broker;
+pub mod budget;
 pub mod config;
 pub mod demo;
 pub mod doctor;
@@ -65,6 +66,7 @@ async fn command(cli: Cli, output: Output) -> Result<Exit, CliError> {
         Command::Run(args) => Ok(verdict(run::run(cli.config, args).await?)),
         Command::Status(args) => runs::status(&Backend::open(file).await?, &args, output).await,
         Command::Logs(args) => runs::logs(&Backend::open(file).await?, &args, output).await,
+        Command::Budget(args) => budget::run(&Backend::open(file).await?, &args, output).await,
         Command::Shell(args) => shell::run(&Backend::open(file).await?, &args).await,
         Command::Cancel(args) => runs::cancel(&Backend::open(file).await?, &args.run, output).await,
         Command::Retry(args) => runs::retry(&Backend::open(file).await?, &args.run, output).await,
@@ -161,6 +163,7 @@ mod tests {
           run           Run one instruction on a local repository and leave a branch
           status        Show the server's state, or one run
           logs          Show the log of a run
+          budget        Show what is spent and left of each budget, or the ledger of a month
           shell         Open a shell in a running agent's container; written to the audit log
           cancel        Stop a run; partial work is kept
           retry         Start a run again from the same request

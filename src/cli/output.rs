@@ -1,9 +1,11 @@
 //! Purpose: the only place that prints. Data goes to standard output, everything else to standard error.
 //!
+//! None of it shows a secret of the configuration that was read, whatever text it comes from.
 //! Text is readable without colour; errors are `error: …` and, where something can be done, `hint: …`.
 
 use crate::config::ConfigError;
 use crate::http::error::chain;
+use crate::telemetry::masked;
 use std::io::{ErrorKind, Write};
 
 /// How a command ended: its exit code.
@@ -73,13 +75,13 @@ pub struct Output;
 impl Output {
     /// A line of data.
     pub fn line(self, text: impl AsRef<str>) -> Result<(), CliError> {
-        writeln!(std::io::stdout().lock(), "{}", text.as_ref())?;
+        writeln!(std::io::stdout().lock(), "{}", masked(text.as_ref()))?;
         Ok(())
     }
 
     /// Text as it is.
     pub fn text(self, text: impl AsRef<str>) -> Result<(), CliError> {
-        write!(std::io::stdout().lock(), "{}", text.as_ref())?;
+        write!(std::io::stdout().lock(), "{}", masked(text.as_ref()))?;
         Ok(())
     }
 
@@ -92,7 +94,7 @@ impl Output {
 
     /// Something for people beside the data. A closed standard error is nobody's problem.
     pub fn note(self, text: impl AsRef<str>) {
-        let _closed = writeln!(std::io::stderr().lock(), "{}", text.as_ref());
+        let _closed = writeln!(std::io::stderr().lock(), "{}", masked(text.as_ref()));
     }
 
     pub fn warning(self, text: impl AsRef<str>) {

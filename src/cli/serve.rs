@@ -2,9 +2,10 @@
 
 use super::output::{CliError, Exit, Output};
 use crate::app::App;
-use crate::config::Config;
+use crate::config::{Config, SandboxKind};
 use crate::engine;
 use crate::http::{self, server};
+use crate::sandbox::{Check, mounts};
 use crate::telemetry::{self, Audience};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -19,8 +20,26 @@ const STOP_SECONDS: u64 = 20;
 /// Seconds that the first look at sandbox and forge may take.
 const FIRST_LOOK_SECONDS: u64 = 20;
 
+/// Before the first container: what it mounts shall be nosuid and nodev. Without root it is told and goes on.
+async fn seal(app: &App) {
+    if app.config.sandbox.kind != SandboxKind::Docker {
+        return;
+    }
+    let folders = mounts::folders(&app.config.state_dir, &app.socket_root);
+    let checks = tokio::task::spawn_blocking(move || mounts::seal(&folders)).await.unwrap_or_default();
+    for check in checks.iter().filter(|check| !check.ok) {
+        tracing::warn!(
+            found = check.found,
+            fix = check.fix,
+            "{}: containers do not inherit its flags",
+            check.name
+        );
+    }
+}
+
 pub async fn run(file: Option<&Path>, output: Output) -> Result<Exit, CliError> {
     let config = Config::load(file)?;
+    telemetry::hide(&config.secret_scan());
     config.validate_for_serve()?;
     telemetry::init(config.server.log_format, Audience::Server);
     // Bound first: two servers on one port must not both open the database and reconcile.
@@ -34,6 +53,7 @@ pub async fn run(file: Option<&Path>, output: Output) -> Result<Exit, CliError> 
     config.server.listen = address;
     let limits = server::Limits::of(&config.server);
     let app = App::build(config).await?;
+    seal(&app).await;
     let stop = CancellationToken::new();
     let mut router = http::router_until(Arc::clone(&app), stop.clone());
     if let Some(pages) = super::demo::machine::forge_pages(&app, address) {
@@ -86,7 +106,7 @@ async fn greet(app: Arc<App>, address: SocketAddr, output: Output) {
     let looks = async { tokio::join!(app.sandbox.self_check(), app.forge.check()) };
     let (sandbox, forge) = match tokio::time::timeout(Duration::from_secs(FIRST_LOOK_SECONDS), looks).await {
         Ok((checks, forge)) => (
-            checks.iter().all(|check| check.ok || !check.required),
+            all_hold(&checks),
             forge
                 .map_err(|error| tracing::warn!(error = format!("{error:#}"), "the forge does not answer"))
                 .is_ok(),
@@ -100,6 +120,15 @@ async fn greet(app: Arc<App>, address: SocketAddr, output: Output) {
         app.forge.name(),
         Ready { sandbox, forge },
     ));
+}
+
+/// Whether every required line holds; those that do not are logged with their fix.
+fn all_hold(checks: &[Check]) -> bool {
+    let failing: Vec<&Check> = checks.iter().filter(|check| check.required && !check.ok).collect();
+    for check in &failing {
+        tracing::error!(found = check.found, fix = check.fix, "sandbox: {}", check.name);
+    }
+    failing.is_empty()
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -80,6 +80,15 @@ pub enum BudgetKind {
 }
 
 impl BudgetKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            BudgetKind::OwnerMonth => "owner_month",
+            BudgetKind::RepoDay => "repo_day",
+            BudgetKind::UserDay => "user_day",
+            BudgetKind::Run => "run",
+        }
+    }
+
     /// Names the day or month of a time (UTC), as the ledger keeps it; empty for a run.
     pub fn period(self, now: DateTime<Utc>) -> String {
         match self {
@@ -158,6 +167,42 @@ pub struct BudgetRules {
     pub owner_month_micros: Option<i64>,
 }
 
+impl BudgetRules {
+    /// The limit of a day's or month's budget; `own`: the one that a repository gives itself.
+    pub fn cap(&self, kind: BudgetKind, own: Option<i64>) -> Option<i64> {
+        match kind {
+            BudgetKind::OwnerMonth => self.owner_month_micros,
+            BudgetKind::RepoDay => [self.repo_day_micros, own].into_iter().flatten().min(),
+            BudgetKind::UserDay => self.user_day_micros,
+            BudgetKind::Run => None,
+        }
+    }
+}
+
+/// Kind, remote and the rest of a budget's name in the ledger, as `wider` makes them.
+pub fn parse_scope(scope: &str) -> Option<(BudgetKind, &str, &str)> {
+    let mut parts = scope.splitn(3, ':');
+    let kind = match parts.next()? {
+        "owner" => BudgetKind::OwnerMonth,
+        "repo" => BudgetKind::RepoDay,
+        "user" => BudgetKind::UserDay,
+        _ => return None,
+    };
+    Some((kind, parts.next()?, parts.next()?))
+}
+
+/// The beginning of the month `2026-11` and of the next one.
+pub fn month(text: &str) -> Option<(DateTime<Utc>, DateTime<Utc>)> {
+    let (year, month) = text.split_once('-')?;
+    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    if year.len() != 4 || month.len() != 2 || !digits(year) || !digits(month) {
+        return None;
+    }
+    let first = chrono::NaiveDate::from_ymd_opt(year.parse().ok()?, month.parse().ok()?, 1)?;
+    let next = first.checked_add_months(Months::new(1))?;
+    Some((first.and_time(NaiveTime::MIN).and_utc(), next.and_time(NaiveTime::MIN).and_utc()))
+}
+
 /// What the requests of a person's runs in a repository count against besides the run's own budget, widest first: the
 /// order in which they are locked. `own`: the limit that the repository gives itself for a day.
 pub fn wider(
@@ -168,7 +213,7 @@ pub fn wider(
     rules: &BudgetRules,
 ) -> Vec<Budget> {
     let owner = repo.name.owner();
-    let repo_day = [rules.repo_day_micros, own].into_iter().flatten().min();
+    let repo_day = rules.cap(BudgetKind::RepoDay, own);
     let budget = |kind, scope: String, whose: &str, cap_micros| Budget {
         kind,
         scope,
@@ -217,6 +262,36 @@ mod tests {
             assert_eq!(kind.resets_at(at(now)), Some(at(resets)), "{now}");
         }
         assert_eq!(BudgetKind::Run.resets_at(at("2026-01-31T12:00:00Z")), None);
+    }
+
+    #[test]
+    fn the_ledgers_names_can_be_read_back() {
+        let repo = Repo {
+            id: 7,
+            name: crate::domain::ids::RepoName::parse("Acme/rocket").unwrap(),
+            installation: 1,
+            private: false,
+        };
+        let person = Actor { id: 3, login: "ada".into(), kind: crate::domain::event::ActorKind::User };
+        for budget in wider("github", &repo, &person, None, &BudgetRules::default()) {
+            let (kind, remote, whose) = parse_scope(&budget.scope).unwrap();
+            assert_eq!((kind, remote), (budget.kind, "github"));
+            assert!(["acme", "7", "3"].contains(&whose), "{whose}");
+        }
+        for bad in ["", "user", "user:github", "team:github:1", "0192aaaabbbbcccc"] {
+            assert_eq!(parse_scope(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn months_have_a_beginning_and_an_end() {
+        let shown =
+            |text: &str| month(text).map(|(from, to)| format!("{} {}", from.date_naive(), to.date_naive()));
+        assert_eq!(shown("2026-12").as_deref(), Some("2026-12-01 2027-01-01"));
+        assert_eq!(shown("2024-02").as_deref(), Some("2024-02-01 2024-03-01"));
+        for bad in ["", "2026", "2026-13", "2026-00", "26-01", "2026-1", "+026-01", "2026-01-01"] {
+            assert_eq!(shown(bad), None, "{bad}");
+        }
     }
 
     #[test]

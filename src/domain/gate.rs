@@ -115,7 +115,9 @@ pub fn check(changeset: &Changeset, config: &GateConfig, own_secrets: &SecretSca
     changes.sort_by(|a, b| a.path.cmp(&b.path));
     for change in changes {
         // Never the secret, not even as a file's name.
-        let shown = own_secrets.mask(&shown(&change.path));
+        // Before it is cut short, and again when hidden characters are shown.
+        let plain = own_secrets.mask(&String::from_utf8_lossy(&change.path));
+        let shown = own_secrets.mask(&shown(plain.as_bytes()));
         if own_secrets.found_in(&change.path) {
             found.push(violation(
                 "gate.secret",
@@ -233,7 +235,7 @@ fn path_problem(path: &[u8]) -> Option<String> {
             _ if part.ends_with(['.', ' ']) => {
                 "a part of the path ends in a dot or space, which some systems drop"
             }
-            _ if part.to_ascii_lowercase().contains("::$") => "the path names a stream of another file",
+            _ if part.contains(":$") => "the path names a stream of another file",
             _ => continue,
         };
         return Some(problem.into());
@@ -268,7 +270,13 @@ fn same_name(part: &str, name: &str) -> bool {
     if part == name {
         return true;
     }
-    let Some((stem, number)) = part.split_once('~') else { return false };
+    let Some((stem, rest)) = part.split_once('~') else { return false };
+    // The first three characters of the extension stay: `OPENCO~1.JSO`.
+    let (number, extension) = rest.split_once('.').unwrap_or((rest, ""));
+    let own = name.trim_start_matches('.').rsplit_once('.').map_or("", |(_, own)| own);
+    if !extension.is_empty() && extension != own.get(..3).unwrap_or(own) {
+        return false;
+    }
     if number.is_empty() || !number.chars().all(|c| c.is_ascii_digit()) {
         return false;
     }
@@ -424,6 +432,9 @@ fn part_matches(pattern: &str, part: &str) -> bool {
 }
 
 #[cfg(test)]
+mod corpus;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -458,173 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn ordinary_paths_pass() {
-        for path in [
-            "README.md",
-            "src/main.rs",
-            "src/.hidden",
-            ".gitignore",
-            ".gitattributes",
-            ".github/ISSUE_TEMPLATE/bug.md",
-            ".github/PULL_REQUEST_TEMPLATE.md",
-            ".github/zeblit.toml.example",
-            "zeblit.toml",
-            "sub/.github/workflows/ci.yml",
-            "workflows/ci.yml",
-            "docs/guide.md",
-            "docs",
-            "src/CODEOWNERS_test.py",
-            "environment",
-            ".env.example",
-            "git/config",
-            "git.md",
-            "my.git.notes",
-            "a b/c d.txt",
-            "a:b.txt",
-            "backup~1",
-            "file~",
-            "日本語/ファイル.txt",
-            "Grüße.md",
-            "claude/notes.md",
-            "agents/fix.md",
-            "opencode/config.json",
-            "a/b/c/d/e/f/g",
-            "name with 'quotes' and $dollar",
-            "-rf",
-            "--upload-pack=x",
-        ] {
-            assert_eq!(verdict(path.as_bytes()), Vec::<String>::new(), "{path}");
-        }
-    }
-
-    #[test]
-    fn path_tricks_do_not_pass() {
-        let tricks: Vec<&[u8]> = vec![
-            // What is protected, plainly and in other letters.
-            b".github/workflows/ci.yml",
-            b".github/workflows/deep/er/ci.yml",
-            b".GITHUB/workflows/ci.yml",
-            b".github/WORKFLOWS/ci.yml",
-            b".GitHub/WorkFlows/CI.yml",
-            b".github/workflows",
-            b".github",
-            b".github/actions/build/action.yml",
-            b".github/Actions",
-            b".github/zeblit.toml",
-            b".github/Zeblit.TOML",
-            b".github/zeblit/agents/fix.md",
-            b".github/zeblit",
-            b".github/dependabot.yml",
-            b".github/dependabot.yaml",
-            b".github/Dependabot.YML",
-            b"CODEOWNERS",
-            b"codeowners",
-            b".github/CODEOWNERS",
-            b"docs/CODEOWNERS",
-            b"Docs/CodeOwners",
-            b".gitmodules",
-            b"sub/.gitmodules",
-            b".GitModules",
-            // Git's own folder and what some file systems take for it.
-            b".git/config",
-            b".git/hooks/pre-commit",
-            b"sub/.git/config",
-            b".GIT/config",
-            b".gIt",
-            b".git",
-            b"git~1/config",
-            b"GIT~1",
-            b"git~2",
-            b"GITHUB~1/workflows/ci.yml",
-            b"GITMOD~1",
-            b"gi7eba~1",
-            b"GI7EBA~9",
-            b"CODEOW~1",
-            b"CLAUDE~1/settings.json",
-            b".git./config",
-            b".git /config",
-            b".git. . ./config",
-            b".github./workflows/ci.yml",
-            b".github/workflows /ci.yml",
-            b".git::$INDEX_ALLOCATION/config",
-            b".git::$index_allocation",
-            b".git:stream",
-            b".github:x/workflows/ci.yml",
-            b".github\\workflows\\ci.yml",
-            b"a\\..\\.git\\config",
-            // Unicode: ignored characters, compatibility forms, foldings.
-            ".g\u{200c}it/config".as_bytes(),
-            ".git\u{200d}/config".as_bytes(),
-            "\u{feff}.git/config".as_bytes(),
-            ".gi\u{ad}t".as_bytes(),
-            ".github/work\u{200b}flows/ci.yml".as_bytes(),
-            ".git\u{e0041}hub/workflows/ci.yml".as_bytes(),
-            ".git\u{fe0f}".as_bytes(),
-            "\u{202e}tig.".as_bytes(),
-            "a\u{2028}b".as_bytes(),
-            "\u{ff0e}git/config".as_bytes(),
-            ".\u{ff47}it/config".as_bytes(),
-            ".\u{24d6}it/config".as_bytes(),
-            "\u{2024}git/config".as_bytes(),
-            ".g\u{131}t/config".as_bytes(),
-            ".gi\u{ff54}".as_bytes(),
-            ".github/wor\u{212a}flows/ci.yml".as_bytes(),
-            ".github/workflow\u{17f}/ci.yml".as_bytes(),
-            ".github/work\u{fb02}ows/ci.yml".as_bytes(),
-            "code\u{ff2f}wners".as_bytes(),
-            "\u{1d402}ODEOWNERS".as_bytes(),
-            // Files that agents execute or obey, anywhere.
-            b".claude/settings.json",
-            b".CLAUDE/settings.local.json",
-            b"sub/.claude/commands/x.md",
-            b".mcp.json",
-            b".MCP.json",
-            b".codex/config.toml",
-            b"opencode.json",
-            b"opencode.jsonc",
-            b".opencode/plugins/x.ts",
-            b".gemini/settings.json",
-            b"CLAUDE.md",
-            b"claude.MD",
-            b"CLAUDE.local.md",
-            b"AGENTS.md",
-            b"sub/agents.md",
-            b"GEMINI.md",
-            b".env",
-            b"app/.env",
-            b".husky/pre-commit",
-            // Not a path that is accepted at all.
-            b"",
-            b"/etc/passwd",
-            b"a//b",
-            b"a/",
-            b"/",
-            b".",
-            b"..",
-            b"../x",
-            b"a/../.git/config",
-            b"a/./b",
-            b"a/..",
-            b"a\nb",
-            b"a\0b",
-            b"a\x1b[31m",
-            b"a\x7fb",
-            "a\u{85}b".as_bytes(),
-            b"\xff\xfe",
-            b".git\xff/config",
-            b"caf\xe9.txt",
-            b"trailing.",
-            b"trailing ",
-            b"a./b",
-            b"...",
-            b"file::$DATA",
-        ];
-        assert!(tricks.len() >= 100, "{}", tricks.len());
-        for path in tricks {
-            let rules = verdict(path);
-            let refused = rules.iter().any(|rule| rule == "gate.path" || rule == "gate.protected");
-            assert!(refused, "{} ({path:?}): {rules:?}", String::from_utf8_lossy(path));
-        }
+    fn paths_are_not_longer_than_file_systems_have_them() {
         assert_eq!(verdict(&b"x".repeat(256)), ["gate.path"]);
         assert_eq!(verdict(&b"x/".repeat(3000)), ["gate.path"]);
     }

@@ -1,6 +1,9 @@
 //! Pure decisions and the words they are made of: no I/O, no clock, no randomness.
 
+pub mod address;
+pub mod attachment;
 pub mod budget;
+pub mod ci;
 pub mod command;
 pub mod effect;
 pub mod egress;

@@ -67,6 +67,13 @@ struct Shape {
     exact: bool,
 }
 
+impl Shape {
+    /// Its prefix is like nothing else: it is found behind letters, too.
+    fn stands_out(&self) -> bool {
+        self.prefix.len() >= 4 && self.prefix.ends_with(['_', '-'])
+    }
+}
+
 const fn shape(kind: &'static str, prefix: &'static str, class: Class, least: usize) -> Shape {
     Shape { kind, prefix, class, least, exact: false }
 }
@@ -241,11 +248,11 @@ fn direct(bytes: &[u8], found: &mut Vec<Finding>) {
         let rest = bytes.get(at..).unwrap_or_default();
         let starts =
             at.checked_sub(1).and_then(|before| bytes.get(before)).is_none_or(|b| !b.is_ascii_alphanumeric());
-        if starts {
-            for shape in shapes {
-                if let Some(length) = shape_length(shape, rest) {
-                    found.push(Finding { kind: shape.kind, start: at, end: at + length });
-                }
+        for shape in shapes {
+            if (starts || shape.stands_out())
+                && let Some(length) = shape_length(shape, rest)
+            {
+                found.push(Finding { kind: shape.kind, start: at, end: at + length });
             }
         }
         let special = match byte {
@@ -681,6 +688,14 @@ mod tests {
         ] {
             assert_eq!(find(text.as_bytes()), [], "{text}");
         }
+    }
+
+    #[test]
+    fn a_token_behind_letters_is_found() {
+        let token = format!("ghs_{}", "aB3dE6gH9".repeat(4));
+        assert_eq!(kinds(format!("ab{token}").as_bytes()), ["GitHub token"]);
+        assert_eq!(kinds(STANDARD.encode(format!("ab{token}")).as_bytes()), ["GitHub token"]);
+        assert_eq!(kinds(format!("task-{}", "aB3dE6gH9".repeat(6)).as_bytes()), [] as [&str; 0]);
     }
 
     #[test]

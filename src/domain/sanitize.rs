@@ -345,6 +345,57 @@ pub fn for_prompt(text: &str, max_bytes: usize) -> String {
     short
 }
 
+/// For files and logs, which nothing renders: the escape sequences of terminals and every character that shows nothing
+/// go, the rest is normalised to NFC and stays. What is longer than `max_bytes` keeps its beginning and its end.
+pub fn for_file(text: &str, max_bytes: usize) -> String {
+    let text = settled(text, |text| visible(&without_escapes(text)).nfc().collect());
+    if text.len() <= max_bytes {
+        return text;
+    }
+    // Room for the mark, however large the number in it.
+    let kept = max_bytes.saturating_sub(80) / 2;
+    let start = head(&text, kept);
+    let mut from = text.len() - kept;
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    let end = text.get(from..).unwrap_or_default();
+    let mark = format!("\n… ({} bytes are left out here)\n", from - start.len());
+    // Where the text was cut, a joiner may have lost its emoji.
+    head(&visible(&format!("{start}{mark}{end}")), max_bytes).to_owned()
+}
+
+/// Removes the sequences by which programs colour and move what a terminal shows.
+fn without_escapes(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('\u{1b}') {
+        out.push_str(before);
+        rest = match after.chars().next() {
+            // Parameters, then one letter or sign.
+            Some('[') => {
+                let inner = after.get(1..).unwrap_or_default();
+                let end = inner.find(|c: char| !matches!(c, ' '..='?')).unwrap_or(inner.len());
+                match inner.get(end..).and_then(|last| last.chars().next()) {
+                    Some(last @ '@'..='~') => inner.get(end + last.len_utf8()..).unwrap_or_default(),
+                    _ => inner.get(end..).unwrap_or_default(),
+                }
+            }
+            // A title or link, up to its end mark.
+            Some(']') => match after.find(['\u{7}', '\u{1b}', '\n']) {
+                Some(end) if after.get(end..).is_some_and(|mark| mark.starts_with('\n')) => {
+                    after.get(end..).unwrap_or_default()
+                }
+                Some(end) => after.get(end + 1..).unwrap_or_default().trim_start_matches('\\'),
+                None => "",
+            },
+            _ => after,
+        };
+    }
+    out.push_str(rest);
+    out
+}
+
 /// For agent text that goes into a comment, check or pull request: as `for_prompt`, and mentions,
 /// `#n` references, closing words, images, raw HTML, markers and lines that begin with `/` do nothing.
 /// Code stays readable: nothing in it is looked at by the forge. The result is at most `max_bytes` long.
@@ -549,7 +600,7 @@ fn closes_something(first: char, after: &str) -> bool {
         })
 }
 
-fn options() -> Options {
+pub(super) fn options() -> Options {
     Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH | Options::ENABLE_GFM | Options::ENABLE_FOOTNOTES
 }
 
@@ -824,6 +875,29 @@ mod tests {
     }
 
     #[test]
+    fn files_lose_what_hides_and_keep_what_markdown_would_not_show() {
+        for (text, expected) in [
+            ("\u{1b}[31;1merror\u{1b}[0m: x\u{1b}[K", "error: x"),
+            ("\u{1b}]8;;https://x.y\u{1b}\\link\u{1b}]0;title\u{7} end", "link end"),
+            ("\u{1b}]0;open\nnext", "\nnext"),
+            ("\u{1b}[31", ""),
+            ("\u{1b}[12\u{1b}[0mx", "x"),
+            ("a\r\nb\u{0}c\u{200b}d\u{e0041}", "a\nbcd"),
+            ("[main]: kept\n<!-- kept --> ![kept](x)", "[main]: kept\n<!-- kept --> ![kept](x)"),
+            ("e\u{301}", "é"),
+        ] {
+            assert_eq!(for_file(text, 1_000), expected, "{text:?}");
+        }
+        for c in (0..=0x10_FFFF).filter_map(char::from_u32) {
+            let out = for_file(&format!("a{c}b"), 100);
+            assert!(shows_all(&out), "U+{:04X}: {out:?}", u32::from(c));
+        }
+        let cut = for_file(&format!("begin{}end", "ä".repeat(5_000)), 1_001);
+        assert!(cut.len() <= 1_001 && cut.starts_with("begin") && cut.ends_with("end"), "{cut}");
+        assert!(cut.contains("\n… (9090 bytes are left out here)\n"), "{cut}");
+    }
+
+    #[test]
     fn long_texts_are_cut_at_a_character_and_say_so() {
         assert_eq!(for_prompt("äöü", 100), "äöü");
         let cut = for_prompt(&"ä".repeat(100), 51);
@@ -1035,6 +1109,9 @@ mod tests {
                 prop_assert!(once.len() <= limit);
                 prop_assert_eq!(for_prompt(&once, limit), once);
             }
+            let file = for_file(&text, max);
+            prop_assert!(shows_all(&file) && file.len() <= max.max(100), "{:?}", file);
+            prop_assert_eq!(for_file(&file, 1_000), file);
             let line = one_line(&text, max);
             prop_assert!(!line.contains('\n') && line.chars().count() <= max);
             prop_assert_eq!(one_line(&line, max), line);

@@ -96,7 +96,8 @@ impl SecretScan {
         masked
     }
 
-    fn mask_own(&self, text: &str) -> String {
+    /// Replaces each of the server's own secrets; what belongs to others stays.
+    pub fn mask_own(&self, text: &str) -> String {
         let bytes = text.as_bytes();
         let mut masked = Vec::with_capacity(bytes.len());
         let mut copied = 0;
@@ -230,6 +231,24 @@ fn forms_of(secret: &[u8]) -> Vec<Vec<u8>> {
         b'\'' => "&#39;".into(),
         _ => keep(byte),
     }));
+    forms.push(each(secret, |byte| format!("&#{byte};")));
+    forms.push(each(secret, |byte| format!("&#x{byte:x};")));
+    forms.push(each(secret, |byte| format!("&#x{byte:X};")));
+    forms.push(each(secret, |byte| format!("&amp;#{byte};")));
+    forms.push(each(secret, |byte| format!("&amp;#x{byte:x};")));
+    forms.push(each(secret, |byte| format!("\\u{{{byte:x}}}")));
+    forms.push(each(secret, |byte| format!("\\{byte:03o}")));
+    // Escapes in a JSON text.
+    forms.push(each(secret, |byte| format!("\\\\x{byte:02x}")));
+    forms.push(each(secret, |byte| format!("\\\\u00{byte:02x}")));
+    forms.push(each(secret, |byte| format!("\\\\{byte:03o}")));
+    // As lists of numbers.
+    for separator in [", ", ",", " "] {
+        let numbers: Vec<String> = secret.iter().map(u8::to_string).collect();
+        forms.push(numbers.join(separator).into_bytes());
+        let numbers: Vec<String> = secret.iter().map(|byte| format!("0x{byte:02x}")).collect();
+        forms.push(numbers.join(separator).into_bytes());
+    }
     forms.push(secret.iter().flat_map(|byte| [*byte, 0]).collect());
     forms.push(secret.iter().flat_map(|byte| [0, *byte]).collect());
     forms.push(secret.iter().map(|byte| rot13(*byte)).collect());
@@ -315,6 +334,11 @@ mod tests {
             ("utf-16", utf16),
             ("utf-16 big", utf16_big),
             ("html", KEY_TEXT.replace('&', "&amp;").replace('"', "&quot;").into_bytes()),
+            ("html numbers", bytes.iter().map(|b| format!("&#{b};")).collect::<String>().into_bytes()),
+            ("html hex", bytes.iter().map(|b| format!("&#x{b:x};")).collect::<String>().into_bytes()),
+            ("octal", bytes.iter().map(|b| format!("\\{b:03o}")).collect::<String>().into_bytes()),
+            ("numbers", format!("{bytes:?}").into_bytes()),
+            ("hex numbers", bytes.iter().map(|b| format!("0x{b:02x}, ")).collect::<String>().into_bytes()),
             ("rot13", bytes.iter().map(|b| rot13(*b)).collect()),
             ("twice", STANDARD.encode(STANDARD.encode(bytes)).into_bytes()),
         ];

@@ -552,6 +552,10 @@ pub fn over_disk(used: i64, limit: i64) -> String {
     )
 }
 
+pub fn disk_is_full(limit: i64) -> String {
+    format!("The agent was stopped: its disk of {} MiB is full.", mib(limit))
+}
+
 pub fn over_files(limit: i64) -> String {
     format!("The agent was stopped: it made more than {limit} files, its limit.")
 }

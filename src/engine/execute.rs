@@ -2,9 +2,9 @@
 //! polls or adopts, so that a restart and a test both just step again.
 
 use super::report::{self, Urgency};
-use super::{EngineError, ingest, load, publish, setup};
+use super::{EngineError, context, ingest, load, publish, setup};
 use crate::agent::adapter::{self, BRIDGE_PORT, EGRESS_PORT, LaunchContext, MASKED_PATHS};
-use crate::agent::prompt::{self, Message, PromptContext};
+use crate::agent::prompt;
 use crate::agent::{AdapterKind, AgentEvent, AgentSpec};
 use crate::app::App;
 use crate::broker::{Allowance, BrokerError, Listener, tools};
@@ -59,9 +59,6 @@ const MAX_RESULT_BYTES: usize = 16 * 1024;
 
 /// What a recipe prints after this line is its summary, in Markdown; without it, the end of its output is shown.
 const SUMMARY_LINE: &str = "--- summary ---";
-
-/// Comments of the conversation that go into a prompt, newest.
-const MAX_MESSAGES: usize = 50;
 
 /// What this process holds for its live runs: sockets and clocks. Lost in a crash, made again on adoption.
 #[derive(Debug, Default)]
@@ -450,6 +447,7 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     if spec.needs_model {
         store::artifacts::put(&mut tx, &run.id, tools::CONTEXT_PART, &known, now).await?;
     }
+    note_in_log(app, &mut tx, run, &spec.log).await?;
     store::runs::save(&mut tx, run).await?;
     tx.commit().await?;
     // Only now: from here on the attempt's row tells whose folder it is.
@@ -467,6 +465,21 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     tx.commit().await?;
     app.wakeup.notify(Topic::Effects);
     Ok(Step::Again)
+}
+
+/// Writes lines of our own into the run's log, before any of its agent's.
+async fn note_in_log(app: &App, tx: &mut store::Tx, run: &Run, notes: &[String]) -> Result<(), EngineError> {
+    let mut text = String::new();
+    for note in notes {
+        let shown = app.secrets.mask(&sanitize::one_line(note, 500));
+        let line = LogLine { n: 0, k: LogKind::Note, t: shown };
+        text.push_str(&serde_json::to_string(&line).map_err(|error| EngineError::Defect(error.to_string()))?);
+        text.push('\n');
+    }
+    if !text.is_empty() {
+        store::logs::append(tx, &run.id, run.attempts, &text, app.clock.now()).await?;
+    }
+    Ok(())
 }
 
 async fn cancel_before_start(app: &App, run: &mut Run) -> Result<Step, EngineError> {
@@ -578,6 +591,8 @@ pub(super) struct Prepared {
     pub needs_model: bool,
     /// What the report should say of the request, e.g. words that a recipe ignores.
     pub notes: Vec<String>,
+    /// For the run's log.
+    pub log: Vec<String>,
     /// What the tool `context` tells.
     pub context: Vec<tools::Section>,
 }
@@ -609,8 +624,6 @@ async fn sandbox_spec(
         Ok(skills) => skills,
         Err(error) => return Ok(Err(error.to_string())),
     };
-    let context = context(app, run).await?;
-    let prompt = prompt::build(&run.spec, &context);
     let mut spec = SandboxSpec {
         slot: slot.clone(),
         run: run.id.clone(),
@@ -625,6 +638,8 @@ async fn sandbox_spec(
         cache: setup::cache(app, run, false)?,
     };
     let (inside, home) = app.sandbox.inside(&spec);
+    let gathered = context::gather(app, run, &home, agent.adapter != AdapterKind::Command).await?;
+    let prompt = app.secrets.mask(&prompt::build(&run.spec, &gathered.context));
     let model = run.spec.model.as_deref().or(Some(app.config.models.default_model.as_str()));
     let launch = adapter::launch(&LaunchContext {
         spec: agent,
@@ -647,11 +662,13 @@ async fn sandbox_spec(
     }
     let mut notes = launch.notes;
     notes.extend(setup::notes(run));
+    let mut home_files = launch.home_files;
+    home_files.extend(gathered.files);
     spec.duty = Duty::Agent(Job {
         argv: launch.argv,
         env,
         stdin: launch.stdin,
-        home_files: launch.home_files,
+        home_files,
         bridge_port: launch.needs_model.then_some(BRIDGE_PORT),
         egress_port: reaches.then_some(EGRESS_PORT),
         links: setup::links(run),
@@ -663,9 +680,10 @@ async fn sandbox_spec(
         sandbox: spec,
         needs_model: launch.needs_model,
         notes,
-        context: prompt::sections(&run.spec, &context)
+        log: gathered.notes,
+        context: prompt::sections(&run.spec, &gathered.context)
             .into_iter()
-            .map(|(part, text)| tools::Section { part: part.to_owned(), text })
+            .map(|(part, text)| tools::Section { part: part.to_owned(), text: app.secrets.mask(&text) })
             .collect(),
     }))
 }
@@ -713,62 +731,6 @@ async fn open_broker(
         listeners.push(app.broker.open_egress(&folder, setup::grant(app, run, hosts)).await?);
     }
     Ok(listeners)
-}
-
-/// The conversation before the command, and what the run before this one came to.
-async fn context(app: &App, run: &Run) -> Result<PromptContext, EngineError> {
-    let trigger = run.spec.origin.as_ref().map_or(run.created_at, |origin| origin.written_at);
-    let comments = app.forge.thread(&run.repo, run.spec.subject.number, MAX_MESSAGES).await?;
-    let edited_later = comments
-        .iter()
-        .filter(|comment| !comment.own && comment.created_at < trigger && comment.updated_at >= trigger)
-        .count();
-    let messages = comments
-        .into_iter()
-        // Only what stood there, unedited, before the command was written.
-        .filter(|comment| !comment.own && comment.created_at < trigger && comment.updated_at < trigger)
-        .map(|comment| Message {
-            trusted: comment.author.id == run.spec.requester.id,
-            author: comment.author.login,
-            at: comment.created_at,
-            place: comment.path.map(|path| match comment.line {
-                Some(line) => format!("{path}:{line}"),
-                None => path,
-            }),
-            body: comment.body,
-        })
-        .collect();
-    let previous = match &run.spec.previous {
-        Some(id) => store::runs::get(&app.store, id).await?.map(|previous| summary_of(&previous)),
-        None => None,
-    };
-    Ok(PromptContext { messages, edited_later, previous })
-}
-
-fn summary_of(previous: &Run) -> String {
-    let outcome = &previous.outcome;
-    let mut text = format!(
-        "It was asked to {} and ended as \"{}\".",
-        previous.spec.verb.name(),
-        previous.state.as_str()
-    );
-    if let Some(question) = &outcome.question {
-        text.push_str("\n\nIt ended with a question, which the instruction above may answer:\n\n");
-        text.push_str(&question.text);
-        for choice in &question.choices {
-            text.push_str(&format!("\n- {choice}"));
-        }
-    }
-    for part in [&outcome.reason, &outcome.summary] {
-        if !part.is_empty() {
-            text.push_str("\n\n");
-            text.push_str(part);
-        }
-    }
-    if let Some(branch) = &outcome.branch {
-        text.push_str(&format!("\n\nIts {} commit(s) are on the branch `{branch}`.", outcome.commits));
-    }
-    text
 }
 
 // ---------------------------------------------------------------- running
@@ -913,10 +875,12 @@ async fn take_lines(app: &App, run: &mut Run, attempt: &Attempt, polled: &Polled
     let mut cursor = attempt.log_cursor;
     for line in &polled.lines {
         cursor = cursor.max(line.n);
+        // Before anything is cut short: the rest of a secret would not be recognised any more.
+        let said = app.secrets.mask(&line.text);
         let logged = match line.source {
-            LineSource::Shim => shim_line(run, &line.text),
-            LineSource::Stdout => follow(run, adapter, &adapter::parse_line(adapter, false, &line.text)),
-            LineSource::Stderr => follow(run, adapter, &adapter::parse_line(adapter, true, &line.text)),
+            LineSource::Shim => shim_line(run, &said),
+            LineSource::Stdout => follow(run, adapter, &adapter::parse_line(adapter, false, &said)),
+            LineSource::Stderr => follow(run, adapter, &adapter::parse_line(adapter, true, &said)),
         };
         for (kind, shown) in logged {
             let entry = LogLine { n: line.n, k: kind, t: app.secrets.mask(&shown) };
@@ -1169,6 +1133,7 @@ async fn run_collector(
         objects: workspace.objects.clone(),
         cache: None,
     };
+    app.git.open_reserve(&run.id, app.sandbox.owner().0).await?;
     app.sandbox.start(&spec).await?;
     let deadline = app.clock.now() + chrono::Duration::seconds(COLLECT_SECONDS);
     let mut cursor = 0;

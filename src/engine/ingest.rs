@@ -8,6 +8,7 @@ use crate::agent::definition::AgentSet;
 use crate::agent::{AdapterKind, AgentSpec};
 use crate::app::App;
 use crate::clock::IdKind;
+use crate::config::micros;
 use crate::domain::budget::{self, Budget, BudgetRules, Standing};
 use crate::domain::command::{Command, CommandError, Verb};
 use crate::domain::effect::{EffectPriority, OwnComment, Payload, Reaction};
@@ -88,15 +89,34 @@ async fn take(app: &App, delivery: &Delivery) -> Result<Taken, EngineError> {
         Decoded::Ignored(reason) => Taken::Ended(InboxState::Ignored, reason),
         Decoded::NotYetHandled(reason) => Taken::Ended(InboxState::NotYetHandled, reason),
         Decoded::Unreadable(reason) => Taken::Ended(InboxState::Failed, reason),
-        Decoded::Event(event) => match handle(app, delivery, &event).await {
-            Ok(taken) => taken,
-            Err(EngineError::Remote(error)) => {
-                put_off(app, delivery, &event, &error).await?;
-                Taken::Stored
+        Decoded::Event(mut event) => {
+            if let EventKind::Comment(comment) = &mut event.kind {
+                hide_secrets(app, comment);
             }
-            Err(error) => return Err(error),
-        },
+            match handle(app, delivery, &event).await {
+                Ok(taken) => taken,
+                Err(EngineError::Remote(error)) => {
+                    put_off(app, delivery, &event, &error).await?;
+                    Taken::Stored
+                }
+                Err(error) => return Err(error),
+            }
+        }
     })
+}
+
+/// What people wrote becomes prompts, branches, commits and comments: a secret that somebody pasted goes no further.
+fn hide_secrets(app: &App, comment: &mut Comment) {
+    let mut texts = vec![&mut comment.subject.title, &mut comment.subject.body, &mut comment.body];
+    if let CommentAction::Edited { before: Some(before) } = &mut comment.action {
+        texts.push(before);
+    }
+    if let Surface::ReviewComment { diff_hunk, .. } = &mut comment.surface {
+        texts.push(diff_hunk);
+    }
+    for text in texts {
+        *text = app.secrets.mask(text);
+    }
 }
 
 /// The forge did not answer: try later, and after `PATIENCE` refuse aloud. Never a grant.
@@ -707,18 +727,7 @@ async fn rules(app: &App, repo: &Repo) -> Result<ServerRules, EngineError> {
 
 /// The server's limits on money besides that of a run.
 pub(super) fn budget_rules(app: &App) -> BudgetRules {
-    let config = &app.config.budget;
-    BudgetRules {
-        user_day_micros: config.user_day.map(micros),
-        repo_day_micros: config.repo_day.map(micros),
-        owner_month_micros: config.owner_month.map(micros),
-    }
-}
-
-/// Dollars as written in configuration, in micros.
-fn micros(dollars: f64) -> i64 {
-    // Validated to be finite and at most a million dollars: far inside i64 and exact to the micro.
-    (dollars * 1e6).round() as i64
+    app.config.budget.rules()
 }
 
 /// The server's agents and those of the repository at a commit of its default branch.
@@ -952,10 +961,10 @@ pub(super) async fn audit_by(
     let entry = store::audit::Entry {
         id: app.ids.next(IdKind::Effect),
         at: app.clock.now(),
-        actor: actor.to_owned(),
+        actor: app.secrets.mask(actor),
         action: action.to_owned(),
-        subject: subject.to_owned(),
-        detail: detail.to_owned(),
+        subject: app.secrets.mask(subject),
+        detail: app.secrets.mask(detail),
     };
     store::audit::append(tx, &entry).await?;
     Ok(())

@@ -1,5 +1,5 @@
-//! What a running agent uses: looked at every few seconds, kept as samples, and held against the limits that
-//! the container engine does not enforce: disk, files, silence.
+//! What a running agent uses: its disk measured often and the rest every few seconds, kept as samples, and held against
+//! the limits that the container engine does not enforce: disk, files, silence.
 
 use super::EngineError;
 use crate::app::App;
@@ -12,11 +12,19 @@ use crate::store::samples::Sample;
 use chrono::{DateTime, Duration, Utc};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
-/// Between two looks at one run.
+/// Between two looks at one run's processor and memory.
 const LOOK_EVERY: Duration = Duration::seconds(5);
 /// The first look comes so soon: short runs have a peak, too.
 const FIRST_LOOK: Duration = Duration::seconds(2);
+/// Between two looks at one run's disk, at least and at most.
+const DISK_SOONEST: Duration = Duration::milliseconds(500);
+const DISK_LATEST: Duration = Duration::seconds(5);
+/// Measuring takes at most one part in so many of the time, unless the limit is near.
+const DISK_SHARE: i32 = 20;
+/// At its present growth, so many looks take place before a run reaches its limit.
+const DISK_LOOKS_AHEAD: i64 = 4;
 /// Samples of one run that are stored, at most; longer runs have them further apart.
 pub const MAX_SAMPLES: i64 = 240;
 
@@ -32,6 +40,9 @@ struct Watched {
     active_at: DateTime<Utc>,
     next_look: DateTime<Utc>,
     next_sample: DateTime<Utc>,
+    next_disk: DateTime<Utc>,
+    /// When the disk was measured last, and its bytes.
+    disk: Option<(DateTime<Utc>, i64)>,
     /// When the processor time was read last, and its nanoseconds.
     cpu: Option<(DateTime<Utc>, u64)>,
 }
@@ -43,6 +54,8 @@ impl Loads {
             active_at: now,
             next_look: now + FIRST_LOOK,
             next_sample: now,
+            next_disk: now + DISK_SOONEST,
+            disk: None,
             cpu: None,
         }))
     }
@@ -60,32 +73,62 @@ impl Loads {
 /// Looks at a running agent when it is time for it. Gives how it ends when it is over a limit.
 pub async fn watch(app: &App, run: &mut Run, attempt: &Attempt) -> Result<Option<AgentEnd>, EngineError> {
     let now = app.clock.now();
-    let due = app.loads.with(&run.id, now, |watched| {
-        let due = now >= watched.next_look;
-        if due {
+    let (look_due, disk_due) = app.loads.with(&run.id, now, |watched| {
+        let look_due = now >= watched.next_look;
+        if look_due {
             watched.next_look = now + LOOK_EVERY;
         }
-        due
+        (look_due, look_due || now >= watched.next_disk)
     });
-    if !due {
+    if disk_due {
+        let limits = &app.config.sandbox;
+        let disk_limit = limits.disk_mib.saturating_mul(1 << 20);
+        let begun = Instant::now();
+        let disk = app.git.disk_use(&run.id, disk_limit, limits.disk_files).await?;
+        let took = Duration::from_std(begun.elapsed()).unwrap_or(DISK_LATEST);
+        app.loads.with(&run.id, now, |watched| {
+            watched.next_disk = now + until_next_disk(took, watched.disk, (now, disk.bytes), disk_limit);
+            watched.disk = Some((now, disk.bytes));
+        });
+        if let Some(detail) = over_disk(&disk, disk_limit, limits.disk_files) {
+            return Ok(Some(AgentEnd::Failed { class: FailureClass::Disk, detail }));
+        }
+    }
+    if !look_due {
         return Ok(None);
     }
-    let limits = &app.config.sandbox;
-    let disk_limit = limits.disk_mib.saturating_mul(1 << 20);
-    let disk = app.git.disk_use(&run.id, disk_limit, limits.disk_files).await?;
     // Without an answer of the engine there is no sample; whether it is gone shows when it is polled.
     if let Ok(Some(used)) = app.sandbox.usage(&attempt.slot).await {
         let load = app.loads.with(&run.id, now, |watched| {
             let millicpus = watched.cpu.map_or(0, |before| millicpus(before, (now, used.cpu_nanos)));
             watched.cpu = Some((now, used.cpu_nanos));
-            Load { millicpus, memory_bytes: used.memory_bytes, disk_bytes: disk.bytes }
+            let disk_bytes = watched.disk.map_or(0, |(_, bytes)| bytes);
+            Load { millicpus, memory_bytes: used.memory_bytes, disk_bytes }
         });
         keep(app, run, load, now).await?;
     }
-    if let Some(detail) = over_disk(&disk, disk_limit, limits.disk_files) {
-        return Ok(Some(AgentEnd::Failed { class: FailureClass::Disk, detail }));
-    }
     silent(app, run, now).await
+}
+
+/// How long the disk is left alone: by what a look costs, and sooner when the limit is reached soon.
+fn until_next_disk(
+    took: Duration,
+    before: Option<(DateTime<Utc>, i64)>,
+    (now, bytes): (DateTime<Utc>, i64),
+    limit: i64,
+) -> Duration {
+    let usual = (took * DISK_SHARE).clamp(DISK_SOONEST, DISK_LATEST);
+    let Some((then, before)) = before else { return usual };
+    let grown = bytes.saturating_sub(before);
+    if grown <= 0 {
+        return usual;
+    }
+    let elapsed = (now - then).num_milliseconds().max(1);
+    let left = limit.saturating_sub(bytes).max(0);
+    let reached_in = i64::try_from(i128::from(left) * i128::from(elapsed) / i128::from(grown));
+    let looks =
+        Duration::milliseconds(reached_in.unwrap_or(i64::MAX / 1000).min(i64::MAX / 1000) / DISK_LOOKS_AHEAD);
+    looks.clamp(DISK_SOONEST, usual)
 }
 
 /// Thousandths of a processor between two readings of its time.
@@ -120,13 +163,16 @@ async fn keep(app: &App, run: &mut Run, load: Load, now: DateTime<Utc>) -> Resul
 }
 
 fn over_disk(disk: &DiskUse, bytes: i64, files: i64) -> Option<String> {
+    if disk.full && disk.files <= files {
+        return Some(wording::disk_is_full(bytes));
+    }
     if disk.bytes > bytes {
         return Some(wording::over_disk(disk.bytes, bytes));
     }
     if disk.too_deep {
         return Some(wording::too_deep());
     }
-    (disk.files > files).then(|| wording::over_files(files))
+    (disk.full || disk.files > files).then(|| wording::over_files(files))
 }
 
 async fn silent(app: &App, run: &Run, now: DateTime<Utc>) -> Result<Option<AgentEnd>, EngineError> {
@@ -159,10 +205,31 @@ mod tests {
 
     #[test]
     fn the_limits_of_the_disk_are_named() {
-        let used = |bytes, files, too_deep| DiskUse { bytes, files, too_deep };
+        let used = |bytes, files, too_deep| DiskUse { bytes, files, too_deep, full: false };
         assert_eq!(over_disk(&used(10, 10, false), 10, 10), None);
         assert!(over_disk(&used(11 << 20, 1, false), 10 << 20, 10).unwrap().contains("limit of 10 MiB"));
         assert!(over_disk(&used(1, 11, false), 10, 10).unwrap().contains("more than 10 files"));
         assert!(over_disk(&used(1, 1, true), 10, 10).unwrap().contains("deep"));
+        let full = |bytes, files| DiskUse { bytes, files, too_deep: false, full: true };
+        assert!(over_disk(&full(9 << 20, 3), 10 << 20, 10).unwrap().contains("disk of 10 MiB is full"));
+        assert!(over_disk(&full(1 << 20, 11), 10 << 20, 10).unwrap().contains("more than 10 files"));
+    }
+
+    #[test]
+    fn the_disk_is_looked_at_sooner_the_faster_it_grows() {
+        let at = |millis: i64| DateTime::from_timestamp_millis(millis).unwrap();
+        let next = |took: i64, before: Option<(i64, i64)>, now: (i64, i64)| {
+            let before = before.map(|(millis, bytes)| (at(millis), bytes));
+            until_next_disk(Duration::milliseconds(took), before, (at(now.0), now.1), 1000).num_milliseconds()
+        };
+        assert_eq!(next(0, None, (0, 0)), 500, "small folders: often");
+        assert_eq!(next(100, None, (0, 0)), 2000, "large folders: as often as it costs little");
+        assert_eq!(next(9000, None, (0, 0)), 5000, "never seldom");
+        assert_eq!(next(9000, Some((0, 500)), (1000, 500)), 5000, "nothing grows");
+        // 100 a second, 400 left: four looks before it is reached.
+        assert_eq!(next(9000, Some((0, 500)), (1000, 600)), 1000);
+        assert_eq!(next(9000, Some((0, 0)), (1000, 900)), 500);
+        assert_eq!(next(9000, Some((0, 0)), (1000, i64::MAX)), 500);
+        assert_eq!(next(9000, Some((0, 0)), (1000, 1)), 5000);
     }
 }

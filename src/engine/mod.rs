@@ -2,6 +2,7 @@
 //!
 //! - `ingest`: deliveries become plans, and plans become rows.
 //! - `config_check`: a pull request that changes the bot's own rules gets them checked.
+//! - `context`: what an agent is told besides the request.
 //! - `execute`: claimed runs move from state to state; never waits for an agent to end.
 //! - `load`: what a running agent uses, and the limits that the engine does not enforce.
 //! - `publish`: what came back is imported, checked and pushed.
@@ -9,6 +10,7 @@
 //! - `sweep`: repairs what a crash left.
 
 pub mod config_check;
+mod context;
 pub mod deliver;
 pub mod execute;
 pub mod ingest;

@@ -29,6 +29,9 @@ const SHOWN_VIOLATIONS: usize = 10;
 /// Changed paths that are listed where a changeset is shown instead of pushed.
 const SHOWN_FILES: usize = 30;
 
+/// Dropped files that a report names.
+const SHOWN_DROPPED: usize = 20;
+
 /// Bytes of a diff that are shown in a comment.
 const EXCERPT_BYTES: usize = 6 * 1024;
 
@@ -247,7 +250,7 @@ fn note_dropped(run: &mut Run, dropped: &BTreeSet<String>) {
     }
     let mut shown: Vec<String> = dropped
         .iter()
-        .take(5)
+        .take(SHOWN_DROPPED)
         .map(|path| format!("`{}`", sanitize::one_line(path, 120).replace('`', "'")))
         .collect();
     if dropped.len() > shown.len() {

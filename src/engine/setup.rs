@@ -260,7 +260,13 @@ pub(super) fn spec(
         collect: execute::collect_job(run),
         ..Job::default()
     });
-    Ok(Ok(Prepared { sandbox: spec, needs_model: false, notes: Vec::new(), context: Vec::new() }))
+    Ok(Ok(Prepared {
+        sandbox: spec,
+        needs_model: false,
+        notes: Vec::new(),
+        log: Vec::new(),
+        context: Vec::new(),
+    }))
 }
 
 /// How the setup ended, once it has.

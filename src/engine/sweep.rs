@@ -172,6 +172,7 @@ async fn sockets(app: &App) -> Result<(), EngineError> {
 async fn orphans(app: &App) -> Result<(), EngineError> {
     // Listed before the runs are read: a container that starts in between is not in the list.
     let listed = app.sandbox.list().await;
+    let folders = app.git.known_runs();
     let live: Vec<RunId> = store::runs::live(&app.store).await?.into_iter().map(|run| run.id).collect();
     let wanted: HashSet<&RunId> = live.iter().collect();
     match listed {
@@ -182,6 +183,13 @@ async fn orphans(app: &App) -> Result<(), EngineError> {
             }
         }
         Err(error) => tracing::warn!(error = %error, "containers cannot be listed"),
+    }
+    for id in folders.iter().filter(|id| !wanted.contains(id)) {
+        // Queued ones and those that wait for somebody are not live either.
+        if store::runs::get(&app.store, id).await?.is_none_or(|run| run.state.is_terminal()) {
+            tracing::info!(run.id = %id, "removing an orphaned workspace");
+            app.git.discard(id).await?;
+        }
     }
     sockets(app).await?;
     let mut kept = live;

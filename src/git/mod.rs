@@ -3,6 +3,7 @@
 //! The host never runs Git inside a `.git` that an agent could write: what comes back is one bundle file.
 
 pub mod bundle;
+mod image;
 pub mod mirror;
 pub mod transport;
 mod usage;
@@ -27,7 +28,9 @@ const LOCK_POLL: Duration = Duration::from_millis(50);
 /// In-process locks that are kept before unused ones are forgotten.
 const LOCKS_KEPT: usize = 1024;
 /// The folders below the root.
-const FOLDERS: &[&str] = &["mirrors", "seeds", "runs", "trash", "tmp", "locks"];
+const FOLDERS: &[&str] = &["mirrors", "seeds", "runs", IMAGES, "trash", "tmp", "locks"];
+/// The disks of runs (`Disk::Loop`).
+const IMAGES: &str = "images";
 
 #[derive(Debug, thiserror::Error)]
 pub enum GitError {
@@ -62,10 +65,21 @@ pub struct Access {
     pub token: Option<SecretString>,
 }
 
+/// What keeps a run's workspace, output and home small.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Disk {
+    /// They are folders of the host's file system, measured while the agent runs.
+    #[default]
+    Watched,
+    /// They are a file system of their own, of this size.
+    Loop { bytes: i64, files: i64 },
+}
+
 /// The host's Git store, all below one state directory.
 #[derive(Debug, Clone)]
 pub struct Git {
     pub(crate) root: PathBuf,
+    disk: Disk,
     /// One lock per mirror or seed for the tasks of this process.
     locks: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
     /// Makes names of temporary folders differ.
@@ -90,6 +104,8 @@ pub struct DiskUse {
     pub files: i64,
     /// Folders are nested deeper than anybody looks.
     pub too_deep: bool,
+    /// Nothing more fits in.
+    pub full: bool,
 }
 
 /// What to prepare a workspace from.
@@ -168,7 +184,12 @@ impl Git {
         }
         transport::install(&root).map_err(io_error)?;
         transport::check_version(&root).await?;
-        Ok(Self { root, locks: Arc::default(), counter: Arc::default() })
+        Ok(Self { root, disk: Disk::default(), locks: Arc::default(), counter: Arc::default() })
+    }
+
+    /// The same store; workspaces that are prepared from now on are bounded so.
+    pub fn with_disk(self, disk: Disk) -> Self {
+        Self { disk, ..self }
     }
 
     pub fn mirror_path(&self, remote: &str, repo_id: i64) -> PathBuf {
@@ -245,13 +266,29 @@ impl Git {
 
     /// What workspace, output and home of a run hold. Counting ends soon after one of the limits is passed.
     pub async fn disk_use(&self, run: &RunId, bytes: i64, files: i64) -> Result<DiskUse, GitError> {
-        let folder = self.root.join("runs").join(workspace::run_folder(run)?);
-        blocking("measure the workspace", move || Ok(usage::measure(&folder, bytes, files))).await
+        let name = workspace::run_folder(run)?.to_owned();
+        let (git, folder) = (self.clone(), self.root.join("runs").join(&name));
+        blocking("measure the workspace", move || {
+            Ok(image::measure(&git, &name)?.unwrap_or_else(|| usage::measure(&folder, bytes, files)))
+        })
+        .await
+    }
+
+    /// Before a full disk of a run is collected: what was kept back for that is the container user's, too.
+    pub async fn open_reserve(&self, run: &RunId, owner: u32) -> Result<(), GitError> {
+        let (git, name) = (self.clone(), workspace::run_folder(run)?.to_owned());
+        blocking("open the reserve of the disk", move || image::open_reserve(&git, &name, owner)).await
+    }
+
+    /// The runs that have folders or disks here, whatever became of them.
+    pub fn known_runs(&self) -> Vec<RunId> {
+        workspace::known_runs(self)
     }
 
     /// Deletes the folders of a run (moved aside at once, deleted late).
     pub async fn discard(&self, run: &RunId) -> Result<(), GitError> {
-        workspace::discard(self, run)
+        let (git, run) = (self.clone(), run.clone());
+        blocking("discard the workspace", move || workspace::discard(&git, &run)).await
     }
 
     /// Deletes seeds that no run of `live` needs and that are older than a day, and what `discard` moved aside.
@@ -351,6 +388,17 @@ pub(crate) async fn blocking<T: Send + 'static>(
         Ok(done) => done,
         Err(error) => Err(GitError::Failed { operation, detail: error.to_string() }),
     }
+}
+
+/// The flags of what is mounted exactly on this folder; `None`: nothing is.
+pub(crate) fn mount_flags(folder: &Path) -> Option<String> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // The last one is on top. Fields: id, parent, device, root, mount point, flags, …
+    text.lines().rev().find_map(|line| {
+        let mut fields = line.split(' ').skip(4);
+        let point = fields.next()?.replace("\\040", " ").replace("\\134", "\\");
+        (Path::new(&point) == folder).then(|| fields.next().unwrap_or_default().to_owned())
+    })
 }
 
 /// The masked path at or above a path: a mask without `/` is a name in any folder, another is a path from the top.

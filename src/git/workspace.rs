@@ -3,9 +3,12 @@
 //! A seed is made by the host alone and never written again. A run's workspace is made from it; after
 //! the agent had it, the host never runs Git in it and only moves and deletes it.
 
+use super::image;
 use super::mirror::{self, Mirror};
 use super::transport::{Call, Input};
-use super::{Git, GitError, TemporaryFolder, Workspace, WorkspaceSpec, blocking, folder_name, object_error};
+use super::{
+    Disk, Git, GitError, TemporaryFolder, Workspace, WorkspaceSpec, blocking, folder_name, object_error,
+};
 use crate::domain::ids::{RunId, Sha};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,8 +31,12 @@ const MASKED_FILE_BYTES: usize = 16 * 1024 * 1024;
 const MASKED_EDITS_CAP: usize = 50;
 /// Files and folders of a workspace that are looked at for changed masked files.
 const WORKSPACE_ENTRIES_CAP: usize = 500_000;
+/// Links of a masked file that are followed, one after the other.
+const LINKS_CAP: usize = 8;
 /// Folder depth of trees.
 const DEPTH_CAP: usize = 64;
+/// The mode of a submodule's entry: an empty folder in the workspace.
+const GITLINK: i32 = 0o160_000;
 /// Copying a seed.
 const COPY_LIMIT: Duration = Duration::from_secs(600);
 /// The branch that the workspace stands on.
@@ -68,7 +75,20 @@ pub(crate) async fn prepare(git: &Git, spec: &WorkspaceSpec<'_>) -> Result<Works
     let seed = seed(git, &mirror, spec).await?;
 
     let runs = git.root.join("runs");
-    let aside = TemporaryFolder(git.fresh_folder(&runs, ".build-")?);
+    let folder = runs.join(run);
+    let own_disk = match git.disk {
+        Disk::Watched => None,
+        Disk::Loop { bytes, files } => {
+            let (git, run, id) = (git.clone(), run.to_owned(), spec.run.clone());
+            let made = blocking(operation, move || {
+                discard(&git, &id)?;
+                image::make(&git, &run, bytes, files)
+            });
+            Some(made.await?)
+        }
+    };
+    // A mounted folder cannot be renamed: there the parts are.
+    let aside = TemporaryFolder(git.fresh_folder(own_disk.as_ref().unwrap_or(&runs), ".build-")?);
     let workspace = aside.0.join("workspace");
     materialise(&seed, &workspace).await?;
     if spec.start != spec.base_sha && !spec.masked.is_empty() {
@@ -84,7 +104,12 @@ pub(crate) async fn prepare(git: &Git, spec: &WorkspaceSpec<'_>) -> Result<Works
     let note = aside.0.join(SEED_NOTE);
     std::fs::write(&note, seed.as_os_str().as_encoded_bytes()).map_err(io_error(operation, &note))?;
 
-    let folder = runs.join(run);
+    if own_disk.is_some() {
+        for part in [SEED_NOTE, "workspace", "output", "home"] {
+            std::fs::rename(aside.0.join(part), folder.join(part)).map_err(io_error(operation, &folder))?;
+        }
+        return Ok(folders(&folder, &mirror));
+    }
     discard(git, spec.run)?;
     std::fs::rename(&aside.0, &folder).map_err(io_error(operation, &folder))?;
     Ok(folders(&folder, &mirror))
@@ -301,6 +326,101 @@ fn masked_files(
     Ok(MaskedFiles { files, roots })
 }
 
+/// A masked file as a run on somebody's head sees it.
+struct TrustedFile {
+    bytes: Vec<u8>,
+    is_executable: bool,
+    /// Its id in Git.
+    id: Option<git2::Oid>,
+}
+
+/// The masked files of the base branch, without a way from them to what the head changed: a link becomes the file that it
+/// leads to there (or is left out, when it leads to a folder or nowhere), and a memory file imports nothing.
+fn trusted_files(
+    repository: &git2::Repository,
+    base: &Sha,
+    files: &BTreeMap<String, MaskedFile>,
+) -> Result<BTreeMap<String, TrustedFile>, GitError> {
+    let operation = "read the masked files";
+    let tree = repository
+        .find_commit(mirror::oid(operation, base)?)
+        .and_then(|commit| commit.tree())
+        .map_err(object_error(operation))?;
+    let mut trusted = BTreeMap::new();
+    for (name, file) in files {
+        let (mut path, mut file) = (name.clone(), file.clone());
+        for _ in 0..LINKS_CAP {
+            if file.mode != 0o120_000 {
+                break;
+            }
+            let link = repository.find_blob(file.id).map_err(object_error(operation))?;
+            let Some(target) = std::str::from_utf8(link.content()).ok().and_then(|to| link_target(&path, to))
+            else {
+                break;
+            };
+            let Ok(found) = tree.get_path(Path::new(&target)) else { break };
+            (path, file) = (target, MaskedFile { mode: found.filemode(), id: found.id() });
+        }
+        if !matches!(file.mode, 0o100_644 | 0o100_755 | 0o100_664) {
+            continue;
+        }
+        let size = repository
+            .odb()
+            .and_then(|objects| objects.read_header(file.id))
+            .map_err(object_error(operation))?
+            .0;
+        if size > MASKED_FILE_BYTES {
+            return Err(GitError::Failed { operation, detail: format!("`{name}` is larger than 16 MiB") });
+        }
+        let blob = repository.find_blob(file.id).map_err(object_error(operation))?;
+        let bytes = if is_memory(name) { without_imports(blob.content()) } else { blob.content().to_vec() };
+        let id = git2::Oid::hash_object(git2::ObjectType::Blob, &bytes).ok();
+        trusted.insert(name.clone(), TrustedFile { bytes, is_executable: file.mode == 0o100_755, id });
+    }
+    Ok(trusted)
+}
+
+/// Where a link of the tree leads, from the top of it; `None`: out of it.
+fn link_target(path: &str, target: &str) -> Option<String> {
+    let mut at: Vec<&str> = path.split('/').collect();
+    at.pop();
+    if target.starts_with('/') {
+        return None;
+    }
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(at.pop()?),
+            part => at.push(part),
+        }
+    }
+    let target = at.join("/");
+    parts(&target).is_some().then_some(target)
+}
+
+/// Whether it is text that a CLI may give to its model.
+fn is_memory(name: &str) -> bool {
+    name.rsplit('.').next().is_some_and(|end| end.eq_ignore_ascii_case("md"))
+}
+
+/// Memory files import others by `@docs/style.md`, and those are the head's: a `\` before it keeps the text and takes the
+/// meaning, for every CLI that knows imports.
+fn without_imports(text: &[u8]) -> Vec<u8> {
+    let mut kept = Vec::with_capacity(text.len());
+    let mut before = b' ';
+    for (at, byte) in text.iter().enumerate() {
+        // Beyond ASCII there are other spaces.
+        let begins_a_word = before.is_ascii_whitespace() || before.is_ascii_control() || !before.is_ascii();
+        if *byte == b'@' && begins_a_word && text.get(at + 1).is_some_and(|next| !next.is_ascii_whitespace())
+        {
+            kept.push(b'\\');
+        }
+        kept.push(*byte);
+        before = *byte;
+    }
+    kept
+}
+
 fn masks(masked: &[&str]) -> Vec<Vec<u8>> {
     masked.iter().map(|path| path.trim_matches('/').as_bytes().to_vec()).collect()
 }
@@ -320,37 +440,63 @@ pub(crate) async fn masked_edits(
     let (start, base) = (start.clone(), base.clone());
     blocking(operation, move || {
         let repository = mirror::open(operation, &mirror)?;
-        // As they were prepared, or as the shim put them back when it collected.
+        // As they were prepared (the base's), or as the start has them (a setup's settling puts them back so).
         let trusted = masked_files(&repository, &base, &masked)?.files;
+        let as_shown = trusted_files(&repository, &base, &trusted)?;
         let own = masked_files(&repository, &start, &masked)?.files;
-        let mut edited = Vec::new();
-        for (path, ids) in masked_in_folder(&folders.workspace, &masked) {
+        let left = masked_in_folder(&folders.workspace, &masked);
+        let mut edited = BTreeSet::new();
+        for (path, file) in &left.files {
             let is_known = |files: &BTreeMap<String, MaskedFile>| {
-                files.get(&path).is_some_and(|file| ids.contains(&file.id))
+                files.get(path).is_some_and(|known| known.mode == file.mode && file.ids.contains(&known.id))
             };
-            if !is_known(&trusted) && !is_known(&own) {
-                edited.push(path);
+            let is_shown =
+                as_shown.get(path).and_then(|shown| shown.id).is_some_and(|id| file.ids.contains(&id));
+            if !is_shown && !is_known(&trusted) && !is_known(&own) {
+                edited.insert(path.clone());
             }
         }
-        edited.sort_unstable();
-        edited.truncate(MASKED_EDITS_CAP);
-        Ok(edited)
+        // What was there before the agent came and is not any more; what leads away from the base never was there.
+        let was_there = |path: &str, file: &MaskedFile| {
+            if start == base { file.mode != GITLINK } else { as_shown.contains_key(path) }
+        };
+        let gone = trusted
+            .iter()
+            .filter(|(path, file)| was_there(path, file) && left.whole && !left.files.contains_key(*path));
+        edited.extend(gone.map(|(path, _)| path.clone()));
+        Ok(edited.into_iter().take(MASKED_EDITS_CAP).collect())
     })
     .await
 }
 
-/// The masked files below a folder that an agent had, with the ids that their bytes may have in Git (line ends may
-/// have been changed by the checkout). What cannot be read counts as changed.
-fn masked_in_folder(workspace: &Path, masked: &[Vec<u8>]) -> Vec<(String, Vec<git2::Oid>)> {
-    let mut found = Vec::new();
+/// A masked file that an agent left: what its mode is in Git, and the ids that its bytes may have there (line ends may
+/// have been changed by the checkout). Without ids it could not be read.
+struct LeftFile {
+    mode: i32,
+    ids: Vec<git2::Oid>,
+}
+
+struct LeftFiles {
+    files: BTreeMap<String, LeftFile>,
+    /// Every folder was looked into.
+    whole: bool,
+}
+
+/// The masked files below a folder that an agent had. What cannot be read counts as changed.
+fn masked_in_folder(workspace: &Path, masked: &[Vec<u8>]) -> LeftFiles {
+    let mut left = LeftFiles { files: BTreeMap::new(), whole: true };
     let mut open = vec![(String::new(), 0)];
     let mut looked_at = 0_usize;
     while let Some((prefix, depth)) = open.pop() {
-        let Ok(entries) = std::fs::read_dir(workspace.join(&prefix)) else { continue };
+        let Ok(entries) = std::fs::read_dir(workspace.join(&prefix)) else {
+            left.whole = false;
+            continue;
+        };
         for entry in entries.flatten() {
             looked_at += 1;
-            if looked_at > WORKSPACE_ENTRIES_CAP || found.len() > MASKED_FILES_CAP {
-                return found;
+            if looked_at > WORKSPACE_ENTRIES_CAP || left.files.len() > MASKED_FILES_CAP {
+                left.whole = false;
+                return left;
             }
             let (Ok(name), Ok(kind)) = (entry.file_name().into_string(), entry.file_type()) else { continue };
             if prefix.is_empty() && name == ".git" {
@@ -360,14 +506,21 @@ fn masked_in_folder(workspace: &Path, masked: &[Vec<u8>]) -> Vec<(String, Vec<gi
             if kind.is_dir() {
                 if depth < DEPTH_CAP {
                     open.push((path, depth + 1));
+                } else {
+                    left.whole = false;
                 }
             } else if super::mask_root(path.as_bytes(), masked).is_some() {
-                let ids = ids_of(&entry.path(), kind);
-                found.push((path, ids));
+                let executable = entry.metadata().is_ok_and(|found| found.mode() & 0o100 != 0);
+                let mode = match () {
+                    () if kind.is_symlink() => 0o120_000,
+                    () if executable => 0o100_755,
+                    () => 0o100_644,
+                };
+                left.files.insert(path, LeftFile { mode, ids: ids_of(&entry.path(), kind) });
             }
         }
     }
-    found
+    left
 }
 
 fn ids_of(path: &Path, kind: std::fs::FileType) -> Vec<git2::Oid> {
@@ -417,15 +570,19 @@ async fn mask(
         let repository = mirror::open(operation, &path)?;
         let before = masked_files(&repository, &start, &masked)?;
         let after = masked_files(&repository, &base, &masked)?;
-        if before.files == after.files {
+        let trusted = trusted_files(&repository, &base, &after.files)?;
+        let is_plain = |(name, file): (&String, &MaskedFile)| {
+            trusted.get(name).is_some_and(|trusted| trusted.id == Some(file.id))
+        };
+        if before.files == after.files && after.files.iter().all(is_plain) {
             return Ok(None);
         }
         for name in &before.roots {
             // Whole folders: a trusted one must not keep a file that the head added.
             remove(&folder, name)?;
         }
-        for (name, file) in &after.files {
-            restore(&repository, &folder, name, file, owner)?;
+        for (name, file) in &trusted {
+            restore(&folder, name, file, owner)?;
         }
         let tracked: BTreeSet<String> = before.files.into_keys().collect();
         let added: Vec<String> =
@@ -517,24 +674,9 @@ fn remove(workspace: &Path, name: &str) -> Result<(), GitError> {
 }
 
 /// Writes one trusted file, never through a symbolic link.
-fn restore(
-    repository: &git2::Repository,
-    workspace: &Path,
-    name: &str,
-    file: &MaskedFile,
-    owner: (u32, u32),
-) -> Result<(), GitError> {
+fn restore(workspace: &Path, name: &str, file: &TrustedFile, owner: (u32, u32)) -> Result<(), GitError> {
     let operation = "write a masked file";
     let Some(parts) = parts(name) else { return Ok(()) };
-    if file.mode == 0o160_000 {
-        return Ok(());
-    }
-    let size =
-        repository.odb().and_then(|objects| objects.read_header(file.id)).map_err(object_error(operation))?.0;
-    if size > MASKED_FILE_BYTES {
-        return Err(GitError::Failed { operation, detail: format!("`{name}` is larger than 16 MiB") });
-    }
-    let blob = repository.find_blob(file.id).map_err(object_error(operation))?;
     let mut path = workspace.to_owned();
     let last = parts.len().saturating_sub(1);
     for (index, part) in parts.iter().enumerate() {
@@ -555,16 +697,10 @@ fn restore(
             removed.map_err(io_error(operation, &path))?;
         }
     }
-    if file.mode == 0o120_000 {
-        use std::os::unix::ffi::OsStrExt;
-        let target = std::ffi::OsStr::from_bytes(blob.content());
-        std::os::unix::fs::symlink(target, &path).map_err(io_error(operation, &path))?;
-    } else {
-        write(operation, &path, blob.content())?;
-        let mode = if file.mode == 0o100_755 { 0o755 } else { 0o644 };
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
-            .map_err(io_error(operation, &path))?;
-    }
+    write(operation, &path, &file.bytes)?;
+    let mode = if file.is_executable { 0o755 } else { 0o644 };
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
+        .map_err(io_error(operation, &path))?;
     own(&path, owner)
 }
 
@@ -573,6 +709,7 @@ pub(crate) fn discard(git: &Git, run: &RunId) -> Result<(), GitError> {
     let operation = "discard the workspace";
     let name = folder_name(operation, run.as_str())?;
     let folder = git.root.join("runs").join(name);
+    image::remove(git, name)?;
     let aside = git.fresh_folder(&git.root.join("trash"), &format!("{name}-"))?;
     match std::fs::rename(&folder, aside.join("run")) {
         Ok(()) => Ok(()),
@@ -581,6 +718,20 @@ pub(crate) fn discard(git: &Git, run: &RunId) -> Result<(), GitError> {
         }
         Err(error) => Err(io_error(operation, &folder)(error)),
     }
+}
+
+/// See `Git::known_runs`.
+pub(crate) fn known_runs(git: &Git) -> Vec<RunId> {
+    let folders = entries(&git.root.join("runs")).into_iter().filter(|path| !hidden(path));
+    let names: BTreeSet<String> = folders
+        .map(|path| name_of(&path))
+        .chain(
+            entries(&git.root.join(super::IMAGES))
+                .iter()
+                .filter_map(|path| name_of(path).strip_suffix(".img").map(str::to_owned)),
+        )
+        .collect();
+    names.into_iter().map(RunId::new).collect()
 }
 
 /// See `Git::sweep`. Goes on after a problem and tells the first one at the end.
@@ -607,6 +758,9 @@ pub(crate) fn sweep(git: &Git, live: &[RunId]) -> Result<(), GitError> {
                 note(remove_tree(&folder));
             }
         }
+    }
+    for run in live.iter().filter_map(|run| folder_name(operation, run.as_str()).ok()) {
+        note(image::mount_again(git, run));
     }
     let needed: BTreeSet<PathBuf> = live
         .iter()
@@ -712,13 +866,17 @@ mod tests {
     }
 
     async fn prepare_for(world: &World, run: &str, start: &Sha, owner: (u32, u32)) -> Workspace {
+        prepare_on(world, run, start, &world.start, owner).await
+    }
+
+    async fn prepare_on(world: &World, run: &str, start: &Sha, base: &Sha, owner: (u32, u32)) -> Workspace {
         let run = RunId::new(run);
         let spec = WorkspaceSpec {
             remote: REMOTE,
             repo_id: REPO,
             run: &run,
             start,
-            base_sha: &world.start,
+            base_sha: base,
             masked: MASKED,
             objects_inside: PathBuf::from("/zeblit/objects"),
             owner,
@@ -828,6 +986,66 @@ mod tests {
         inside(&world, &made, &["add", "--all"]);
         assert_eq!(inside(&world, &made, &["diff", "--cached", "--name-only", "HEAD"]), "README.md");
         assert_eq!(read(".claude/evil.sh"), "evil");
+    }
+
+    #[tokio::test]
+    async fn what_the_base_trusts_does_not_lead_to_the_head() {
+        let world = World::new().await;
+        let person = world.person();
+        std::fs::create_dir(person.join("docs")).unwrap();
+        std::fs::write(person.join("docs/rules.md"), "base rules, see @style.md\n").unwrap();
+        std::fs::write(person.join("docs/style.md"), "base style\n").unwrap();
+        std::fs::write(person.join("AGENTS.md"), "be kind to a@b.c: @docs/style.md\n").unwrap();
+        std::os::unix::fs::symlink("docs/rules.md", person.join("CLAUDE.md")).unwrap();
+        std::fs::create_dir(person.join("deep")).unwrap();
+        for (place, target) in [
+            ("deep/CLAUDE.md", "../AGENTS.md"),
+            ("docs/AGENTS.md", "../../out"),
+            ("deep/.mcp.json", "../docs"),
+        ] {
+            std::os::unix::fs::symlink(target, person.join(place)).unwrap();
+        }
+        git(&person, &["add", "-A"]);
+        git(&person, &["commit", "-qm", "Base"]);
+        git(&person, &["push", "-q", "../remote.git", "HEAD:main"]);
+        let base = Sha::parse(&git(&person, &["rev-parse", "HEAD"])).unwrap();
+        // None of the masked files themselves.
+        std::fs::write(person.join("docs/rules.md"), "evil\n").unwrap();
+        std::fs::write(person.join("docs/style.md"), "evil\n").unwrap();
+        git(&person, &["commit", "-qam", "Hostile head"]);
+        git(&person, &["push", "-q", "../remote.git", "HEAD:refs/pull/3/head"]);
+        let head = Sha::parse(&git(&person, &["rev-parse", "HEAD"])).unwrap();
+        world.git.ensure(REMOTE, REPO, &world.access, &[base.clone(), head.clone()], Some(3)).await.unwrap();
+
+        let made = prepare_on(&world, "run_1", &head, &base, me(&world)).await;
+        let read = |path: &str| std::fs::read_to_string(made.workspace.join(path)).unwrap();
+        assert_eq!(read("AGENTS.md"), "be kind to a@b.c: \\@docs/style.md\n");
+        assert_eq!(read("CLAUDE.md"), "base rules, see \\@style.md\n");
+        assert_eq!(read("deep/CLAUDE.md"), read("AGENTS.md"));
+        for gone in ["docs/AGENTS.md", "deep/.mcp.json"] {
+            assert!(made.workspace.join(gone).symlink_metadata().is_err(), "{gone}");
+        }
+        assert_eq!(read("docs/style.md"), "evil\n", "the head's own files are its own");
+        assert_eq!(inside(&world, &made, &["status", "--porcelain"]), "");
+        let edits = async || {
+            let run = RunId::new("run_1");
+            world.git.masked_edits(REMOTE, REPO, &run, (&head, &base), MASKED).await.unwrap()
+        };
+        assert_eq!(edits().await, [""; 0], "what the host wrote is no change of the agent's");
+        std::fs::write(made.workspace.join("AGENTS.md"), "evil\n").unwrap();
+        assert_eq!(edits().await, ["AGENTS.md"]);
+    }
+
+    #[test]
+    fn imports_lose_their_meaning_and_keep_their_text() {
+        for (text, kept) in [
+            ("@a", "\\@a"),
+            ("x\n@./docs/a.md @~/b", "x\n\\@./docs/a.md \\@~/b"),
+            ("\u{feff}@a \u{a0}@b", "\u{feff}\\@a \u{a0}\\@b"),
+            ("mail a@b.c, `@decorator`, @ alone, (@x", "mail a@b.c, `@decorator`, @ alone, (@x"),
+        ] {
+            assert_eq!(String::from_utf8(without_imports(text.as_bytes())).unwrap(), kept);
+        }
     }
 
     #[tokio::test]

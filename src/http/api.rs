@@ -2,9 +2,10 @@
 
 use super::Http;
 use super::error::HttpError;
-use super::view::{self, AuditView, DeliveryView, LogView, RunView, StatusView};
+use super::view::{self, AuditView, BudgetView, DeliveryView, LogView, RunCostView, RunView, StatusView};
 use crate::app::App;
 use crate::clock::IdKind;
+use crate::domain::budget::month;
 use crate::domain::ids::InboxId;
 use crate::domain::run::{Run, RunState};
 use crate::engine::operate;
@@ -53,6 +54,8 @@ pub(super) fn routes(http: &Http) -> Router<Http> {
         .route("/runs/{id}/log", get(log))
         .route("/runs/{id}/cancel", post(cancel))
         .route("/runs/{id}/retry", post(retry))
+        .route("/budget", get(budget))
+        .route("/budget/runs", get(budget_runs))
         .route("/pause", post(pause))
         .route("/resume", post(resume))
         .route("/deliveries", get(deliveries))
@@ -114,7 +117,12 @@ async fn record_use(app: &App, caller: &Caller, request: &Parts) -> Result<(), H
         at: app.clock.now(),
         actor: caller.actor(),
         action: "token.use".into(),
-        subject: format!("{} {}", request.method, request.uri.path()).chars().take(200).collect(),
+        subject: app
+            .secrets
+            .mask(&format!("{} {}", request.method, request.uri.path()))
+            .chars()
+            .take(200)
+            .collect(),
         detail: String::new(),
     };
     let write = async {
@@ -213,6 +221,53 @@ async fn log(
         .map_err(|error| HttpError::store(app, "read a log", &error))?
         .map(Json)
         .ok_or_else(|| HttpError::not_found("there is no run with this id"))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BudgetQuery {
+    /// A run: only what its requests count against.
+    run: Option<String>,
+}
+
+async fn budget(
+    State(http): State<Http>,
+    query: Result<Query<BudgetQuery>, axum::extract::rejection::QueryRejection>,
+) -> Answer<BudgetView> {
+    let app = http.app();
+    let Query(query) = query.map_err(|error| HttpError::bad_request(error.body_text()))?;
+    let run = match &query.run {
+        Some(id) => Some(known_run(app, id).await?),
+        None => None,
+    };
+    BudgetView::read(&app.config, &app.store, run.as_ref(), app.clock.now())
+        .await
+        .map(Json)
+        .map_err(|error| HttpError::store(app, "read the budgets", &error))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MonthQuery {
+    /// `2026-11`.
+    month: String,
+    /// The last run of the page before.
+    #[serde(default)]
+    after: String,
+}
+
+async fn budget_runs(
+    State(http): State<Http>,
+    query: Result<Query<MonthQuery>, axum::extract::rejection::QueryRejection>,
+) -> Answer<Vec<RunCostView>> {
+    let app = http.app();
+    let Query(query) = query.map_err(|error| HttpError::bad_request(error.body_text()))?;
+    let month = month(&query.month)
+        .ok_or_else(|| HttpError::bad_request("`month` is a month like `2026-11`".to_owned()))?;
+    RunCostView::read(&app.store, month, &query.after)
+        .await
+        .map(Json)
+        .map_err(|error| HttpError::store(app, "read the ledger", &error))
 }
 
 /// The id of what was made or changed.

@@ -10,12 +10,14 @@ pub mod webhooks;
 
 use crate::app::App;
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use error::HttpError;
+use http_body_util::BodyExt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, Semaphore};
@@ -104,6 +106,7 @@ pub fn router_until(app: Arc<App>, stop: CancellationToken) -> Router {
         .nest("/api/v1", api)
         .fallback(|| async { HttpError::not_found("there is nothing at this address").into_response() })
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(axum::middleware::from_fn_with_state(http.clone(), mask))
         .layer(axum::middleware::from_fn(no_index))
         .layer(set(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY))
         .layer(set(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
@@ -119,6 +122,34 @@ fn set(name: HeaderName, value: &'static str) -> SetResponseHeaderLayer<HeaderVa
 async fn method_not_allowed() -> Response {
     HttpError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this address takes another method")
         .into_response()
+}
+
+/// Whatever made a text, no answer leaves with one of the server's secrets in it.
+async fn mask(State(http): State<Http>, request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("");
+    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let secrets = http.app().secrets.clone();
+    let masked = move |bytes: bytes::Bytes| match std::str::from_utf8(&bytes) {
+        Ok(text) => bytes::Bytes::from(secrets.mask(text)),
+        Err(_) => bytes,
+    };
+    match kind.as_str() {
+        "text/html" | "text/plain" | "application/json" => {
+            let (mut head, body) = response.into_parts();
+            let Ok(body) = body.collect().await else {
+                return HttpError::unavailable("the answer broke off").into_response();
+            };
+            // It may get shorter.
+            head.headers.remove(header::CONTENT_LENGTH);
+            Response::from_parts(head, Body::from(masked(body.to_bytes())))
+        }
+        // One frame is one event.
+        "text/event-stream" => {
+            response.map(|body| Body::new(body.map_frame(move |frame| frame.map_data(&masked))))
+        }
+        _ => response,
+    }
 }
 
 /// Signed links are for people who have them, not for search engines.

@@ -772,6 +772,8 @@ async fn every_route_asks_for_what_it_needs() {
         ("GET", run_path("/log"), Needs::Token),
         ("POST", run_path("/cancel"), Needs::Token),
         ("POST", run_path("/retry"), Needs::Token),
+        ("GET", "/api/v1/budget".into(), Needs::Token),
+        ("GET", "/api/v1/budget/runs?month=2026-11".into(), Needs::Token),
         ("POST", "/api/v1/pause".into(), Needs::Token),
         ("POST", "/api/v1/resume".into(), Needs::Token),
         ("GET", "/api/v1/deliveries".into(), Needs::Token),
@@ -811,7 +813,8 @@ async fn every_route_asks_for_what_it_needs() {
             }
         }
         // The signature of a link is no key to anything else.
-        let linked = server.call(method, &format!("{path}?{query}"), None).await;
+        let joint = if path.contains('?') { '&' } else { '?' };
+        let linked = server.call(method, &format!("{path}{joint}{query}"), None).await;
         match needs {
             Needs::Link => assert_eq!(linked.status, 200),
             Needs::Token => assert_eq!(linked.status, 401),
@@ -852,6 +855,59 @@ async fn runs_are_listed_read_and_cancelled() {
     assert_eq!(known.cancel_requested.as_deref(), Some("token:ci"));
     let early = server.call("POST", "/api/v1/runs/bbbbcccc/retry", Some(&token)).await;
     assert_eq!((early.status, early.json()["error"]["code"].as_str()), (409, Some("refused")));
+}
+
+#[tokio::test]
+async fn budgets_and_the_ledger_of_a_month_are_told() {
+    let server = server_with(
+        |config| {
+            config.budget.user_day = Some(10.0);
+            config.budget.repo_day = Some(20.0);
+        },
+        Vec::new(),
+    )
+    .await;
+    let run = server.run("0192aaaabbbbcccc", |_| {}).await;
+    let token = server.token("ci", None).await;
+    let get = async |path: &str| server.call("GET", path, Some(&token)).await;
+    let now = server.app.clock.now();
+    let known = store::runs::get(&server.app.store, &run).await.unwrap().unwrap();
+    let budgets = crate::domain::budget::of_run(&known, &server.app.config.budget.rules());
+    let reservation = store::ledger::Reservation {
+        run: run.clone(),
+        request_id: "q".into(),
+        attempt: 1,
+        model: "m".into(),
+        micros: 1_500_000,
+    };
+    store::ledger::reserve(&server.app.store, &reservation, &budgets, now).await.unwrap();
+    let all = get("/api/v1/budget").await.json();
+    assert_eq!(all["limits"]["user_day_micros"], 10_000_000);
+    assert_eq!(all["limits"]["owner_month_micros"], serde_json::Value::Null);
+    let shown = |view: &serde_json::Value| -> Vec<String> {
+        let row = |budget: &serde_json::Value| {
+            format!("{} {} {}", budget["kind"], budget["limit_micros"], budget["left_micros"])
+        };
+        view["budgets"].as_array().unwrap().iter().map(row).collect()
+    };
+    let expected = [
+        "\"owner_month\" null null",
+        "\"repo_day\" 20000000 18500000",
+        "\"user_day\" 10000000 8500000",
+        "\"run\" 5000000 3500000",
+    ];
+    assert_eq!(shown(&all), expected);
+    assert_eq!(all["budgets"][1]["whose"], "octo/shop");
+    assert_eq!(shown(&get("/api/v1/budget?run=bbbbcccc").await.json()), expected);
+    assert_eq!(get("/api/v1/budget?run=nonsense").await.status, 404);
+    let month = now.format("%Y-%m").to_string();
+    let ledger = get(&format!("/api/v1/budget/runs?month={month}")).await.json();
+    assert_eq!(ledger.as_array().unwrap().len(), 1);
+    assert_eq!((&ledger[0]["run"], &ledger[0]["micros"]), (&run.as_str().into(), &1_500_000.into()));
+    assert_eq!((&ledger[0]["repo"], &ledger[0]["unsettled"]), (&"octo/shop".into(), &1.into()));
+    assert_eq!(get(&format!("/api/v1/budget/runs?month={month}&after={run}")).await.text, "[]");
+    assert_eq!(get("/api/v1/budget/runs?month=2001-01").await.text, "[]");
+    assert_eq!(get("/api/v1/budget/runs?month=last").await.status, 400);
 }
 
 #[tokio::test]

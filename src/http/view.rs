@@ -1,8 +1,8 @@
 //! Purpose: rows as people and programs see them: the JSON of the API, which the command line prints, too.
 
 use crate::app::Signer;
-use crate::config::Config;
-use crate::domain::budget::dollars;
+use crate::config::{Config, micros};
+use crate::domain::budget::{self, Budget, BudgetKind, Standing, Usage, dollars};
 use crate::domain::ids::RunId;
 use crate::domain::run::{LogKind, LogLine, Run};
 use crate::domain::wording;
@@ -19,8 +19,155 @@ const MAX_ID_BYTES: usize = 64;
 pub const MAX_ROWS: i64 = 200;
 /// Rows of an answer when nothing else is asked for.
 pub const DEFAULT_ROWS: i64 = 50;
+/// Rows of the ledger in one answer.
+pub const LEDGER_ROWS: i64 = 200;
 /// Chunks of a log in one answer.
 pub const LOG_CHUNKS: i64 = 200;
+
+/// Money: the limits, and how the budgets stand that something was spent of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BudgetView {
+    pub limits: LimitsView,
+    pub budgets: Vec<StandingView>,
+}
+
+/// Millionths of a dollar; absent: no limit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitsView {
+    /// Of a run that names none, and the most that a command may ask for.
+    pub run_micros: i64,
+    pub max_run_micros: i64,
+    pub user_day_micros: Option<i64>,
+    pub repo_day_micros: Option<i64>,
+    pub owner_month_micros: Option<i64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandingView {
+    /// `run`, `user_day`, `repo_day` or `owner_month`.
+    pub kind: String,
+    pub whose: String,
+    pub limit_micros: Option<i64>,
+    /// Spent, and reserved for requests that are on their way.
+    pub spent_micros: i64,
+    pub left_micros: Option<i64>,
+    pub resets_at: Option<DateTime<Utc>>,
+}
+
+impl BudgetView {
+    /// With a run: what its requests count against. Else everything that something was spent of today or this month, and
+    /// the runs that have not ended.
+    pub async fn read(
+        config: &Config,
+        store: &Store,
+        run: Option<&Run>,
+        now: DateTime<Utc>,
+    ) -> Result<Self, StoreError> {
+        let rules = config.budget.rules();
+        let of_one = |run: &Run| Budget {
+            whose: format!("run {} of {}", run.id.short(), run.repo.name),
+            ..Budget::of_run(&run.id, run.spec.budget_micros)
+        };
+        let standings = match run {
+            Some(run) => {
+                let mut budgets = budget::of_run(run, &rules);
+                budgets.retain(|budget| budget.kind != BudgetKind::Run);
+                budgets.push(of_one(run));
+                store::ledger::standings(store, &budgets, now).await?
+            }
+            None => {
+                let mut all = store::ledger::spending(store, &rules, now).await?;
+                let filter = store::runs::Filter {
+                    open_only: true,
+                    limit: MAX_ROWS,
+                    ..store::runs::Filter::default()
+                };
+                let open: Vec<Budget> = store::runs::list(store, &filter).await?.iter().map(of_one).collect();
+                all.extend(store::ledger::standings(store, &open, now).await?);
+                all
+            }
+        };
+        let mut budgets: Vec<StandingView> = standings.iter().map(StandingView::of).collect();
+        let order = |view: &StandingView| {
+            let kinds = ["owner_month", "repo_day", "user_day", "run"];
+            kinds.iter().position(|kind| *kind == view.kind)
+        };
+        budgets.sort_by_key(order);
+        Ok(Self {
+            limits: LimitsView {
+                run_micros: micros(config.limits.run_budget),
+                max_run_micros: micros(config.limits.max_run_budget),
+                user_day_micros: rules.user_day_micros,
+                repo_day_micros: rules.repo_day_micros,
+                owner_month_micros: rules.owner_month_micros,
+            },
+            budgets,
+        })
+    }
+}
+
+impl StandingView {
+    fn of(standing: &Standing) -> Self {
+        let cap = standing.budget.cap_micros;
+        Self {
+            kind: standing.budget.kind.name().to_owned(),
+            whose: visible(&standing.budget.whose),
+            limit_micros: cap,
+            spent_micros: standing.micros,
+            left_micros: cap.map(|cap| cap.saturating_sub(standing.micros).max(0)),
+            resets_at: standing.resets_at,
+        }
+    }
+}
+
+/// What a run cost within a month.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunCostView {
+    pub run: String,
+    pub repo: String,
+    pub number: i64,
+    pub requester: String,
+    pub verb: String,
+    pub agent: String,
+    pub model: Option<String>,
+    pub state: String,
+    pub first_request: DateTime<Utc>,
+    pub requests: i64,
+    /// Requests that count at their reservation: on their way, or cut off by a crash.
+    pub unsettled: i64,
+    pub usage: Usage,
+    pub micros: i64,
+}
+
+impl RunCostView {
+    pub fn of(cost: &store::ledger::RunCost) -> Self {
+        Self {
+            run: cost.run.to_string(),
+            repo: cost.repo.clone(),
+            number: cost.spec.subject.number,
+            requester: visible(&cost.spec.requester.login),
+            verb: cost.spec.verb.name().to_owned(),
+            agent: visible(&cost.spec.agent),
+            model: cost.spec.model.as_deref().map(visible),
+            state: cost.state.clone(),
+            first_request: cost.first_request,
+            requests: cost.totals.requests,
+            unsettled: cost.unsettled,
+            usage: cost.totals.usage,
+            micros: cost.totals.micros,
+        }
+    }
+
+    /// One page of a month's ledger by run: those after `after`, in the order of their ids.
+    pub async fn read(
+        store: &Store,
+        (since, until): (DateTime<Utc>, DateTime<Utc>),
+        after: &str,
+    ) -> Result<Vec<Self>, StoreError> {
+        let found = store::ledger::of_runs(store, since, until, after, LEDGER_ROWS).await?;
+        Ok(found.iter().map(Self::of).collect())
+    }
+}
 
 /// A run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

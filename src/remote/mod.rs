@@ -6,6 +6,8 @@
 pub mod github;
 pub mod local;
 
+use crate::domain::attachment::Link;
+use crate::domain::ci::FailedCheck;
 use crate::domain::effect::{Effect, RemoteRef};
 use crate::domain::event::{Actor, PullHead, Repo, Subject};
 use crate::domain::ids::{BranchName, Sha};
@@ -115,6 +117,14 @@ pub struct ThreadComment {
     pub own: bool,
 }
 
+/// The end of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogTail {
+    pub bytes: Vec<u8>,
+    /// Nothing stands before it.
+    pub whole: bool,
+}
+
 #[async_trait]
 pub trait Forge: Remote {
     /// The App's or bot's own user id and App id: events by these are never obeyed.
@@ -147,6 +157,19 @@ pub trait Forge: Remote {
     /// The conversation (and review comments of a pull request), oldest first, at most `limit` newest.
     async fn thread(&self, repo: &Repo, number: i64, limit: usize)
     -> Result<Vec<ThreadComment>, RemoteError>;
+
+    /// The address below which people's uploads lie, e.g. `https://github.com`: see `domain::attachment::links`.
+    fn uploads_url(&self) -> &str;
+
+    /// The bytes of a file that somebody attached; more than `max_bytes` is `Refused`.
+    async fn attachment(&self, repo: &Repo, link: &Link, max_bytes: usize) -> Result<Vec<u8>, RemoteError>;
+
+    /// The checks of a commit that ended badly, without our own.
+    async fn failed_checks(&self, repo: &Repo, commit: &Sha) -> Result<Vec<FailedCheck>, RemoteError>;
+
+    /// The last bytes of a failed check's log; `None` when there is none or we may not read it.
+    async fn job_log(&self, repo: &Repo, job: i64, last_bytes: usize)
+    -> Result<Option<LogTail>, RemoteError>;
 
     /// The pull request template of the default branch, when there is one.
     async fn pull_template(&self, repo: &Repo) -> Result<Option<String>, RemoteError>;

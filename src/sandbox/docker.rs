@@ -889,6 +889,39 @@ fn socket_check(probe: &Probe, runtime: Option<&str>) -> Check {
     }
 }
 
+/// Whether the mounts inside have the flags that the engine cannot be asked for.
+fn flag_checks(mounts: &[String]) -> [Check; 2] {
+    let check = |read_only: bool, name: &str, fix: &str| {
+        let has = |flags: &str, wanted: &str| flags.split(',').any(|flag| flag == wanted);
+        let lacking: Vec<&str> = mounts
+            .iter()
+            .filter_map(|mount| mount.split_once(' '))
+            .filter(|(_, flags)| has(flags, "ro") == read_only)
+            .filter(|(_, flags)| !(has(flags, "nosuid") && has(flags, "nodev")))
+            .map(|(point, _)| point)
+            .collect();
+        Check {
+            name: format!("inside: {name} mounts are nosuid and nodev"),
+            ok: lacking.is_empty(),
+            required: false,
+            found: if lacking.is_empty() { "all".to_owned() } else { format!("not {}", lacking.join(" ")) },
+            fix: if lacking.is_empty() { String::new() } else { fix.to_owned() },
+        }
+    };
+    [
+        check(
+            false,
+            "writable",
+            "bind mounts take the flags of the host's mount: run `zeblit serve` as root, which sets them at start, in the engine's own mount namespace (without capabilities and with no-new-privileges both are a second line only)",
+        ),
+        check(
+            true,
+            "read-only",
+            "the host's mounts have the flags, but runc drops them where it remounts read-only (seen with 1.1.5): try a later one; nothing can be made on a read-only mount",
+        ),
+    ]
+}
+
 fn compare_probe(probe: &Probe, owner: (u32, u32), runtime: Option<&str>) -> Vec<Check> {
     let none = |mask: &str| !mask.is_empty() && mask.bytes().all(|byte| byte == b'0');
     // gVisor's kernel shows no filter of the host's to its programs: it is the filter itself.
@@ -939,23 +972,7 @@ fn compare_probe(probe: &Probe, owner: (u32, u32), runtime: Option<&str>) -> Vec
         })
         .collect();
     checks.push(socket_check(probe, runtime));
-    let lacking: Vec<&str> = probe
-        .mount_flags
-        .iter()
-        .filter(|mount| !(mount.contains("nosuid") && mount.contains("nodev")))
-        .map(|mount| mount.split(' ').next().unwrap_or(mount))
-        .collect();
-    checks.push(Check {
-        name: "inside: mounts are nosuid and nodev".into(),
-        ok: lacking.is_empty(),
-        required: false,
-        found: if lacking.is_empty() { "all".to_owned() } else { format!("not {}", lacking.join(" ")) },
-        fix: if lacking.is_empty() {
-            String::new()
-        } else {
-            "bind mounts take the flags of the host's file system: put `state_dir` on one that is mounted nosuid,nodev (without capabilities and with no-new-privileges both are a second line only)".into()
-        },
-    });
+    checks.extend(flag_checks(&probe.mount_flags));
     checks
 }
 
@@ -1050,6 +1067,9 @@ mod tests {
         assert_eq!(failing(Probe { unknown_family: 97, ..good() }), ["inside: our own list of system calls"]);
         let soft = compare_probe(&flags, (10001, 10001), None).into_iter().find(|check| !check.ok).unwrap();
         assert!(!soft.required && soft.found.contains("/zeblit/home"));
+        let mounts = ["/zeblit/home rw,nosuid,nodev", "/zeblit/shim ro,relatime"].map(str::to_owned);
+        let [writable, read_only] = flag_checks(&mounts);
+        assert!(writable.ok && !read_only.ok && read_only.found == "not /zeblit/shim", "{read_only:?}");
     }
 
     #[test]

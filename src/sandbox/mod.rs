@@ -6,6 +6,7 @@
 pub mod docker;
 pub mod gate;
 pub mod lines;
+pub mod mounts;
 pub mod process;
 pub mod profile;
 pub mod shim_file;

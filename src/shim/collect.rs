@@ -36,6 +36,8 @@ const OUTPUT_PATIENCE: Duration = Duration::from_secs(5);
 const STEP_OUTPUT_BYTES: u64 = 4 * 1024 * 1024;
 /// Paths in one command line.
 const PATHS_AT_ONCE: usize = 200;
+/// Links of an excluded file that are followed, one after the other.
+const LINKS_CAP: usize = 8;
 /// What an interrupted Git leaves that stops the next one.
 const STALE_LOCKS: [&str; 5] =
     ["index.lock", "HEAD.lock", "config.lock", "packed-refs.lock", "refs/heads/zeblit-result.lock"];
@@ -120,10 +122,73 @@ pub fn mask(folders: &Folders, job: &WireJob) -> Result<(), String> {
     }
     let exclude = clean_paths(&job.exclude)?;
     let fresh = Repository::fresh(folders)?;
-    let result =
-        fresh.git(&["read-tree", &job.mask_from], b"").and_then(|_| fresh.put_back(&job.mask_from, &exclude));
+    let result = fresh
+        .git(&["read-tree", &job.mask_from], b"")
+        .and_then(|_| fresh.put_back(&job.mask_from, &exclude))
+        .and_then(|()| {
+            // What starts from the trusted commit has nothing of anybody else's.
+            if job.base == job.mask_from { Ok(()) } else { fresh.put_back_in_every_folder(&exclude) }
+        });
     fresh.discard();
     result
+}
+
+/// Removes what has one of these names, in every folder; no link is followed.
+fn remove_everywhere(workspace: &Path, names: &[&str]) -> Result<(), String> {
+    let failed = |path: &Path| {
+        let path = path.display().to_string();
+        move |error: std::io::Error| format!("{path}: {error}")
+    };
+    let mut open = vec![workspace.to_path_buf()];
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(&folder).map_err(failed(&folder))? {
+            let entry = entry.map_err(failed(&folder))?;
+            let (path, name) = (entry.path(), entry.file_name());
+            if folder == workspace && name == ".git" {
+                continue;
+            }
+            if names.iter().any(|known| name == *known) {
+                remove(&path).map_err(failed(&path))?;
+            } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                open.push(path);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where a link of the tree leads, from the top of it; `None`: out of it.
+fn link_target(path: &str, target: &str) -> Option<String> {
+    let mut at: Vec<&str> = path.split('/').collect();
+    at.pop();
+    if target.starts_with('/') {
+        return None;
+    }
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(at.pop()?),
+            ".git" => return None,
+            part => at.push(part),
+        }
+    }
+    (!at.is_empty()).then(|| at.join("/"))
+}
+
+/// The same as the host does to memory files when it prepares a workspace: see `git/workspace.rs`.
+fn without_imports(text: &[u8]) -> Vec<u8> {
+    let mut kept = Vec::with_capacity(text.len());
+    let mut before = b' ';
+    for (at, byte) in text.iter().enumerate() {
+        let begins_a_word = before.is_ascii_whitespace() || before.is_ascii_control() || !before.is_ascii();
+        if *byte == b'@' && begins_a_word && text.get(at + 1).is_some_and(|next| !next.is_ascii_whitespace())
+        {
+            kept.push(b'\\');
+        }
+        kept.push(*byte);
+        before = *byte;
+    }
+    kept
 }
 
 /// Relative paths without `..`, so that nothing outside the workspace is put back.
@@ -180,8 +245,7 @@ impl Repository {
             None => self.unlock()?,
         }
         let base_tree = self.line(&["rev-parse", "--verify", "--quiet", &format!("{base}^{{tree}}")])?;
-        self.put_back(base, exclude)?;
-        self.git(&["add", "--all"], b"")?;
+        self.add_all_but(exclude)?;
         self.put_back_anywhere(base, exclude)?;
         let tree = self.line(&["write-tree"])?;
         if tree == base_tree {
@@ -264,16 +328,97 @@ impl Repository {
         Ok(())
     }
 
-    /// Excluded names (those without `/`) are excluded in every folder: the index has them as `base` has them.
-    fn put_back_anywhere(&self, base: &str, exclude: &[String]) -> Result<(), String> {
-        let names: Vec<String> = exclude
-            .iter()
-            .filter(|path| !path.contains('/'))
-            .flat_map(|name| [format!(":(glob)**/{name}"), format!(":(glob)**/{name}/**")])
-            .collect();
+    /// Everything in the tree goes into the index, but for what is excluded: that stays as the agent left it, so that
+    /// the host can tell what of it was changed, and nothing in it (a repository of its own, closed files) is in the way.
+    fn add_all_but(&self, exclude: &[String]) -> Result<(), String> {
+        let mut arguments: Vec<String> = ["add", "--all", "--", "."].into_iter().map(str::to_owned).collect();
+        arguments.extend(patterns(exclude).map(|(magic, pattern)| format!(":(exclude,{magic}){pattern}")));
+        self.git_patterns(&arguments).map(drop)
+    }
+
+    /// Excluded names (those without `/`) in every folder, as the index has them. The rest of the workspace is somebody
+    /// else's, so that nothing trusted may lead there: a link becomes the file that it leads to, and a memory file imports
+    /// nothing.
+    fn put_back_in_every_folder(&self, exclude: &[String]) -> Result<(), String> {
+        let names: Vec<&str> =
+            exclude.iter().map(String::as_str).filter(|name| !name.contains('/')).collect();
+        remove_everywhere(&self.workspace, &names)?;
+        let mut masked = Vec::new();
         for names in names.chunks(PATHS_AT_ONCE) {
+            let patterns = names
+                .iter()
+                .flat_map(|name| [format!(":(glob)**/{name}"), format!(":(glob)**/{name}/**")])
+                .collect::<Vec<_>>();
+            masked.extend(self.listed(&patterns)?);
+        }
+        let mut plain = Vec::new();
+        for (mode, _, path) in &masked {
+            if mode != "160000" && mode != "120000" {
+                plain.extend_from_slice(path.as_bytes());
+                plain.push(0);
+            }
+        }
+        self.git(&["checkout-index", "-q", "-f", "-z", "--stdin"], &plain)?;
+        for (mode, id, path) in &masked {
+            let file = self.workspace.join(path);
+            let failed = |error: std::io::Error| format!("{}: {error}", file.display());
+            let is_memory =
+                path.rsplit('.').next().is_some_and(|end| end.eq_ignore_ascii_case("md")) && mode != "160000";
+            let bytes = if mode == "120000" {
+                let Some(text) = self.behind_link(path, id)? else { continue };
+                if let Some(folder) = file.parent() {
+                    fs::create_dir_all(folder).map_err(failed)?;
+                }
+                text.into_bytes()
+            } else if is_memory {
+                fs::read(&file).map_err(failed)?
+            } else {
+                continue;
+            };
+            let bytes = if is_memory { without_imports(&bytes) } else { bytes };
+            fs::write(&file, bytes).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Mode, id and path of what the index has there; the paths are patterns.
+    fn listed(&self, paths: &[String]) -> Result<Vec<(String, String, String)>, String> {
+        let start = ["ls-files", "-s", "-z", "--"].into_iter().map(str::to_owned);
+        let listed = self.git_patterns(&start.chain(paths.iter().cloned()).collect::<Vec<_>>())?;
+        let entry = |line: &str| {
+            let (about, path) = line.split_once('\t')?;
+            let mut about = about.split(' ');
+            Some((about.next()?.to_owned(), about.next()?.to_owned(), path.to_owned()))
+        };
+        Ok(listed.split('\0').filter_map(entry).collect())
+    }
+
+    /// The text of the file that a link of the index leads to; `None`: a folder, nothing, or no text.
+    fn behind_link(&self, path: &str, id: &str) -> Result<Option<String>, String> {
+        let (mut path, mut id) = (path.to_owned(), id.to_owned());
+        for _ in 0..LINKS_CAP {
+            let target = self.git(&["cat-file", "blob", &id], b"")?;
+            let Some(target) = link_target(&path, &target) else { return Ok(None) };
+            let found = self.listed(&[format!(":(literal){target}")])?;
+            let Some((mode, found, _)) = found.into_iter().find(|(_, _, path)| *path == target) else {
+                return Ok(None);
+            };
+            (path, id) = (target, found);
+            if mode != "120000" {
+                let text = self.git(&["cat-file", "blob", &id], b"")?;
+                return Ok((mode != "160000" && !text.contains('\u{fffd}')).then_some(text));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Excluded paths are in the index as `base` has them; excluded names (those without `/`) in every folder.
+    fn put_back_anywhere(&self, base: &str, exclude: &[String]) -> Result<(), String> {
+        let all: Vec<String> =
+            patterns(exclude).map(|(magic, pattern)| format!(":({magic}){pattern}")).collect();
+        for some in all.chunks(PATHS_AT_ONCE) {
             let start = ["reset", "-q", base, "--"].into_iter().map(str::to_owned);
-            self.git_owned(&start.chain(names.iter().cloned()).collect::<Vec<_>>())?;
+            self.git_patterns(&start.chain(some.iter().cloned()).collect::<Vec<_>>())?;
         }
         Ok(())
     }
@@ -291,8 +436,18 @@ impl Repository {
         self.git(&arguments, b"")
     }
 
-    /// One Git step: its standard output, or an error that names the step.
+    /// A step whose paths are patterns with magic words.
+    fn git_patterns(&self, arguments: &[String]) -> Result<String, String> {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        self.run(&arguments, b"", false)
+    }
+
+    /// One Git step: its standard output, or an error that names the step. Paths are taken as they stand.
     fn git(&self, arguments: &[&str], stdin: &[u8]) -> Result<String, String> {
+        self.run(arguments, stdin, true)
+    }
+
+    fn run(&self, arguments: &[&str], stdin: &[u8], literal: bool) -> Result<String, String> {
         let mut command = Command::new("git");
         for setting in [
             "core.hooksPath=/dev/null",
@@ -308,8 +463,7 @@ impl Repository {
         ] {
             command.args(["-c", setting]);
         }
-        // Only the patterns of `put_back_anywhere` are patterns.
-        if !arguments.iter().any(|argument| argument.starts_with(":(glob)")) {
+        if literal {
             command.arg("--literal-pathspecs");
         }
         if let Some(git_dir) = &self.git_dir {
@@ -331,6 +485,17 @@ impl Repository {
         let step = format!("git {}", arguments.iter().take(3).copied().collect::<Vec<_>>().join(" "));
         run_step(command, stdin, STEP_LIMIT).map_err(|detail| format!("{step}: {detail}"))
     }
+}
+
+/// What is excluded, as (magic word, pattern): a name in every folder, a path only where it is; both with what is in them.
+fn patterns(exclude: &[String]) -> impl Iterator<Item = (&'static str, String)> + '_ {
+    exclude.iter().flat_map(|path| {
+        if path.contains('/') {
+            vec![("literal", path.clone())]
+        } else {
+            vec![("glob", format!("**/{path}")), ("glob", format!("**/{path}/**"))]
+        }
+    })
 }
 
 /// Runs a command to its end or to the limit, then kills its group.
@@ -461,22 +626,25 @@ mod tests {
             self.folder.path().join("workspace")
         }
 
-        fn collect(&self, exclude: &[&str]) -> Result<Collected, String> {
+        fn folders(&self) -> Folders {
             let at = |name: &str| self.folder.path().join(name);
-            let folders = Folders {
+            Folders {
                 sockets: at("sockets"),
                 workspace: at("workspace"),
                 output: at("output"),
                 home: at("home"),
                 objects: at("objects"),
-            };
+            }
+        }
+
+        fn collect(&self, exclude: &[&str]) -> Result<Collected, String> {
             let job = WireJob {
                 base: self.base.clone(),
                 message: "Do it\n\nBecause.".into(),
                 exclude: exclude.iter().map(|path| (*path).to_owned()).collect(),
                 ..WireJob::default()
             };
-            collect(&folders, &job, &Output::new(Box::new(std::io::sink())))
+            collect(&self.folders(), &job, &Output::new(Box::new(std::io::sink())))
         }
 
         /// The files that differ between base and the bundle's result, with the result fetched into a new repository.
@@ -532,6 +700,111 @@ mod tests {
         fs::write(workspace.join("a.txt"), "two\n").unwrap();
         assert_eq!(world.collect(&[".claude/", "CLAUDE.md", ".mcp.json"]), Ok(Collected::Commits(2)));
         assert_eq!(world.changed(), "M\ta.txt");
+    }
+
+    #[test]
+    fn excluded_files_stay_as_the_agent_left_them_for_the_host_to_see() {
+        let world = World::new();
+        let workspace = world.workspace();
+        fs::create_dir(workspace.join("sub")).unwrap();
+        for path in ["CLAUDE.md", "sub/CLAUDE.md", ".claude/more.json", "sub/kept.txt"] {
+            fs::write(workspace.join(path), "obey").unwrap();
+        }
+        fs::remove_file(workspace.join(".claude/settings.json")).unwrap();
+        // What `git add` would stumble over.
+        let nested = workspace.join(".claude/worktrees/one");
+        fs::create_dir_all(&nested).unwrap();
+        git(&nested, &["init", "-q"]);
+        assert_eq!(world.collect(&[".claude", "CLAUDE.md", "deep/er.txt"]), Ok(Collected::Commits(1)));
+        assert_eq!(world.changed(), "A\tsub/kept.txt");
+        for path in ["CLAUDE.md", "sub/CLAUDE.md", ".claude/more.json"] {
+            assert_eq!(fs::read_to_string(workspace.join(path)).unwrap(), "obey", "{path}");
+        }
+        assert!(!workspace.join(".claude/settings.json").exists());
+    }
+
+    #[test]
+    fn an_emptied_workspace_is_a_change_like_any_other() {
+        let world = World::new();
+        fs::remove_file(world.workspace().join("a.txt")).unwrap();
+        fs::remove_dir_all(world.workspace().join(".claude")).unwrap();
+        assert_eq!(world.collect(&[".claude"]), Ok(Collected::Commits(1)));
+        assert_eq!(world.changed(), "D\ta.txt");
+    }
+
+    #[test]
+    fn paths_that_look_like_patterns_are_paths() {
+        let world = World::new();
+        fs::write(world.workspace().join(":(glob)**"), "x").unwrap();
+        fs::create_dir(world.workspace().join("deep")).unwrap();
+        fs::write(world.workspace().join("deep/er.txt"), "dropped").unwrap();
+        assert_eq!(world.collect(&["deep/er.txt"]), Ok(Collected::Commits(1)));
+        assert_eq!(world.changed(), "A\t:(glob)**");
+    }
+
+    #[test]
+    fn after_a_setup_the_masked_files_are_the_bases_in_every_folder() {
+        let mut world = World::new();
+        let workspace = world.workspace();
+        for folder in ["docs", "src/deep/.claude", ".husky"] {
+            fs::create_dir_all(workspace.join(folder)).unwrap();
+        }
+        for (path, text) in [
+            ("docs/rules.md", "rules, see @style.md\n"),
+            ("AGENTS.md", "kind to a@b.c: @docs/style.md\n"),
+            ("src/deep/.claude/x.md", "deep\n"),
+            (".husky/pre-commit", "true\n"),
+        ] {
+            fs::write(workspace.join(path), text).unwrap();
+        }
+        let link =
+            |target: &str, path: &str| std::os::unix::fs::symlink(target, workspace.join(path)).unwrap();
+        link("docs/rules.md", "CLAUDE.md");
+        link("../CLAUDE.md", "src/CLAUDE.md");
+        link("../docs", "src/AGENTS.md");
+        link("../../outside", "docs/AGENTS.md");
+        git(&workspace, &["add", "-A"]);
+        git(&workspace, &["commit", "-q", "-m", "trusted"]);
+        let trusted = git(&workspace, &["rev-parse", "HEAD"]);
+        let objects = world.folder.path().join("objects");
+        let copied =
+            Command::new("cp").arg("-r").arg(workspace.join(".git/objects/.")).arg(&objects).status();
+        assert!(copied.unwrap().success());
+
+        // What a setup of a hostile head leaves.
+        fs::write(workspace.join("docs/rules.md"), "evil\n").unwrap();
+        fs::write(workspace.join("src/deep/.claude/evil.md"), "evil\n").unwrap();
+        fs::create_dir_all(workspace.join("node_modules/x")).unwrap();
+        fs::write(workspace.join("node_modules/x/AGENTS.md"), "evil\n").unwrap();
+        fs::remove_file(workspace.join("AGENTS.md")).unwrap();
+        link("docs/rules.md", "AGENTS.md");
+        let exclude = [".claude", "AGENTS.md", "CLAUDE.md", ".husky"].map(str::to_owned).to_vec();
+        let job = WireJob {
+            base: world.base.clone(),
+            mask_from: trusted.clone(),
+            exclude: exclude.clone(),
+            ..WireJob::default()
+        };
+        mask(&world.folders(), &job).unwrap();
+        let read = |path: &str| fs::read_to_string(workspace.join(path)).unwrap();
+        assert_eq!(read("AGENTS.md"), "kind to a@b.c: \\@docs/style.md\n");
+        assert_eq!(read("CLAUDE.md"), "rules, see \\@style.md\n");
+        assert_eq!(read("src/CLAUDE.md"), read("CLAUDE.md"));
+        assert_eq!(read("src/deep/.claude/x.md"), "deep\n");
+        assert_eq!(read(".husky/pre-commit"), "true\n");
+        assert_eq!(read("docs/rules.md"), "evil\n", "the head's own files are its own");
+        for gone in
+            ["src/AGENTS.md", "docs/AGENTS.md", "node_modules/x/AGENTS.md", "src/deep/.claude/evil.md"]
+        {
+            assert!(fs::symlink_metadata(workspace.join(gone)).is_err(), "{gone}");
+        }
+
+        // On the base itself everything is trusted, and links stay links.
+        world.base = trusted.clone();
+        let job = WireJob { base: trusted.clone(), mask_from: trusted, exclude, ..WireJob::default() };
+        mask(&world.folders(), &job).unwrap();
+        assert_eq!(read("AGENTS.md"), "kind to a@b.c: @docs/style.md\n");
+        assert!(fs::symlink_metadata(workspace.join("CLAUDE.md")).unwrap().is_symlink());
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Money: one row per model request, reserved before it is sent and settled on its usage.
 
-use super::rows::{RowReader, exclusive, millis, sql};
+use super::rows::{RowReader, exclusive, millis, row_limit, sql};
 use super::{Store, StoreError, Tx};
-use crate::domain::budget::{Budget, BudgetKind, Standing, Usage};
+use crate::domain::budget::{self, Budget, BudgetKind, BudgetRules, Standing, Usage};
 use crate::domain::ids::RunId;
+use crate::domain::run::RunSpec;
 use chrono::{DateTime, Utc};
 
 /// A model request before it is sent.
@@ -209,6 +210,138 @@ pub async fn totals(store: &Store, run: &RunId) -> Result<Totals, StoreError> {
     })
 }
 
+/// Every budget of a day or month that something was counted against today or this month, the most spent first, under the
+/// name that its latest run knows: at most 1000.
+pub async fn spending(
+    store: &Store,
+    rules: &BudgetRules,
+    now: DateTime<Utc>,
+) -> Result<Vec<Standing>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT scope, micros FROM budgets WHERE period = $1 OR period = $2 ORDER BY micros DESC, scope LIMIT $3",
+    )
+    .bind(BudgetKind::UserDay.period(now))
+    .bind(BudgetKind::OwnerMonth.period(now))
+    .bind(row_limit(i64::MAX))
+    .fetch_all(&store.pool)
+    .await
+    .map_err(sql("list the budgets"))?;
+    let mut standings = Vec::new();
+    for row in &rows {
+        let row = RowReader::new(row, "budgets", "scope");
+        let (scope, micros) = (row.text("scope")?, row.integer("micros")?);
+        let (kind, remote, whose) = row.word("scope", |_| budget::parse_scope(&scope))?;
+        let (whose, own) = match kind {
+            BudgetKind::Run | BudgetKind::OwnerMonth => (whose.to_owned(), None),
+            BudgetKind::RepoDay | BudgetKind::UserDay => match latest_of(store, kind, remote, whose).await? {
+                Some((repo, spec)) if kind == BudgetKind::RepoDay => {
+                    (repo, spec.config.limits.day_budget_micros)
+                }
+                Some((_, spec)) => (spec.requester.login, None),
+                None => (whose.to_owned(), None),
+            },
+        };
+        let budget = Budget { kind, whose, cap_micros: rules.cap(kind, own), scope };
+        standings.push(Standing { resets_at: kind.resets_at(now), budget, micros });
+    }
+    Ok(standings)
+}
+
+/// The repository's name and the request of the newest run of a repository or person.
+async fn latest_of(
+    store: &Store,
+    kind: BudgetKind,
+    remote: &str,
+    id: &str,
+) -> Result<Option<(String, RunSpec)>, StoreError> {
+    let Ok(id) = id.parse::<i64>() else { return Ok(None) };
+    let text = match kind {
+        BudgetKind::RepoDay => {
+            "SELECT id, repo_name, spec FROM runs WHERE remote = $1 AND repo_id = $2 ORDER BY created_at DESC LIMIT 1"
+        }
+        _ => {
+            "SELECT id, repo_name, spec FROM runs WHERE remote = $1 AND requester = $2 ORDER BY created_at DESC LIMIT 1"
+        }
+    };
+    let row = sqlx::query(text)
+        .bind(remote)
+        .bind(id)
+        .fetch_optional(&store.pool)
+        .await
+        .map_err(sql("look for the newest run"))?;
+    row.map(|row| {
+        let row = RowReader::new(&row, "runs", "id");
+        Ok((row.text("repo_name")?, row.json("spec")?))
+    })
+    .transpose()
+}
+
+/// What one run cost within some time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunCost {
+    pub run: RunId,
+    pub repo: String,
+    pub state: String,
+    pub spec: RunSpec,
+    pub first_request: DateTime<Utc>,
+    /// As of `totals`.
+    pub totals: Totals,
+    /// Requests that count at their reservation.
+    pub unsettled: i64,
+}
+
+/// The runs that asked a model from `since` to before `until`, by id after `after`: at most 1000.
+pub async fn of_runs(
+    store: &Store,
+    since: DateTime<Utc>,
+    until: DateTime<Utc>,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<RunCost>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT ledger.run AS run, MAX(runs.repo_name) AS repo_name, MAX(runs.state) AS state, MAX(runs.spec) AS spec, \
+         MIN(ledger.created_at) AS first_request, COUNT(*) AS requests, \
+         CAST(SUM(CASE WHEN ledger.used IS NULL THEN 1 ELSE 0 END) AS BIGINT) AS unsettled, \
+         CAST(SUM(COALESCE(ledger.used, ledger.reserved)) AS BIGINT) AS micros, \
+         CAST(SUM(ledger.input_tokens) AS BIGINT) AS input, CAST(SUM(ledger.output_tokens) AS BIGINT) AS output, \
+         CAST(SUM(ledger.cache_read_tokens) AS BIGINT) AS cache_read, \
+         CAST(SUM(ledger.cache_write_tokens) AS BIGINT) AS cache_write \
+         FROM ledger JOIN runs ON runs.id = ledger.run \
+         WHERE ledger.created_at >= $1 AND ledger.created_at < $2 AND ledger.run > $3 \
+         GROUP BY ledger.run ORDER BY ledger.run LIMIT $4",
+    )
+    .bind(millis(since))
+    .bind(millis(until))
+    .bind(after)
+    .bind(row_limit(limit))
+    .fetch_all(&store.pool)
+    .await
+    .map_err(sql("list the ledger by run"))?;
+    rows.iter()
+        .map(|row| {
+            let row = RowReader::new(row, "ledger", "run");
+            Ok(RunCost {
+                run: RunId::new(row.text("run")?),
+                repo: row.text("repo_name")?,
+                state: row.text("state")?,
+                spec: row.json("spec")?,
+                first_request: row.time("first_request")?,
+                totals: Totals {
+                    micros: row.integer("micros")?,
+                    usage: Usage {
+                        input: row.integer("input")?,
+                        output: row.integer("output")?,
+                        cache_read: row.integer("cache_read")?,
+                        cache_write: row.integer("cache_write")?,
+                    },
+                    requests: row.integer("requests")?,
+                },
+                unsettled: row.integer("unsettled")?,
+            })
+        })
+        .collect()
+}
+
 /// When the run asked a model last.
 pub async fn last_request(store: &Store, run: &RunId) -> Result<Option<DateTime<Utc>>, StoreError> {
     let row = sqlx::query("SELECT $1 AS run, COALESCE(MAX(created_at), 0) AS at FROM ledger WHERE run = $1")
@@ -222,8 +355,9 @@ pub async fn last_request(store: &Store, run: &RunId) -> Result<Option<DateTime<
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{at, each_database};
+    use super::super::testing::{actor, at, each_database, new_run, repo};
     use super::*;
+    use crate::store;
 
     fn reservation(request_id: &str, micros: i64) -> Reservation {
         Reservation {
@@ -345,6 +479,90 @@ mod tests {
             let day = 24 * 60 * 60;
             assert_eq!(spent(store, &open, day).await, [59, 0, 0, 59]);
             assert_eq!(spent(store, &open, 31 * day).await, [0, 0, 0, 59]);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn what_was_spent_is_listed_under_the_names_of_the_newest_runs() {
+        each_database(async |database| {
+            let store = &database.store;
+            let rules = BudgetRules { user_day_micros: Some(70), ..BudgetRules::default() };
+            assert_eq!(spending(store, &rules, at(0)).await.unwrap(), []);
+            let mut tx = store.write_tx().await.unwrap();
+            let mut new = new_run("run");
+            new.spec.config.limits.day_budget_micros = Some(60);
+            assert!(store::runs::insert(&mut tx, &new).await.unwrap());
+            tx.commit().await.unwrap();
+            let person = actor(1);
+            let budgets = budget::wider("github", &new.repo, &person, Some(60), &rules);
+            booked(store, "a", 50, &budgets).await;
+            let stranger = budget::wider("github", &repo(9), &actor(9), None, &rules);
+            booked(store, "b", 5, &stranger).await;
+            let told = |all: Vec<Standing>| -> Vec<(BudgetKind, String, Option<i64>, i64)> {
+                all.into_iter()
+                    .map(|one| (one.budget.kind, one.budget.whose, one.budget.cap_micros, one.micros))
+                    .collect()
+            };
+            let mut all = told(spending(store, &rules, at(0)).await.unwrap());
+            assert_eq!(all.first().map(|one| one.3), Some(55), "the most spent first");
+            all.sort();
+            assert_eq!(
+                all,
+                [
+                    (BudgetKind::OwnerMonth, "octo".into(), None, 55),
+                    // Of the second nothing is known but its number.
+                    (BudgetKind::RepoDay, "9".into(), None, 5),
+                    (BudgetKind::RepoDay, "octo/repo-1".into(), Some(60), 50),
+                    (BudgetKind::UserDay, "9".into(), Some(70), 5),
+                    (BudgetKind::UserDay, "user1".into(), Some(70), 50),
+                ]
+            );
+            // The next day only the month is left; it is 15 January.
+            let tomorrow = told(spending(store, &rules, at(24 * 60 * 60)).await.unwrap());
+            assert_eq!(tomorrow, [(BudgetKind::OwnerMonth, "octo".into(), None, 55)]);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_month_of_the_ledger_is_told_by_run_page_by_page() {
+        each_database(async |database| {
+            let store = &database.store;
+            let day = 24 * 60 * 60;
+            let mut tx = store.write_tx().await.unwrap();
+            for id in ["a", "b", "c"] {
+                assert!(store::runs::insert(&mut tx, &new_run(id)).await.unwrap());
+            }
+            tx.commit().await.unwrap();
+            for (run, request, when) in
+                [("a", "1", 0), ("a", "2", 5), ("a", "3", 20 * day), ("b", "1", 1), ("c", "1", 20 * day)]
+            {
+                let asked = Reservation { run: RunId::new(run), ..reservation(request, 10) };
+                let own = [Budget::of_run(&asked.run, 1_000)];
+                let booking = booking(reserve(store, &asked, &own, at(when)).await.unwrap());
+                if request == "1" {
+                    settle(store, &booking, &USAGE, 7).await.unwrap();
+                }
+            }
+            // It is 15 January 2027.
+            let (since, until) = budget::month("2027-01").unwrap();
+            let january = of_runs(store, since, until, "", 10).await.unwrap();
+            let brief: Vec<(&str, i64, i64, i64)> = january
+                .iter()
+                .map(|cost| (cost.run.as_str(), cost.totals.micros, cost.totals.requests, cost.unsettled))
+                .collect();
+            assert_eq!(brief, [("a", 17, 2, 1), ("b", 7, 1, 0)]);
+            let first = &january[0];
+            assert_eq!((first.repo.as_str(), first.state.as_str()), ("octo/repo-1", "queued"));
+            assert_eq!((first.first_request, first.totals.usage), (at(0), USAGE));
+            assert_eq!(first.spec.requester, actor(1));
+            let next = of_runs(store, since, until, "a", 10).await.unwrap();
+            assert_eq!(next.len(), 1);
+            assert_eq!(of_runs(store, since, until, "", 1).await.unwrap()[0].run.as_str(), "a");
+            let (since, until) = budget::month("2027-02").unwrap();
+            let february = of_runs(store, since, until, "", 10).await.unwrap();
+            assert_eq!(february.iter().map(|cost| cost.run.as_str()).collect::<Vec<_>>(), ["a", "c"]);
         })
         .await;
     }

@@ -4,15 +4,16 @@
 
 use zeblit::agent::adapter::parse_line;
 use zeblit::agent::{AdapterKind, AgentEvent, definition};
+use zeblit::broker;
 use zeblit::broker::egress::{client_hello_sni, parse_connect, parse_request};
 use zeblit::config::Config;
 use zeblit::domain::egress::canonical_host;
 use zeblit::domain::event::Source;
 use zeblit::domain::gate::{self, Change, Changeset, Mode};
-use zeblit::domain::ids::Sha;
+use zeblit::domain::ids::{BranchName, Sha, TaskId};
 use zeblit::domain::repo_config::{self, GateConfig};
 use zeblit::domain::secrets::SecretScan;
-use zeblit::domain::{command, patterns, sanitize};
+use zeblit::domain::{command, patterns, sanitize, task};
 use zeblit::intake;
 use zeblit::shim::builtin::{api, http, json::Json};
 use zeblit::shim::job::WireJob;
@@ -128,6 +129,21 @@ pub const TARGETS: &[Target] = &[
     Target { name: "bundle_header", run: bundle_header, seeds: &[
         b"# v2 git bundle\n-1111111111111111111111111111111111111111 base\n2222222222222222222222222222222222222222 refs/heads/zeblit-result\n\nPACK",
         b"# v3 git bundle\n@object-format=sha1\n2222222222222222222222222222222222222222 refs/heads/zeblit-result\n\n",
+    ] },
+    Target { name: "broker_request", run: broker_request, seeds: &[
+        b"POST /v1/messages?beta=true\n{\"model\":\"claude-x\",\"max_tokens\":9,\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"hi\"}]}],\"tools\":[{\"name\":\"run\",\"input_schema\":{\"type\":\"object\"}}]}",
+        b"POST /openai/v1/responses\n{\"model\":\"gpt-x\",\"input\":\"hi\",\"max_output_tokens\":9}",
+        b"POST /v1/chat/completions\n{\"model\":\"gpt-x\",\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"max_tokens\":9}",
+        b"POST /gemini/v1beta/models/gemini-x:streamGenerateContent?alt=sse\n{\"contents\":[{\"parts\":[{\"text\":\"hi\"}]}]}",
+        b"GET /v1/models/claude-x\n",
+    ] },
+    Target { name: "model_stream", run: model_stream, seeds: &[
+        b"event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":3}}}\n\nevent: message_delta\ndata: {\"type\":\"message_delta\",\"usage\":{\"output_tokens\":5}}\n\n",
+        b"data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2}}\n\ndata: [DONE]\n\n",
+        b"data: {\"usageMetadata\":{\"promptTokenCount\":1,\"candidatesTokenCount\":2}}\r\n\r\n",
+    ] },
+    Target { name: "branch_name", run: branch_name, seeds: &[
+        b"Crash: `foo()` in \xc3\x9cn\xc3\xafcode / --force", b"../../HEAD@{1}.lock", b"-rf $(touch x)", b"a.lock/b..c//d",
     ] },
     Target { name: "proxy_request", run: proxy_request, seeds: &[
         b"CONNECT static.crates.io:443 HTTP/1.1\r\nHost: static.crates.io:443\r\n\r\n",
@@ -249,6 +265,55 @@ fn gate_path(bytes: &[u8]) {
 fn bundle_header(bytes: &[u8]) {
     if zeblit::git::bundle::is_acceptable_header(bytes) {
         assert!(bytes.starts_with(b"# v2 git bundle\n") || bytes.starts_with(b"# v3 git bundle\n"));
+    }
+}
+
+/// Method and target on the first line, the body behind it.
+fn broker_request(bytes: &[u8]) {
+    let at = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+    let head = String::from_utf8_lossy(&bytes[..at]);
+    let body = bytes.get(at + 1..).unwrap_or_default();
+    let (method, target) = head.split_once(' ').unwrap_or((&head, ""));
+    let Ok((sent, body)) = broker::would_send(method, target, body) else { return };
+    assert!(sent.starts_with('/') && !sent.contains("..") && !sent.contains("//"), "{sent:?}");
+    assert!(sent.bytes().all(|byte| byte.is_ascii_graphic()), "{sent:?}");
+    assert!(!sent.contains("key="), "credentials of the client's in {sent:?}");
+    if body.is_empty() {
+        return;
+    }
+    let json: serde_json::Value = serde_json::from_slice(&body).expect("what is sent is JSON");
+    for key in ["mcp_servers", "container", "previous_response_id", "background"] {
+        assert!(json.get(key).is_none_or(|value| value.is_null() || *value == false), "{key} passed");
+    }
+    let again = broker::would_send(method, target, &body);
+    assert_eq!(again, Ok((sent, body)), "what was let through once is let through as it is");
+}
+
+fn model_stream(bytes: &[u8]) {
+    let whole = broker::metered(bytes, usize::MAX);
+    for chunk in [1, 7] {
+        assert_eq!(broker::metered(bytes, chunk), whole, "chunks of {chunk}");
+    }
+}
+
+fn branch_name(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let made = task::branch_name(7, &text, &TaskId::new("0192abcdef"));
+    let slug = made.as_str().strip_prefix("zeblit/7-").and_then(|rest| rest.strip_suffix("-abcdef"));
+    let slug = slug.expect("number and salt stand where they belong");
+    assert!((1..=30).contains(&slug.len()) && !slug.starts_with('-') && !slug.ends_with('-'), "{made:?}");
+    assert!(
+        slug.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'),
+        "{made:?}"
+    );
+    if let Ok(name) = BranchName::parse(&text) {
+        let name = name.as_str();
+        assert!(!name.starts_with('-') && !name.contains("..") && !name.contains("@{"), "{name:?}");
+        assert!(!name.chars().any(|c| c.is_control() || c.is_whitespace()), "{name:?}");
+        assert!(
+            !name.contains(['\\', '^', '~', ':', '?', '*', '[', '$', '`', '\'', '"', ';', '|', '&']),
+            "{name:?}"
+        );
     }
 }
 

@@ -83,7 +83,7 @@ async fn the_prompt_holds_the_request_and_everything_else_as_fenced_data() {
 
         # The subject
 
-        ----- BEGIN DATA FENCE: issue #1, title and text, by @bob (not verified) -----
+        ----- BEGIN DATA FENCE: issue #1, title and text, by @bob (may not write here: untrusted) -----
         The answer is wrong
 
         It says 41, it should say 42.

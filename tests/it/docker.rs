@@ -3,9 +3,12 @@
 use crate::world::docker::steady;
 use crate::world::{APP_KEY, REPO, SECRET, World};
 use serde_json::json;
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
-use zeblit::config::Config;
+use zeblit::config::{Config, DiskKind};
 use zeblit::domain::run::{FailureClass, RunState};
+use zeblit::sandbox::mounts;
 
 fn usual(_: &mut Config) {}
 
@@ -85,6 +88,78 @@ print("changed the answer")
         Co-authored-by: ada <101+ada@users.noreply.github.example>
         Zeblit-Run: run_0001
         ");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn every_dropped_change_of_what_configures_agents_is_told() {
+    World::run_in_docker(usual, async |w| {
+        let files = [
+            ("CLAUDE.md", "be kind\n"),
+            ("AGENTS.md", "be quick\n"),
+            ("GEMINI.md", "be brief\n"),
+            ("opencode.json", "{}\n"),
+            (".claude/settings.json", "{}\n"),
+            (".claude/left.json", "{}\n"),
+            ("sub/CLAUDE.md", "nested\n"),
+            ("sub/deep/AGENTS.md", "deeper\n"),
+            ("sub/GEMINI.md", "gone soon\n"),
+            ("sub/.env", "A=1\n"),
+        ];
+        w.hub.push_commit(REPO, "main", &files, "Rules for agents");
+        let script = r#"
+import os, subprocess
+def write(path, text):
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    open(path, "w").write(text)
+write("src/app.py", "def answer():\n    return 42\n")
+# Committed: a change, a deletion, a new file in a nested folder.
+write("CLAUDE.md", "committed\n")
+os.remove("GEMINI.md")
+write("other/.mcp.json", "{}\n")
+subprocess.run(["git", "add", "-A"], check=True)
+subprocess.run(["git", "commit", "-qm", "Correct the answer"], check=True)
+# Not committed: the same in the top folder and in nested ones.
+write("AGENTS.md", "not committed\n")
+os.remove("opencode.json")
+write(".codex/config.toml", "model = 'x'\n")
+write(".claude/settings.json", "{\"hooks\": 1}\n")
+write("sub/CLAUDE.md", "not committed\n")
+os.remove("sub/GEMINI.md")
+write("sub/deep/.gemini/settings.json", "{}\n")
+os.chmod("sub/deep/AGENTS.md", 0o755)
+os.remove("sub/.env")
+os.symlink("/etc/passwd", "sub/.env")
+print("changed all of them")
+"#;
+        let number = w.recipe_says("meddler", script, "changed all of them").await;
+        w.settle().await;
+        let sticky = w.sticky(number);
+        assert_eq!(w.state_of(1).await, RunState::Succeeded, "{sticky}");
+        let told = sticky.lines().find(|line| line.contains("were dropped")).expect("told in the report");
+        insta::assert_snapshot!(told, @"> ℹ️ Changes to `.claude/settings.json`, `.codex/config.toml`, `AGENTS.md`, `CLAUDE.md`, `GEMINI.md`, `opencode.json`, `other/.mcp.json`, `sub/.env`, `sub/CLAUDE.md`, `sub/GEMINI.md`, `sub/deep/.gemini/settings.json`, `sub/deep/AGENTS.md` were dropped: agents may not change what configures agents.");
+        let branch = branch_of(w, 1).await;
+        for (path, text) in files {
+            assert_eq!(w.hub.file_at(REPO, &branch, path).as_deref(), Some(text), "{path}");
+        }
+        for path in ["other/.mcp.json", ".codex/config.toml", "sub/deep/.gemini/settings.json"] {
+            assert_eq!(w.hub.file_at(REPO, &branch, path), None, "{path}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_run_that_changed_only_what_configures_agents_says_what_it_dropped() {
+    World::run_in_docker(usual, async |w| {
+        w.hub.push_commit(REPO, "main", &[("CLAUDE.md", "be kind\n")], "Rules for agents");
+        let number =
+            w.recipe_says("meddler", "import os\nos.remove(\"CLAUDE.md\")\nprint(\"gone\")\n", "gone").await;
+        w.settle().await;
+        let sticky = w.sticky(number);
+        assert_eq!(w.state_of(1).await, RunState::Nothing, "{sticky}");
+        assert!(sticky.contains("Changes to `CLAUDE.md` were dropped"), "{sticky}");
     })
     .await;
 }
@@ -179,6 +254,140 @@ while not os.path.exists(os.path.expanduser("~/go")):
         agent process ended with exit code 0
         nothing was changed
         ");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn containers_inherit_nosuid_and_nodev_from_the_sealed_folders() {
+    World::run_in_docker(usual, async |w| {
+        std::fs::create_dir_all(&w.app.socket_root).unwrap();
+        let folders = mounts::folders(&w.state_folder().canonicalize().unwrap(), &w.app.socket_root);
+        let sealed = SealedFolders(folders.iter().map(|sealed| sealed.folder.clone()).collect());
+        let made = mounts::seal(&folders);
+        let (uid, _) = own_ids();
+        // Without root the server says so and goes on.
+        assert_eq!(made.iter().all(|check| check.ok), uid == 0, "{made:?}");
+        let script = r#"
+for line in open("/proc/self/mountinfo"):
+    fields = line.split()
+    if fields[4].startswith("/zeblit/"):
+        print("mount", fields[4], fields[5])
+print("ready")
+"#;
+        w.recipe_says("look", script, "ready").await;
+        let checks = w.app.sandbox.self_check().await;
+        w.settle().await;
+        drop(sealed);
+        assert_eq!(w.state_of(1).await, RunState::Nothing, "{}", w.log(1).await);
+        let said = w.said(1).await;
+        let mounts: Vec<&String> = said.iter().filter(|line| line.starts_with("mount ")).collect();
+        assert_eq!(mounts.len(), 6, "{mounts:?}");
+        // What runc remounts read-only loses the flags with some of its versions: told by `doctor`, not relied on.
+        let writable: Vec<&&String> = mounts.iter().filter(|line| line.contains(" rw,")).collect();
+        assert_eq!(writable.len(), 3, "{mounts:?}");
+        for line in writable {
+            assert_eq!(line.contains("nosuid") && line.contains("nodev"), uid == 0, "{line}");
+        }
+        let find = |name: &str| checks.iter().find(|check| check.name.contains(name)).expect("a check");
+        assert_eq!(find("writable mounts are nosuid").ok, uid == 0, "{checks:#?}");
+        let inherited = mounts.iter().filter(|line| line.contains(" ro")).all(|line| line.contains("nosuid"));
+        assert_eq!(find("read-only mounts are nosuid").ok, inherited, "{checks:#?}");
+    })
+    .await;
+}
+
+/// The folders of a world are deleted at its end, however it ends: their mounts go first.
+struct SealedFolders(Vec<PathBuf>);
+
+impl Drop for SealedFolders {
+    fn drop(&mut self) {
+        for folder in &self.0 {
+            let _ = Command::new("umount").arg("--quiet").arg(folder).status();
+        }
+    }
+}
+
+/// As a server is run by: only root can mount.
+fn own_ids() -> (u32, u32) {
+    use std::os::unix::fs::MetadataExt;
+    let found = std::fs::metadata("/proc/self").unwrap();
+    (found.uid(), found.gid())
+}
+
+#[tokio::test]
+async fn a_full_disk_of_its_own_stops_a_run_whose_partial_work_is_pushed() {
+    let small = |config: &mut Config| {
+        config.sandbox.disk = DiskKind::Loop;
+        config.sandbox.disk_mib = 64;
+    };
+    World::run_in_docker(small, async |w| {
+        let script = r#"
+import time
+open("partial.txt", "w").write("before the flood\n")
+open(".git/info/exclude", "a").write("\nflood\n")
+written = 0
+try:
+    with open("flood", "wb", 0) as flood:
+        while True:
+            written += flood.write(b"x" * 65536)
+except OSError as error:
+    print("refused after", written >> 20, "MiB:", error.strerror, flush=True)
+time.sleep(1000)
+"#;
+        let (uid, _) = own_ids();
+        if uid != 0 {
+            w.recipe("flood", script);
+            let number = w.issue();
+            w.say(number, "ada", "/zeblit run flood").await;
+            w.settle().await;
+            assert_eq!(w.state_of(1).await, RunState::Failed);
+            assert!(w.sticky(number).contains("needs root and loop devices"), "{}", w.sticky(number));
+            return;
+        }
+        let number = w.recipe_says("flood", script, "refused after").await;
+        w.settle().await;
+        let run = w.nth_run(1).await;
+        assert_eq!((run.state, run.outcome.class), (RunState::Failed, Some(FailureClass::Disk)));
+        assert!(w.sticky(number).contains("its disk of 64 MiB is full"), "{}", w.sticky(number));
+        let branch = branch_of(w, 1).await;
+        assert_eq!(w.hub.file_at(REPO, &branch, "partial.txt").as_deref(), Some("before the flood\n"));
+        let said = w.said(1).await.join("\n");
+        let told = said.split("refused after ").nth(1).unwrap().split(' ').next().unwrap();
+        assert!(told.parse::<u64>().unwrap() <= 64 && said.contains("No space left on device"), "{said}");
+        let images = std::fs::read_dir(w.state_folder().join("images")).unwrap().count();
+        assert_eq!(images, 0, "the disk is gone with its run");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_an_ended_run_left_is_removed_at_the_next_start() {
+    World::run_in_docker(usual, async |w| {
+        w.recipe_says("slow", HANG, "ready").await;
+        let kept = w.run_folder(1);
+        // A server that died between the end of a run and its cleaning; and what nobody knows.
+        let (ended, unknown) = (w.run_folder(2), w.run_folder(77));
+        w.recipe("quick", "print('done')\n");
+        let number = w.issue();
+        w.say(number, "ada", "/zeblit run quick").await;
+        w.until("the second has ended", async |w, _| {
+            w.runs().await.len() == 2 && w.state_of(2).await.is_terminal()
+        })
+        .await;
+        for folder in [&ended, &unknown] {
+            std::fs::create_dir_all(folder.join("workspace")).unwrap();
+        }
+        let begun = Instant::now();
+        w.restart().await;
+        w.round().await;
+        assert!(kept.join("workspace").exists(), "a live run keeps its own");
+        assert!(!ended.exists() && !unknown.exists(), "orphans");
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        w.kill_container();
+        let begun = Instant::now();
+        w.settle().await;
+        assert!(!kept.exists() && begun.elapsed() < Duration::from_secs(60));
     })
     .await;
 }

@@ -55,6 +55,7 @@ fn forge_at(api_url: String, git_url: String, clock: Arc<Hand>) -> GithubForge {
         web_url: git_url.clone(),
         api_url,
         git_url,
+        storage_urls: Vec::new(),
         clock,
     })
     .unwrap()
@@ -646,6 +647,7 @@ async fn a_wrong_app_is_refused() {
         api_url: b.hub.api_url(),
         git_url: b.hub.git_url(),
         web_url: b.hub.web_url(),
+        storage_urls: Vec::new(),
         clock: b.clock.clone(),
     })
     .unwrap();

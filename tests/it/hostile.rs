@@ -648,6 +648,19 @@ async fn bombs_stay_in_their_containers() {
     .await;
 }
 
+/// Bytes that a folder takes on the disk; what vanishes meanwhile does not count.
+fn taken(folder: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.path().symlink_metadata() {
+            Ok(found) if found.is_dir() => taken(&entry.path()),
+            Ok(found) => found.blocks() * 512,
+            Err(_) => 0,
+        })
+        .sum()
+}
+
 #[tokio::test]
 async fn a_full_disk_ends_the_run_with_a_clear_text() {
     for (kind, files, text) in [
@@ -662,12 +675,21 @@ async fn a_full_disk_ends_the_run_with_a_clear_text() {
             async |w| {
                 let script = format!("import sys\nsys.argv = ['bomb', '{kind}']\n{BOMB}");
                 w.recipe_says("filler", &script, "ARMED").await;
+                let most = std::cell::Cell::new(0);
+                w.until("it is stopped", async |w, _| {
+                    most.set(most.get().max(taken(&w.run_folder(1))));
+                    w.state_of(1).await.is_terminal()
+                })
+                .await;
                 w.settle().await;
+                let mib = most.get() >> 20;
                 let run = w.nth_run(1).await;
                 assert_eq!(run.state, RunState::Failed, "{:?}", run.outcome);
                 assert!(run.outcome.reason.contains(text), "{}", run.outcome.reason);
                 assert!(w.hub.pulls(REPO).is_empty());
-                let row = Row::new("bomb", kind, "fill the workspace", false, run.outcome.reason.clone());
+                // The limit is soft: what is written between two looks and until the container is dead comes on top.
+                let text = format!("{mib} MiB at most on the host; {}", run.outcome.reason);
+                let row = Row::new("bomb", kind, "fill the workspace; limit 64 MiB", mib > 4096, text);
                 prove(kind, &[row]);
             },
         )

@@ -5,6 +5,7 @@
 
 mod world;
 
+mod agents;
 mod basics;
 mod budget;
 mod builtin;
@@ -20,6 +21,7 @@ mod faults;
 mod forge;
 mod fsync;
 mod hostile;
+mod inputs;
 mod kill;
 mod load;
 mod model;
@@ -30,3 +32,6 @@ mod pulls;
 mod queue;
 mod receive;
 mod runs;
+mod runsc;
+mod sinks;
+mod triggers;

@@ -1,6 +1,6 @@
 //! The way of a model request: agent, bridge, broker, endpoint; what the ledger says is what the endpoint counted.
 
-use crate::world::model::{KEY, ModelServer, Turn};
+use crate::world::model::{GEMINI_KEY, KEY, ModelServer, OPENAI_KEY, Turn};
 use secrecy::SecretString;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -39,11 +39,16 @@ impl Way {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&format!("sqlite:{}", folder.path().join("z.db").display())).await.unwrap();
         let settings = Settings {
-            providers: vec![Provider::general(
-                ModelApi::Anthropic,
-                &model.url,
-                Some(SecretString::from(KEY.to_owned())),
-            )],
+            providers: [
+                (ModelApi::Anthropic, "", KEY),
+                (ModelApi::OpenAi, "/openai/v1", OPENAI_KEY),
+                (ModelApi::Gemini, "/gemini", GEMINI_KEY),
+            ]
+            .map(|(api, path, key)| {
+                let url = format!("{}{path}", model.url);
+                Provider::general(api, &url, Some(SecretString::from(key.to_owned())))
+            })
+            .to_vec(),
             ..Settings::default()
         };
         let broker = Broker::new(settings, store.clone(), Arc::new(SystemClock), Arc::new(RandomIds));
@@ -124,6 +129,85 @@ async fn what_the_endpoint_counts_is_what_the_ledger_says() {
     assert_eq!((totals.usage, answers), (usage, 3));
     // The overloaded request is in the ledger, at nothing.
     assert_eq!(totals.requests, 4);
+}
+
+#[tokio::test]
+async fn every_wire_format_is_paid_to_the_token_streamed_and_not() {
+    let way = Way::new(PLENTY, vec![]).await;
+    let client = reqwest::Client::new();
+    let send = async |path: &str, body: &serde_json::Value| {
+        let answer = client.post(format!("{}{path}", way.base_url)).json(body).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), 200, "{path}");
+        answer.text().await.unwrap()
+    };
+    let said = json!([{"role": "user", "content": "hello"}]);
+    let schema = json!({"type": "object"});
+    let function = json!({"name": "f", "parameters": schema});
+    let gemini = json!({
+        "contents": [{"role": "user", "parts": [{"text": "hello"}]}],
+        "tools": [{"functionDeclarations": [function]}],
+    });
+    let mut whole = 0;
+    for stream in [true, false] {
+        let action = if stream { "streamGenerateContent?alt=sse" } else { "generateContent" };
+        for (model, path, body, call, end) in [
+            (
+                "gpt-5",
+                "/openai/v1/chat/completions".to_owned(),
+                json!({
+                    "model": "gpt-5", "messages": said, "stream": stream,
+                    "tools": [{"type": "function", "function": function}],
+                }),
+                r#""name":"f""#,
+                r#""finish_reason":"stop""#,
+            ),
+            (
+                "gpt-5.5",
+                "/openai/v1/responses".to_owned(),
+                json!({
+                    "model": "gpt-5.5", "input": said, "stream": stream,
+                    "tools": [{"type": "function", "name": "f", "parameters": schema}],
+                }),
+                r#""type":"function_call""#,
+                r#""type":"output_text""#,
+            ),
+            (
+                "gemini-2.5-pro",
+                format!("/gemini/v1beta/models/gemini-2.5-pro:{action}"),
+                gemini.clone(),
+                r#""functionCall""#,
+                r#""finishReason":"STOP""#,
+            ),
+        ] {
+            way.model.add([
+                Turn::calls("f", json!({"n": 1})).after_saying("I call it."),
+                Turn::says("All of it is done."),
+            ]);
+            for wanted in [call, end] {
+                let text = send(&path, &body).await;
+                assert!(text.contains(wanted), "{path}: {text}");
+                assert_eq!(text.contains("data: "), stream, "{path}: {text}");
+            }
+            let price = PriceTable::new([]).of(model).unwrap();
+            let answered = way.model.answered();
+            whole += answered[answered.len() - 2..].iter().map(|usage| price.cost(usage, 0)).sum::<i64>();
+        }
+    }
+    let count = json!({"contents": gemini["contents"]});
+    assert!(send("/gemini/v1beta/models/gemini-2.5-pro:countTokens", &count).await.contains("totalTokens"));
+    assert_eq!(way.model.left(), 0);
+    let (usage, answers) = way.model.charged();
+    let totals = way.totals().await;
+    assert_eq!((totals.usage, totals.requests, totals.micros), (usage, answers, whole));
+    assert_eq!(answers, 12);
+    for seen in way.model.seen() {
+        let key = if seen.what.contains("/gemini/") {
+            ("x-goog-api-key", GEMINI_KEY.to_owned())
+        } else {
+            ("authorization", format!("Bearer {OPENAI_KEY}"))
+        };
+        assert_eq!(seen.headers[key.0], key.1, "{}", seen.what);
+    }
 }
 
 #[tokio::test]

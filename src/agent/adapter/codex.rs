@@ -1,12 +1,12 @@
 //! Codex, headless: `codex exec --json`. Flags and lines as of version 0.169.0.
 //!
 //! The project is never trusted, so that Codex ignores `.codex/` of the repository; it does read `AGENTS.md` and
-//! `.agents/skills/`, which are masked. It is not told of the MCP endpoint: with one it offers the model `tool_search`
-//! or tools in namespaces, which the broker does not pass.
+//! `.agents/skills/`, which are masked. The tools of the MCP endpoint reach the model as a namespace, by Codex's own search
+//! among its tools, or inside its `exec`, depending on the model; all three are the client's own affair.
 
 use super::{
-    Launch, LaunchContext, MAX_EVENT_TEXT_BYTES, OPENAI_BASE_URL, PLACEHOLDER_KEY, answer, classify, string,
-    summary, text, too_long, usage,
+    Launch, LaunchContext, MAX_EVENT_TEXT_BYTES, MCP_SERVER, MCP_URL, OPENAI_BASE_URL, PLACEHOLDER_KEY,
+    answer, classify, string, summary, text, too_long, usage,
 };
 use crate::agent::AgentEvent;
 use crate::domain::sanitize::one_line;
@@ -24,6 +24,7 @@ const FEATURES_OFF: &[&str] = &[
     "plugins",
     "remote_plugin",
     "shell_snapshot",
+    "skill_mcp_dependency_install",
     "tool_suggest",
 ];
 
@@ -77,6 +78,10 @@ fn config(context: &LaunchContext<'_>) -> String {
     provider.insert("base_url".to_owned(), OPENAI_BASE_URL.into());
     let providers = toml::Table::from_iter([("zeblit".to_owned(), toml::Value::from(provider))]);
     set("model_providers", providers.into());
+    let mut mcp = toml::toml! { default_tools_approval_mode = "approve" };
+    mcp.insert("url".to_owned(), MCP_URL.into());
+    let servers = toml::Table::from_iter([(MCP_SERVER.to_owned(), toml::Value::from(mcp))]);
+    set("mcp_servers", servers.into());
     config.to_string()
 }
 

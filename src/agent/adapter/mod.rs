@@ -357,7 +357,7 @@ mod tests {
             );
             assert!(everything.contains("http://127.0.0.1:4180/"), "{everything}");
             assert!(everything.contains("placeholder"), "{everything}");
-            assert_eq!(everything.contains(MCP_URL), agent != "codex", "{everything}");
+            assert!(everything.contains(MCP_URL), "{agent}: {everything}");
         }
     }
 

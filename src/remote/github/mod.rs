@@ -1,13 +1,19 @@
 //! GitHub through octocrab, as a GitHub App.
 //!
-//! `client` is one call with its limits and errors, `tokens` the App's credentials, `wire` the replies.
+//! `client` is one call with its limits and errors, `download` what lies outside the API, `tokens` the App's
+//! credentials, `wire` the replies.
 
 mod client;
+mod download;
 mod tokens;
 mod wire;
 
-use super::{Forge, GitAccess, GitPermission, OwnIdentity, Remote, RemoteError, RepoInfo, ThreadComment};
+use super::{
+    Forge, GitAccess, GitPermission, LogTail, OwnIdentity, Remote, RemoteError, RepoInfo, ThreadComment,
+};
 use crate::clock::Clock;
+use crate::domain::attachment::Link;
+use crate::domain::ci::{self, Annotation, FailedCheck};
 use crate::domain::effect::{
     CheckConclusion, CheckRun, CheckStatus, Effect, OwnComment, OwnPull, Payload, Reaction, ReactionTarget,
     RemoteRef,
@@ -19,6 +25,7 @@ use async_trait::async_trait;
 use base64::Engine as _;
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use client::{Call, Client, Credentials, LIST_BYTES, RAW, clip, encode, encode_path};
+use download::{Downloader, Part};
 use hyper::Method;
 use secrecy::SecretString;
 use serde::de::DeserializeOwned;
@@ -54,6 +61,8 @@ pub struct GithubSettings {
     pub git_url: String,
     /// Where people see it.
     pub web_url: String,
+    /// Where an own server keeps uploads and logs, besides the hosts above.
+    pub storage_urls: Vec<String>,
     pub clock: Arc<dyn Clock>,
 }
 
@@ -75,6 +84,9 @@ pub struct GithubForge {
     app_id: u64,
     git_url: String,
     web_url: String,
+    api_url: String,
+    downloads: Downloader,
+    uploads_url: String,
     identity: tokio::sync::OnceCell<OwnIdentity>,
     /// Installation by repository id, for deliveries that name none.
     installations: Mutex<HashMap<i64, i64>>,
@@ -121,6 +133,12 @@ impl GithubForge {
         let api_url = plain("the API address (`api_url`)", &settings.api_url)?;
         let git_url = plain("the Git address (`git_url`)", &settings.git_url)?;
         let web_url = plain("the web address (`web_url`)", &settings.web_url)?;
+        for url in &settings.storage_urls {
+            plain("the address of a storage (`storage_urls`)", url)?;
+        }
+        let downloads = Downloader::new(&git_url, &api_url, &settings.storage_urls).map_err(|detail| {
+            GithubSetupError::Url { what: "the Git address (`git_url`)", url: git_url.clone(), detail }
+        })?;
         let client = Client::connect(&api_url, key, settings.clock).map_err(|detail| {
             GithubSetupError::Url { what: "the API address (`api_url`)", url: api_url.clone(), detail }
         })?;
@@ -130,6 +148,9 @@ impl GithubForge {
             app_id: settings.app_id,
             git_url,
             web_url,
+            api_url,
+            uploads_url: downloads.uploads_url(),
+            downloads,
             identity: tokio::sync::OnceCell::new(),
             installations: Mutex::default(),
             forks: Mutex::default(),
@@ -786,6 +807,45 @@ impl GithubForge {
     }
 }
 
+impl GithubForge {
+    /// An address of a private image that needs no credentials for some minutes: the one that GitHub puts into the page.
+    /// Web addresses take no App's token, and this is the only other way there is.
+    async fn signed_address(&self, repo: &Repo, link: &Link) -> Result<Option<String>, RemoteError> {
+        const OPERATION: &str = "ask for the address of an image";
+        let body = json!({
+            "text": format!("![]({})", link.url),
+            "mode": "gfm",
+            "context": repo.name,
+        });
+        let call = |credentials| {
+            // Rendering changes nothing.
+            Call::write(OPERATION, Method::POST, "/markdown".into(), body, credentials).harmless()
+        };
+        let html = self.send(repo, PermissionSet::Read, call).await?;
+        let html = String::from_utf8_lossy(&html.body).into_owned();
+        let sources = html.match_indices("src=\"").filter_map(|(at, start)| {
+            let rest = html.get(at + start.len()..)?;
+            Some(rest.get(..rest.find('"')?)?.replace("&amp;", "&"))
+        });
+        Ok(sources.into_iter().find(|source| *source != link.url && self.downloads.knows(source)))
+    }
+
+    async fn annotations(&self, repo: &Repo, check: i64) -> Result<Vec<Annotation>, RemoteError> {
+        let path =
+            format!("{}/check-runs/{check}/annotations?per_page={}", repo_path(repo), ci::MAX_ANNOTATIONS);
+        let found: Vec<wire::Annotation> =
+            self.read("read the annotations of a check", repo, PermissionSet::ReadChecks, path).await?;
+        Ok(found
+            .into_iter()
+            .map(|found| Annotation {
+                path: found.path,
+                line: found.start_line.unwrap_or_default(),
+                message: found.message.unwrap_or_default(),
+            })
+            .collect())
+    }
+}
+
 /// `/repos/<owner>/<name>`: both parts are plain characters by their type.
 fn repo_path(repo: &Repo) -> String {
     format!("/repos/{}", repo.name)
@@ -809,6 +869,13 @@ fn id_of(existing: &RemoteRef, operation: &'static str) -> Result<i64, RemoteErr
 fn is_own(comment: &wire::Comment, identity: &OwnIdentity) -> bool {
     comment.performed_via_github_app.as_ref().is_some_and(|app| app.id == identity.app_id)
         || comment.user.as_ref().is_some_and(|user| user.id == identity.user_id)
+}
+
+/// The number of the job in `https://…/actions/runs/1/job/2`.
+fn job_of(details_url: &str) -> Option<i64> {
+    let rest = details_url.split_once("/actions/runs/")?.1;
+    let (_, job) = rest.split_once("/job/").or_else(|| rest.split_once("/jobs/"))?;
+    job.split(['?', '#', '/']).next()?.parse().ok()
 }
 
 fn is_our_pull(candidate: &wire::Pull, pull: &OwnPull, bot: i64) -> bool {
@@ -1088,6 +1155,88 @@ impl Forge for GithubForge {
             .collect())
     }
 
+    fn uploads_url(&self) -> &str {
+        &self.uploads_url
+    }
+
+    async fn attachment(&self, repo: &Repo, link: &Link, max_bytes: usize) -> Result<Vec<u8>, RemoteError> {
+        const OPERATION: &str = "fetch an attachment";
+        let part = Part::Whole { at_most: max_bytes };
+        // What everybody may see is asked for as a stranger.
+        let token =
+            if repo.private { Some(self.grant(repo, PermissionSet::Read).await?.token) } else { None };
+        let direct = self.downloads.get(OPERATION, &link.url, token.as_ref(), part).await;
+        let hidden = matches!(
+            direct,
+            Err(RemoteError::NotFound { .. } | RemoteError::Auth { .. } | RemoteError::Forbidden { .. })
+        );
+        if hidden
+            && link.asset
+            && let Some(signed) = self.signed_address(repo, link).await?
+        {
+            return Ok(self.downloads.get(OPERATION, &signed, None, part).await?.bytes);
+        }
+        Ok(direct?.bytes)
+    }
+
+    async fn failed_checks(&self, repo: &Repo, commit: &Sha) -> Result<Vec<FailedCheck>, RemoteError> {
+        let path = format!(
+            "{}/commits/{commit}/check-runs?filter=latest&status=completed&per_page={PAGE}",
+            repo_path(repo)
+        );
+        let all: wire::CheckRuns =
+            self.read("read the checks of a commit", repo, PermissionSet::ReadChecks, path).await?;
+        let own = i64::try_from(self.app_id).unwrap_or_default();
+        let failed = all
+            .check_runs
+            .into_iter()
+            .filter(|check| check.app.as_ref().is_none_or(|app| app.id != own))
+            .filter(|check| {
+                matches!(check.conclusion.as_deref(), Some("failure" | "timed_out" | "startup_failure"))
+            })
+            .take(ci::MAX_CHECKS);
+        let told = failed.map(|check| async move {
+            let output = check.output.unwrap_or_default();
+            let noted = output.annotations_count.unwrap_or_default() > 0;
+            // Without them the rest still helps.
+            let annotations =
+                if noted { self.annotations(repo, check.id).await.unwrap_or_default() } else { Vec::new() };
+            let is_actions = check.app.is_some_and(|app| app.slug.as_deref() == Some("github-actions"));
+            FailedCheck {
+                id: check.id,
+                name: check.name.unwrap_or_default(),
+                conclusion: check.conclusion.unwrap_or_default(),
+                title: output.title.unwrap_or_default(),
+                summary: output.summary.unwrap_or_default(),
+                annotations,
+                job: is_actions.then(|| check.details_url.as_deref().and_then(job_of).unwrap_or(check.id)),
+            }
+        });
+        Ok(futures_util::future::join_all(told).await)
+    }
+
+    async fn job_log(
+        &self,
+        repo: &Repo,
+        job: i64,
+        last_bytes: usize,
+    ) -> Result<Option<LogTail>, RemoteError> {
+        const OPERATION: &str = "read the log of a job";
+        let granted = match self.grant(repo, PermissionSet::ReadActions).await {
+            // The App was not given `Actions: read`, which is its owner's choice.
+            Err(RemoteError::Refused { status: 422, .. } | RemoteError::Forbidden { .. }) => return Ok(None),
+            other => other?,
+        };
+        let url = format!("{}{}/actions/jobs/{job}/logs", self.api_url, repo_path(repo));
+        let part = Part::End { bytes: last_bytes };
+        let result = self.downloads.get(OPERATION, &url, Some(&granted.token), part).await;
+        match self.watch(&granted, result).await {
+            // Logs are kept for some weeks only.
+            Err(RemoteError::NotFound { .. } | RemoteError::Forbidden { .. }) => Ok(None),
+            other => other.map(|log| Some(LogTail { bytes: log.bytes, whole: log.whole })),
+        }
+    }
+
     async fn pull_template(&self, repo: &Repo) -> Result<Option<String>, RemoteError> {
         // GitHub's own places; names in any case.
         for folder in [".github", "", "docs"] {
@@ -1194,6 +1343,7 @@ mod tests {
             api_url: api.into(),
             git_url: "https://github.com".into(),
             web_url: "https://github.com".into(),
+            storage_urls: Vec::new(),
             clock: Arc::new(crate::clock::SystemClock),
         };
         let key = include_str!("../../../tests/fixtures/test-only-app-key.pem");
@@ -1202,6 +1352,18 @@ mod tests {
         for bad in ["api.github.com", "ftp://x", "https://user:hush@host/api", ""] {
             let error = GithubForge::new(settings(key, bad)).unwrap_err().to_string();
             assert!(error.contains("api_url") && !error.contains("hush"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_job_of_a_check_is_in_its_address() {
+        for (url, job) in [
+            ("https://github.com/o/r/actions/runs/12/job/34", Some(34)),
+            ("https://github.com/o/r/actions/runs/12/jobs/34?pr=1", Some(34)),
+            ("https://github.com/o/r/actions/runs/12", None),
+            ("https://ci.example/job/34", None),
+        ] {
+            assert_eq!(job_of(url), job, "{url}");
         }
     }
 

@@ -28,6 +28,10 @@ pub enum PermissionSet {
     /// Comments, reactions, pull requests.
     Talk,
     Checks,
+    /// What the checks of a commit say.
+    ReadChecks,
+    /// Logs of workflows. The App may lack this permission.
+    ReadActions,
     GitRead,
     GitWrite,
 }
@@ -40,6 +44,8 @@ impl PermissionSet {
             }
             PermissionSet::Talk => json!({ "metadata": "read", "issues": "write", "pull_requests": "write" }),
             PermissionSet::Checks => json!({ "metadata": "read", "checks": "write" }),
+            PermissionSet::ReadChecks => json!({ "metadata": "read", "checks": "read" }),
+            PermissionSet::ReadActions => json!({ "metadata": "read", "actions": "read" }),
             PermissionSet::GitRead => json!({ "metadata": "read", "contents": "read" }),
             PermissionSet::GitWrite => json!({ "metadata": "read", "contents": "write" }),
         }

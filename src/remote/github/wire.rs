@@ -77,6 +77,31 @@ pub struct CheckRun {
     pub html_url: Option<String>,
     pub external_id: Option<String>,
     pub head_sha: String,
+    pub name: Option<String>,
+    pub conclusion: Option<String>,
+    pub details_url: Option<String>,
+    pub output: Option<CheckOutput>,
+    pub app: Option<CheckApp>,
+}
+
+#[derive(Deserialize, Default)]
+pub struct CheckOutput {
+    pub title: Option<String>,
+    pub summary: Option<String>,
+    pub annotations_count: Option<i64>,
+}
+
+#[derive(Deserialize)]
+pub struct CheckApp {
+    pub id: i64,
+    pub slug: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub struct Annotation {
+    pub path: String,
+    pub start_line: Option<i64>,
+    pub message: Option<String>,
 }
 
 #[derive(Deserialize)]

@@ -15,18 +15,26 @@ pub use repository::SeedFile;
 pub use state::{BOT_LOGIN, OWNER_LOGIN};
 pub use webhook::Webhook;
 
-use super::{Forge, GitAccess, GitPermission, OwnIdentity, Remote, RemoteError, RepoInfo, ThreadComment};
+use super::{
+    Forge, GitAccess, GitPermission, LogTail, OwnIdentity, Remote, RemoteError, RepoInfo, ThreadComment,
+};
 use crate::clock::Clock;
+use crate::domain::attachment::{self, Link};
+use crate::domain::ci::{self, Annotation, FailedCheck};
 use crate::domain::effect::{
-    CheckRun, CheckStatus, Effect, OwnComment, OwnPull, Payload, Reaction, ReactionTarget, RemoteRef,
+    CheckConclusion, CheckRun, CheckStatus, Effect, OwnComment, OwnPull, Payload, Reaction, ReactionTarget,
+    RemoteRef,
 };
 use crate::domain::event::{Actor, ActorKind, PullHead, Repo, Subject, SubjectKind};
 use crate::domain::ids::{BranchName, RepoName, Sha};
 use crate::domain::policy::Role;
 use async_trait::async_trait;
 use repository::{Bare, RepositoryError};
-use state::{CheckRow, CommentRow, PlaceRow, PullRow, ReactionRow, RepoRow, ReviewRow, State, SubjectRow};
+use state::{
+    CheckRow, CommentRow, PlaceRow, PullRow, ReactionRow, RepoRow, ReportRow, ReviewRow, State, SubjectRow,
+};
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -51,6 +59,12 @@ const TEMPLATE_PATHS: [&str; 6] = [
     "docs/PULL_REQUEST_TEMPLATE.md",
     "docs/pull_request_template.md",
 ];
+
+/// Bytes of a file that is attached: above what a run takes, so that its limit can be seen.
+pub(super) const MAX_UPLOAD_BYTES: usize = 10 * 1024 * 1024;
+
+/// Characters of the name of a file that is attached.
+const MAX_UPLOAD_NAME_CHARS: usize = 100;
 
 const NODE_PREFIX: &str = "LOCAL_";
 
@@ -161,6 +175,36 @@ impl Inner {
         let row = self.lock().repo(repo).cloned().ok_or_else(|| not_found(operation))?;
         let bare = self.bare(&row.name);
         Ok((row, bare))
+    }
+
+    /// What was attached in a repository: `<id>/<name>`.
+    fn uploads(&self, repo_id: i64) -> PathBuf {
+        self.folder.join("attachments").join(repo_id.to_string())
+    }
+
+    /// The bytes of an attached file; more than `max_bytes` is refused.
+    fn upload(&self, repo_id: i64, id: i64, name: &str, max_bytes: usize) -> Result<Vec<u8>, RemoteError> {
+        let operation = "read an attached file";
+        // One part of a path, whatever it is called.
+        if name.is_empty() || name.contains('/') || name.bytes().all(|b| b == b'.') {
+            return Err(not_found(operation));
+        }
+        let path = self.uploads(repo_id).join(id.to_string()).join(name);
+        let unavailable = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::NotFound => not_found(operation),
+            _ => RemoteError::Unavailable { operation, detail: format!("{}: {error}", path.display()) },
+        };
+        let mut bytes = Vec::new();
+        let limit = u64::try_from(max_bytes).unwrap_or(u64::MAX).saturating_add(1);
+        File::open(&path).and_then(|file| file.take(limit).read_to_end(&mut bytes)).map_err(unavailable)?;
+        if bytes.len() > max_bytes {
+            return Err(RemoteError::Refused {
+                operation,
+                status: 413,
+                detail: format!("it is larger than {}", attachment::size(max_bytes)),
+            });
+        }
+        Ok(bytes)
     }
 
     fn repo_url(&self, name: &RepoName) -> String {
@@ -355,7 +399,12 @@ impl Inner {
                 }
                 // As on GitHub there is no uniqueness: a careless second create makes a twin.
                 None => {
-                    row.checks.push(CheckRow { id: new, run: wanted.clone(), updated_at: now });
+                    row.checks.push(CheckRow {
+                        id: new,
+                        run: wanted.clone(),
+                        updated_at: now,
+                        reported: None,
+                    });
                     new
                 }
             };
@@ -1046,6 +1095,51 @@ impl LocalForge {
         Ok(numbers)
     }
 
+    /// Keeps a file for links in comments; gives the link as Markdown.
+    pub fn attach(&self, repo: &Repo, name: &str, bytes: &[u8]) -> Result<String, RemoteError> {
+        let operation = "attach a file";
+        if bytes.len() > MAX_UPLOAD_BYTES {
+            return Err(refused(
+                operation,
+                format!("at most {} are kept", attachment::size(MAX_UPLOAD_BYTES)),
+            ));
+        }
+        let name: String = name
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' })
+            .take(MAX_UPLOAD_NAME_CHARS)
+            .collect();
+        if name.bytes().all(|b| b == b'.') {
+            return Err(refused(operation, "a file needs a name"));
+        }
+        let (row, _) = self.inner.row(operation, repo)?;
+        let id = self.inner.change(operation, |state| Ok(state.new_id()))?;
+        let folder = self.inner.uploads(row.id).join(id.to_string());
+        let written = fs::create_dir_all(&folder).and_then(|()| fs::write(folder.join(&name), bytes));
+        written.map_err(|error| RemoteError::Unavailable {
+            operation,
+            detail: format!("{}: {error}", folder.display()),
+        })?;
+        Ok(format!("[{name}]({}/files/{id}/{name})", self.inner.repo_url(&row.name)))
+    }
+
+    /// A check of somebody else's, e.g. of a test script on this machine.
+    pub fn report_check(&self, repo: &Repo, run: &CheckRun, log: &str) -> Result<i64, RemoteError> {
+        let operation = "report a check";
+        let (_, bare) = self.inner.row(operation, repo)?;
+        if !bare.has_commit(&run.head_sha).map_err(failed(operation))? {
+            return Err(refused(operation, format!("No commit found for SHA: {}", run.head_sha)));
+        }
+        let now = self.inner.clock.now();
+        self.inner.change(operation, |state| {
+            let id = state.new_id();
+            let row = state.repo_mut(repo).ok_or_else(|| not_found(operation))?;
+            let reported = Some(ReportRow { log: log.to_owned() });
+            row.checks.push(CheckRow { id, run: run.clone(), updated_at: now, reported });
+            Ok(id)
+        })
+    }
+
     /// The check runs of a commit, oldest first.
     pub fn checks(&self, repo: &Repo, commit: &Sha) -> Result<Vec<CheckRun>, RemoteError> {
         let (row, _) = self.inner.row("list check runs", repo)?;
@@ -1224,6 +1318,70 @@ impl Forge for LocalForge {
                 own: comment.author == state.bot,
             })
             .collect())
+    }
+
+    fn uploads_url(&self) -> &str {
+        &self.inner.web_url
+    }
+
+    async fn attachment(&self, repo: &Repo, link: &Link, max_bytes: usize) -> Result<Vec<u8>, RemoteError> {
+        let operation = "read an attached file";
+        let (repo, url) = (repo.clone(), link.url.clone());
+        self.blocking(operation, move |inner| {
+            let (row, _) = inner.row(operation, &repo)?;
+            // Files of other repositories are not this one's to see.
+            let inside = url.strip_prefix(&format!("{}/files/", inner.repo_url(&row.name)));
+            let (id, name) =
+                inside.and_then(|rest| rest.split_once('/')).ok_or_else(|| not_found(operation))?;
+            inner.upload(row.id, parse_id(operation, id)?, name, max_bytes)
+        })
+        .await
+    }
+
+    async fn failed_checks(&self, repo: &Repo, commit: &Sha) -> Result<Vec<FailedCheck>, RemoteError> {
+        let (row, _) = self.inner.row("read the checks of a commit", repo)?;
+        let others = row.checks.into_iter().filter(|check| check.reported.is_some());
+        Ok(others
+            .filter(|check| check.run.head_sha == *commit)
+            .filter_map(|check| {
+                let conclusion = match check.run.conclusion? {
+                    CheckConclusion::Failure => "failure",
+                    CheckConclusion::TimedOut => "timed_out",
+                    _ => return None,
+                };
+                let annotations = check.run.annotations.into_iter().map(|found| Annotation {
+                    path: found.path,
+                    line: found.line,
+                    message: found.message,
+                });
+                Some(FailedCheck {
+                    id: check.id,
+                    name: check.run.name,
+                    conclusion: conclusion.to_owned(),
+                    title: check.run.title,
+                    summary: check.run.summary,
+                    annotations: annotations.collect(),
+                    job: Some(check.id),
+                })
+            })
+            .take(ci::MAX_CHECKS)
+            .collect())
+    }
+
+    async fn job_log(
+        &self,
+        repo: &Repo,
+        job: i64,
+        last_bytes: usize,
+    ) -> Result<Option<LogTail>, RemoteError> {
+        let (row, _) = self.inner.row("read the log of a check", repo)?;
+        let found = row.checks.into_iter().find(|check| check.id == job).and_then(|check| check.reported);
+        Ok(found.map(|report| {
+            let mut bytes = report.log.into_bytes();
+            let cut = bytes.len().saturating_sub(last_bytes);
+            bytes.drain(..cut);
+            LogTail { bytes, whole: cut == 0 }
+        }))
     }
 
     async fn fork_of(&self, _repo: &Repo, _owner: &str) -> Result<Option<Repo>, RemoteError> {

@@ -5,7 +5,8 @@
 use super::markdown::{escape, is_plain_link, render};
 use super::repository::{Comparison, FileDiff, LineKind};
 use super::state::{CheckRow, CommentRow, ReactionRow, RepoRow, ReviewRow, State, SubjectRow};
-use super::{Inner, LocalForge, Webhook};
+use super::{Inner, LocalForge, MAX_UPLOAD_BYTES, Webhook};
+use crate::domain::attachment::{self, Kind};
 use crate::domain::effect::{CheckConclusion, CheckStatus, Reaction};
 use crate::domain::event::{ActorKind, PullHead, Repo};
 use crate::domain::ids::RepoName;
@@ -63,6 +64,11 @@ pub fn router(forge: LocalForge, hook: WebhookHook) -> Router {
         .route("/forge/{owner}/{name}/pull/{number}", get(pull))
         .route("/forge/{owner}/{name}/checks/{id}", get(check))
         .route("/forge/{owner}/{name}/comments/{number}", post(post_comment))
+        .route(
+            "/forge/{owner}/{name}/files/{file}",
+            post(upload).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)),
+        )
+        .route("/forge/{owner}/{name}/files/{id}/{file}", get(download))
         .layer(DefaultBodyLimit::max(MAX_FORM_BYTES))
         .with_state(Pages { forge, hook })
 }
@@ -851,6 +857,44 @@ async fn post_comment(
     });
     let (webhooks, back) = written.await.unwrap_or_else(|_| Err(PageError::not_found()))?;
     send(&pages, webhooks, &back).await
+}
+
+/// Takes a file as the whole body (`curl --data-binary @crash.log …/files/crash.log`) and answers with its link in
+/// Markdown, to be written into an issue or comment.
+async fn upload(
+    Shared(pages): Shared<Pages>,
+    Path((owner, name, file)): Path<(String, String, String)>,
+    headers: HeaderMap,
+    body: axum::body::Bytes,
+) -> PageResult {
+    same_origin(&pages.forge.inner, &headers)?;
+    let name = repo_name(&owner, &name)?;
+    let kept = tokio::task::spawn_blocking(move || {
+        let repo = find_repo(&pages.forge.inner.lock(), &name)?.repo();
+        Ok::<_, PageError>(pages.forge.attach(&repo, &file, &body)?)
+    });
+    let link = kept.await.unwrap_or_else(|_| Err(PageError::not_found()))?;
+    let answer = (StatusCode::CREATED, format!("{link}\n")).into_response();
+    Ok(with_headers(answer, "text/plain; charset=utf-8"))
+}
+
+/// A file that somebody attached: shown as an image when it is one, else saved, never run in the browser.
+async fn download(
+    Shared(pages): Shared<Pages>,
+    Path((owner, name, id, file)): Path<(String, String, i64, String)>,
+) -> PageResult {
+    let name = repo_name(&owner, &name)?;
+    blocking(pages, move |inner, _| {
+        let row = find_repo(&inner.lock().clone(), &name)?;
+        let bytes = inner.upload(row.id, id, &file, MAX_UPLOAD_BYTES)?;
+        let kind = match attachment::judge(&bytes) {
+            Ok(Kind::Image { format, .. }) => format.media_type(),
+            Ok(Kind::Text) => "text/plain; charset=utf-8",
+            Err(_) => "application/octet-stream",
+        };
+        Ok(with_headers(bytes.into_response(), kind))
+    })
+    .await
 }
 
 #[derive(Debug, Deserialize)]

@@ -166,6 +166,15 @@ pub(super) struct CheckRow {
     pub(super) id: i64,
     pub(super) run: CheckRun,
     pub(super) updated_at: DateTime<Utc>,
+    /// Set on checks that a program of the repository's owner reported; ours have none.
+    #[serde(default)]
+    pub(super) reported: Option<ReportRow>,
+}
+
+/// What only a reported check has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct ReportRow {
+    pub(super) log: String,
 }
 
 impl State {

@@ -17,7 +17,7 @@ use std::time::Duration;
 use time::{CountedIds, SimClock};
 use tower::ServiceExt;
 use zeblit::agent::definition::AgentSet;
-use zeblit::app::{App, Signer, broker_settings};
+use zeblit::app::{App, Signer, broker_settings, disk};
 use zeblit::broker::Broker;
 use zeblit::clock::{Clock, IdKind, Ids};
 use zeblit::config::{Config, GithubConfig};
@@ -256,6 +256,11 @@ impl World {
         panic!("the world does not come to rest; open effects: {:?}", self.open_effects().await);
     }
 
+    /// Whether this world works on no run.
+    pub fn is_idle(&self) -> bool {
+        self.workers.is_empty()
+    }
+
     /// One round of every loop. False when nothing happened and nothing will soon.
     pub async fn round(&mut self) -> bool {
         let taken = ingest::tick(&self.app).await.expect("ingest");
@@ -487,6 +492,7 @@ fn config(folder: &Path, hub: &FakeHub, database: &Database) -> Config {
         api_url: hub.api_url(),
         git_url: hub.git_url(),
         web_url: Some("https://github.example".into()),
+        storage_urls: vec![hub.storage_url()],
         max_body_bytes: 25 * 1024 * 1024,
     });
     config
@@ -510,6 +516,7 @@ async fn build(
         api_url: hub.api_url(),
         git_url: hub.git_url(),
         web_url: "https://github.example".into(),
+        storage_urls: vec![hub.storage_url()],
         clock: clock.clone(),
     })
     .expect("a forge");
@@ -523,7 +530,7 @@ async fn build(
         forge: Arc::new(forge),
         local: None,
         sandbox,
-        git: Git::open(&folder.join("state")).await.expect("git"),
+        git: Git::open(&folder.join("state")).await.expect("git").with_disk(disk(config)),
         agents: AgentSet::builtin().expect("built-in agents"),
         clock,
         ids,

@@ -97,6 +97,8 @@ pub struct Seen {
     /// 0: no answer was given.
     pub status: u16,
     pub user_agent: String,
+    /// It brought credentials.
+    pub authorized: bool,
 }
 
 struct Shared {
@@ -110,13 +112,14 @@ struct Shared {
 pub struct FakeHub {
     shared: Arc<Shared>,
     address: SocketAddr,
-    accept: tokio::task::JoinHandle<()>,
+    storage: SocketAddr,
+    accept: [tokio::task::JoinHandle<()>; 2],
     _folder: tempfile::TempDir,
 }
 
 impl Drop for FakeHub {
     fn drop(&mut self) {
-        self.accept.abort();
+        self.accept.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }
 
@@ -129,15 +132,21 @@ impl FakeHub {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound just now");
-        let state = State::new(clock, folder.path(), format!("http://{address}"));
+        let stores = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let storage = stores.local_addr().expect("bound just now");
+        let mut state = State::new(clock, folder.path(), format!("http://{address}"));
+        state.storage = format!("http://{storage}");
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
             rules: Mutex::default(),
             seen: Mutex::default(),
             unknown: Mutex::default(),
         });
-        let accept = tokio::spawn(accept(listener, Arc::clone(&shared)));
-        FakeHub { shared, address, accept, _folder: folder }
+        let accept = [
+            tokio::spawn(accept(listener, Arc::clone(&shared), false)),
+            tokio::spawn(accept(stores, Arc::clone(&shared), true)),
+        ];
+        FakeHub { shared, address, storage, accept, _folder: folder }
     }
 
     /// The model itself, for what has no method here. Do not hold it over an `await`.
@@ -160,6 +169,11 @@ impl FakeHub {
 
     pub fn web_url(&self) -> String {
         self.api_url()
+    }
+
+    /// The host where files and logs are kept.
+    pub fn storage_url(&self) -> String {
+        format!("http://{}", self.storage)
     }
 
     pub fn app_id(&self) -> u64 {
@@ -608,6 +622,52 @@ impl FakeHub {
         commit.to_string()
     }
 
+    /// Somebody attaches an image or a file; gives its address.
+    pub fn attach(&self, name: Option<&str>, bytes: &[u8]) -> String {
+        self.upload(name, bytes, None, None)
+    }
+
+    /// The same in a private repository.
+    pub fn attach_in(&self, repo: &str, name: Option<&str>, bytes: &[u8]) -> String {
+        let id = self.state().repo(repo).id;
+        self.upload(name, bytes, Some(id), None)
+    }
+
+    /// An address that sends people elsewhere.
+    pub fn attach_elsewhere(&self, target: &str) -> String {
+        self.upload(None, b"", None, Some(target.to_owned()))
+    }
+
+    fn upload(
+        &self,
+        name: Option<&str>,
+        bytes: &[u8],
+        private_in: Option<i64>,
+        elsewhere: Option<String>,
+    ) -> String {
+        let mut state = self.state();
+        let n = state.id();
+        let path = match name {
+            Some(name) => format!("/user-attachments/files/{n}/{name}"),
+            None => format!("/user-attachments/assets/00000000-0000-4000-8000-{n:012}"),
+        };
+        let address = format!("{}{path}", state.base);
+        state.uploads.insert(n, state::Upload { path, bytes: bytes.to_vec(), private_in, elsewhere });
+        address
+    }
+
+    /// A workflow or another program reports a check of a commit. Gives its id.
+    pub fn report_check(&self, repo: &str, sha: &str, check: Check) -> i64 {
+        let mut state = self.state();
+        let id = state.id();
+        let base = state.base.clone();
+        let reporter = check.reporter.clone().or_else(|| Some("github-actions".into()));
+        let details_url = Some(format!("{base}/{repo}/actions/runs/1/job/{id}"));
+        let check = Check { id, head_sha: sha.into(), reporter, details_url, ..check };
+        state.repo_mut(repo).checks.push(check);
+        id
+    }
+
     // ---- What became of it ----
 
     pub fn comments(&self, repo: &str, number: i64) -> Vec<Comment> {
@@ -766,13 +826,13 @@ impl FakeHub {
     }
 }
 
-async fn accept(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: tokio::net::TcpListener, shared: Arc<Shared>, is_storage: bool) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else { return };
         let shared = Arc::clone(&shared);
         connections.spawn(async move {
-            let service = service_fn(move |request| serve(Arc::clone(&shared), request));
+            let service = service_fn(move |request| serve(Arc::clone(&shared), request, is_storage));
             // An error here is a fault that a test asked for, or a client that went away.
             let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
                 .serve_connection(TokioIo::new(stream), service)
@@ -797,6 +857,7 @@ impl std::error::Error for Closed {}
 async fn serve(
     shared: Arc<Shared>,
     request: hyper::Request<Incoming>,
+    is_storage: bool,
 ) -> Result<hyper::Response<Full<bytes::Bytes>>, Closed> {
     let request = read(request).await?;
     let fault = {
@@ -814,6 +875,7 @@ async fn serve(
             query: request.raw_query.clone(),
             status: 0,
             user_agent: request.header("user-agent").unwrap_or_default().to_owned(),
+            authorized: request.header("authorization").is_some(),
         });
         seen.len() - 1
     };
@@ -848,6 +910,7 @@ async fn serve(
             answer.headers.push(("Location".into(), target.clone()));
             answer
         }
+        _ if is_storage => shared.state.lock().expect("not poisoned").stored(&request),
         _ => obey(&shared, &request).await,
     };
     match fault {

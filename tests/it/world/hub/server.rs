@@ -244,6 +244,8 @@ impl State {
             }
             ("GET", ["users", login]) => self.read_user(request, login),
             ("POST", ["graphql" | "api", ..]) => self.graphql(request),
+            ("GET", ["user-attachments", ..]) => self.read_upload(request),
+            ("POST", ["markdown"]) => self.render(request),
             (_, ["repos", owner, name, rest @ ..]) => {
                 let full_name = format!("{owner}/{name}");
                 match self.repo_id(&full_name) {
@@ -388,6 +390,20 @@ impl State {
             ("PATCH", ["check-runs", check]) => {
                 let caller = need(self, &["checks"], Change)?;
                 self.update_check(request, &caller, id, number(check)?)
+            }
+            ("GET", ["check-runs", check, "annotations"]) => {
+                need(self, &["checks"], Read)?;
+                let check = number(check)?;
+                let found = self.repos[&id].checks.iter().find(|c| c.id == check).ok_or_else(not_found)?;
+                let items = found.annotations.iter().map(|line| annotation_json(line)).collect();
+                paged(self, request, items, None)
+            }
+            ("GET", ["actions", "jobs", job, "logs"]) => {
+                need(self, &["actions"], Read)?;
+                let job = number(job)?;
+                let found = self.repos[&id].checks.iter().find(|c| c.id == job && c.log.is_some());
+                found.ok_or_else(not_found)?;
+                Ok(moved(&format!("{}/log/{job}?sig=secret", self.storage)))
             }
             ("GET", ["commits", sha, "check-runs"]) => {
                 need(self, &["checks"], Read)?;
@@ -1096,6 +1112,8 @@ impl State {
             started_at: None,
             completed_at: None,
             annotations: Vec::new(),
+            reporter: None,
+            log: None,
             history: Vec::new(),
             hidden: self.lag,
         };
@@ -1125,7 +1143,12 @@ impl State {
     fn list_checks(&mut self, request: &Request, id: i64, sha: &str) -> Handled {
         let wanted = |name: &str| request.query.get(name).cloned();
         let (name, app, filter) = (wanted("check_name"), wanted("app_id"), wanted("filter"));
-        let ours = app.as_ref().is_none_or(|app| *app == self.app_id.to_string());
+        let status = wanted("status");
+        let own = self.app_id.to_string();
+        let of_app = |check: &Check| match &app {
+            None => true,
+            Some(app) => *app == own && check.reporter.is_none(),
+        };
         let repo = self.repos.get_mut(&id).expect("authorised");
         if !repo.has_commit(sha) {
             return Err(problem(422, &format!("No commit found for SHA: {sha}")));
@@ -1133,7 +1156,8 @@ impl State {
         let mut shown: Vec<Check> = repo
             .checks
             .iter_mut()
-            .filter(|check| ours && check.head_sha == sha && name.as_ref().is_none_or(|n| *n == check.name))
+            .filter(|check| check.head_sha == sha && name.as_ref().is_none_or(|n| *n == check.name))
+            .filter(|check| of_app(check) && status.as_ref().is_none_or(|status| *status == check.status))
             .filter_map(|check| (!lags(&mut check.hidden)).then(|| check.clone()))
             .collect();
         shown.reverse();
@@ -1144,6 +1168,64 @@ impl State {
         let repo = &self.repos[&id];
         let items = shown.iter().map(|check| self.check_json(repo, check)).collect();
         paged(self, request, items, Some("check_runs"))
+    }
+
+    /// A file's address at the web host: it only knows where the file is.
+    fn read_upload(&self, request: &Request) -> Handled {
+        let (n, upload) = self
+            .uploads
+            .iter()
+            .find(|(_, upload)| upload.path == request.path && upload.private_in.is_none())
+            .ok_or_else(not_found)?;
+        Ok(moved(
+            &upload.elsewhere.clone().unwrap_or_else(|| format!("{}/blob/{n}?sig=secret", self.storage)),
+        ))
+    }
+
+    /// Renders Markdown: all that is modelled are the signed addresses of images that the token's repository shows.
+    fn render(&self, request: &Request) -> Handled {
+        let body = request.json()?;
+        let source = text(&body, "text", "Markdown")?;
+        let id = self.repo_id(text(&body, "context", "Markdown")?).ok_or_else(not_found)?;
+        self.authorise(request, id, &["contents"], Level::Read)?;
+        let url = source.strip_prefix("![](").and_then(|rest| rest.strip_suffix(')')).unwrap_or_default();
+        let found = self.uploads.iter().find(|(_, upload)| {
+            url == format!("{}{}", self.base, upload.path)
+                && upload.path.contains("/assets/")
+                && upload.private_in == Some(id)
+        });
+        let shown = match found {
+            Some((n, _)) => format!("{}/blob/{n}?jwt=secret&amp;x=1", self.storage),
+            None => url.to_owned(),
+        };
+        let html = format!("<p><a href=\"{shown}\"><img src=\"{shown}\" alt=\"\"></a></p>");
+        Ok(Answer::raw(200, "text/html; charset=utf-8", html.into_bytes()))
+    }
+
+    /// The storage: whoever has a signature gets the bytes, whoever brings other credentials is sent away.
+    pub fn stored(&self, request: &Request) -> Answer {
+        let refuse = |status, text: &str| Answer::raw(status, "application/xml", text.as_bytes().to_vec());
+        if request.header("authorization").is_some() {
+            return refuse(400, "<Error><Code>InvalidArgument</Code></Error>");
+        }
+        let signed =
+            ["sig", "jwt"].iter().any(|name| request.query.get(*name).is_some_and(|v| v == "secret"));
+        let bytes = match request.segments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            ["blob", n] => n.parse().ok().and_then(|n| self.uploads.get(&n)).map(|found| found.bytes.clone()),
+            ["log", job] => self
+                .repos
+                .values()
+                .flat_map(|repo| &repo.checks)
+                .find(|check| check.id.to_string() == *job)
+                .and_then(|check| check.log.clone().map(String::into_bytes)),
+            _ => None,
+        };
+        match bytes {
+            Some(_) if !signed => refuse(403, "<Error><Code>AccessDenied</Code></Error>"),
+            // Whatever the bytes are: their kind is not to be read from here.
+            Some(bytes) => Answer::raw(200, "image/png", bytes),
+            None => refuse(404, "<Error><Code>NoSuchKey</Code></Error>"),
+        }
     }
 
     fn graphql(&mut self, request: &Request) -> Handled {
@@ -1228,6 +1310,20 @@ fn check_line(verb: &str, repo: &Repo, check: &Check) -> String {
         check.head_sha.get(..7).unwrap_or_default(),
         check.history.last().map_or("", String::as_str)
     )
+}
+
+fn moved(location: &str) -> Answer {
+    let mut answer = Answer::raw(302, "text/html", Vec::new());
+    answer.headers.push(("Location".into(), location.to_owned()));
+    answer
+}
+
+/// Of `path:line message`.
+fn annotation_json(line: &str) -> Value {
+    let (place, message) = line.split_once(' ').unwrap_or((line, ""));
+    let (path, line) = place.rsplit_once(':').unwrap_or((place, "1"));
+    let line: i64 = line.parse().unwrap_or(1);
+    json!({ "path": path, "start_line": line, "end_line": line, "annotation_level": "failure", "message": message })
 }
 
 fn inaccessible() -> Box<Answer> {

@@ -169,6 +169,10 @@ pub struct Check {
     pub completed_at: Option<String>,
     /// `path:line message` of each annotation.
     pub annotations: Vec<String>,
+    /// `None`: the App's own; else the slug of the program that reported it.
+    pub reporter: Option<String>,
+    /// The log of the workflow's job.
+    pub log: Option<String>,
     /// Every `status/conclusion` it went through.
     pub history: Vec<String>,
     pub hidden: u32,
@@ -236,6 +240,18 @@ impl Repo {
     }
 }
 
+/// A file that somebody attached.
+#[derive(Debug, Clone)]
+pub struct Upload {
+    /// Path of its address at the web host.
+    pub path: String,
+    pub bytes: Vec<u8>,
+    /// The repository whose readers alone may see it; web addresses know no App's token, so that it gets 404.
+    pub private_in: Option<i64>,
+    /// Where the web host sends people; `None`: to the storage, with a signature.
+    pub elsewhere: Option<String>,
+}
+
 /// A write that was obeyed.
 #[derive(Debug, Clone)]
 pub struct Write {
@@ -291,6 +307,10 @@ pub struct State {
     pub writes: Vec<Write>,
     /// What GitHub Actions would have started, oldest first.
     pub workflow_runs: Vec<WorkflowRun>,
+    /// Where files and logs are kept: another host than `base`.
+    pub storage: String,
+    /// By number.
+    pub uploads: BTreeMap<i64, Upload>,
     next_id: i64,
 }
 
@@ -314,6 +334,8 @@ impl State {
             lag: 0,
             writes: Vec::new(),
             workflow_runs: Vec::new(),
+            storage: String::new(),
+            uploads: BTreeMap::new(),
             next_id: 1000,
         };
         let bot = User { id: 9001, login: "zeblit[bot]".into(), kind: "Bot" };
@@ -639,10 +661,13 @@ impl State {
                 "title": check.title,
                 "summary": check.summary,
                 "text": null,
-                "annotations_count": 0,
+                "annotations_count": check.annotations.len(),
                 "annotations_url": format!("{}/repos/{name}/check-runs/{}/annotations", self.base, check.id),
             },
-            "app": self.app_json(),
+            "app": match &check.reporter {
+                None => self.app_json(),
+                Some(slug) => json!({ "id": 15_368, "slug": slug, "name": slug }),
+            },
             "pull_requests": [],
             "html_url": format!("{}/{name}/runs/{}", self.base, check.id),
             "url": format!("{}/repos/{name}/check-runs/{}", self.base, check.id),

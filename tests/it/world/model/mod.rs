@@ -1,4 +1,12 @@
-//! A scripted model endpoint: speaks the Anthropic Messages API, streaming and not, plays turns, counts, records.
+//! A scripted model endpoint: one server that speaks the Anthropic Messages API, OpenAI Responses and Chat Completions, and
+//! Gemini, streaming and not. It plays turns, counts what it would charge, and records what it heard.
+//!
+//! A `Turn` is the same for all of them; each wire format has a file that writes it down.
+
+mod chat;
+mod gemini;
+mod messages;
+mod responses;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
@@ -8,11 +16,17 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use zeblit::config::Config;
+use zeblit::config::{Config, PriceConfig, ProviderConfig};
 use zeblit::domain::budget::Usage;
+use zeblit::domain::model_api::ModelApi;
 
-/// The only key that it takes.
+/// The only keys that it takes, one for each API.
 pub const KEY: &str = "sk-ant-the-key-of-the-scripted-model";
+pub const OPENAI_KEY: &str = "sk-proj-the-key-of-the-scripted-model";
+pub const GEMINI_KEY: &str = "AIzaTheKeyOfTheScriptedModel";
+
+/// A model of a house of its own, which speaks Chat Completions.
+pub const HOUSE_MODEL: &str = "qwen/qwen3-coder";
 
 /// The image with the agents' programs.
 pub const IMAGE: &str = "zeblit-agent-clis:latest";
@@ -21,6 +35,8 @@ pub const IMAGE: &str = "zeblit-agent-clis:latest";
 #[derive(Debug, Clone)]
 pub enum Turn {
     /// Text, then tool calls (name and input). Without a usage of its own it costs what it is long.
+    ///
+    /// Responses: a call whose input is a text is one of a free-form tool; `NAMESPACE.NAME` names a tool in a namespace.
     Answer { text: String, calls: Vec<(String, Value)>, usage: Option<Usage> },
     /// An error instead of an answer: status, type, message.
     Error { status: u16, kind: &'static str, message: String },
@@ -37,6 +53,7 @@ impl Turn {
         Turn::Answer { text: String::new(), calls: vec![(tool.into(), input)], usage: None }
     }
 
+    /// A command, as Claude Code runs it.
     pub fn runs(command: &str) -> Self {
         Self::calls("Bash", json!({"command": command, "description": "Run it"}))
     }
@@ -59,6 +76,70 @@ impl Turn {
 
     pub fn fails(status: u16, kind: &'static str, message: &str) -> Self {
         Turn::Error { status, kind, message: message.into() }
+    }
+}
+
+/// One answer, before it is written in a wire format.
+struct Reply {
+    number: i64,
+    model: Value,
+    text: String,
+    calls: Vec<(String, Value)>,
+    usage: Usage,
+    cut: bool,
+}
+
+impl Reply {
+    /// A text in two pieces, as a real stream comes in pieces; only the first when it breaks off.
+    fn pieces<'a>(&self, text: &'a str) -> Vec<&'a str> {
+        let (first, second) = text.split_at(text.floor_char_boundary(text.len() / 2));
+        if self.cut { vec![first] } else { vec![first, second] }
+    }
+}
+
+/// Which wire format a request is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wire {
+    Messages,
+    Responses,
+    Chat,
+    Gemini,
+}
+
+impl Wire {
+    /// By the path of a request that costs money.
+    fn of(path: &str) -> Option<Self> {
+        let gemini = path.strip_prefix("/gemini/v1beta/models/").and_then(|rest| rest.split_once(':'));
+        match path {
+            "/v1/messages" => Some(Wire::Messages),
+            "/openai/v1/responses" => Some(Wire::Responses),
+            "/openai/v1/chat/completions" => Some(Wire::Chat),
+            _ if gemini
+                .is_some_and(|(_, call)| matches!(call, "generateContent" | "streamGenerateContent")) =>
+            {
+                Some(Wire::Gemini)
+            }
+            _ => None,
+        }
+    }
+
+    fn whole(self, reply: &Reply) -> Value {
+        match self {
+            Wire::Messages => messages::whole(reply),
+            Wire::Responses => responses::whole(reply),
+            Wire::Chat => chat::whole(reply),
+            Wire::Gemini => gemini::whole(reply),
+        }
+    }
+
+    /// The pieces of an event stream.
+    fn events(self, reply: &Reply) -> Vec<String> {
+        match self {
+            Wire::Messages => messages::events(reply),
+            Wire::Responses => responses::events(reply),
+            Wire::Chat => chat::events(reply),
+            Wire::Gemini => gemini::events(reply),
+        }
     }
 }
 
@@ -121,12 +202,26 @@ impl ModelServer {
         (play.usage, play.answers)
     }
 
-    /// A server whose agents are Claude Code with this endpoint.
+    /// A server whose agents are Claude Code, and whose models of every API are this endpoint.
     pub fn configure(&self, config: &mut Config) {
         config.sandbox.image = IMAGE.into();
         config.agents.fix = "fixer".into();
-        config.models.anthropic_url = self.url.clone();
-        config.models.anthropic_api_key = Some(KEY.into());
+        let models = &mut config.models;
+        models.anthropic_url = self.url.clone();
+        models.anthropic_api_key = Some(KEY.into());
+        models.openai_url = format!("{}/openai/v1", self.url);
+        models.openai_api_key = Some(OPENAI_KEY.into());
+        models.gemini_url = format!("{}/gemini", self.url);
+        models.gemini_api_key = Some(GEMINI_KEY.into());
+        let house = ProviderConfig {
+            api: ModelApi::OpenAi,
+            url: None,
+            api_key: None,
+            models: vec![HOUSE_MODEL.to_owned()],
+        };
+        models.providers.insert("house".to_owned(), house);
+        let price = PriceConfig { input: 1.0, output: 4.0, cache_read: 0.1, cache_write: 1.25 };
+        models.prices.insert(HOUSE_MODEL.to_owned(), price);
     }
 
     /// The usage of each answer.
@@ -145,8 +240,12 @@ impl ModelServer {
     }
 }
 
+/// Every API's error at once: each client reads the fields that it knows.
 fn error(status: StatusCode, kind: &str, message: &str) -> Response {
-    let body = json!({"type": "error", "error": {"type": kind, "message": message}});
+    let body = json!({
+        "type": "error",
+        "error": {"type": kind, "message": message, "code": status.as_u16(), "status": kind, "param": null},
+    });
     whole(status, &body)
 }
 
@@ -156,6 +255,27 @@ fn whole(status: StatusCode, body: &Value) -> Response {
         .header(header::CONTENT_TYPE, "application/json")
         .body(Body::from(body.to_string()))
         .unwrap()
+}
+
+/// Whether a request has the key of its API, where that API has it.
+fn is_permitted(path: &str, headers: &HeaderMap) -> bool {
+    let (name, value) = if path.starts_with("/openai/") {
+        ("authorization", format!("Bearer {OPENAI_KEY}"))
+    } else if path.starts_with("/gemini/") {
+        ("x-goog-api-key", GEMINI_KEY.to_owned())
+    } else {
+        ("x-api-key", KEY.to_owned())
+    };
+    headers.get(name).is_some_and(|key| *key == value)
+}
+
+/// Requests without tools are the CLI's own (titles, summaries) and not part of the script.
+fn has_tools(body: &Value) -> bool {
+    let filled = |tools: Option<&Value>| tools.and_then(Value::as_array).is_some_and(|list| !list.is_empty());
+    // Codex gives newer models their tools inside the conversation.
+    let items = body.get("input").and_then(Value::as_array).into_iter().flatten();
+    filled(body.get("tools"))
+        || items.into_iter().any(|item| item["type"] == "additional_tools" && filled(item.get("tools")))
 }
 
 async fn answer(State(play): State<Arc<Mutex<Play>>>, request: Request) -> Response {
@@ -168,22 +288,30 @@ async fn answer(State(play): State<Arc<Mutex<Play>>>, request: Request) -> Respo
         headers: head.headers.clone(),
         body: body.clone(),
     };
+    let path = head.uri.path();
     let mut play = play.lock().unwrap();
     play.seen.push(seen);
-    if head.headers.get("x-api-key").is_none_or(|key| key != KEY) {
+    if !is_permitted(path, &head.headers) {
         return error(StatusCode::UNAUTHORIZED, "authentication_error", "invalid x-api-key");
     }
-    match (head.method.as_str(), head.uri.path()) {
-        ("POST", "/v1/messages") => {}
+    let wire = match (head.method.as_str(), path) {
         ("POST", "/v1/messages/count_tokens") => {
             return whole(StatusCode::OK, &json!({"input_tokens": length / 4}));
         }
-        ("GET", "/v1/models") => return whole(StatusCode::OK, &json!({"data": [], "has_more": false})),
-        _ => return error(StatusCode::NOT_FOUND, "not_found_error", "no such path"),
-    }
-    // Requests without tools are the CLI's own (titles, summaries) and not part of the script.
-    let has_tools = body.get("tools").and_then(Value::as_array).is_some_and(|tools| !tools.is_empty());
-    let turn = if has_tools { play.turns.pop_front() } else { Some(Turn::says("A title")) };
+        ("POST", _) if path.starts_with("/gemini/") && path.ends_with(":countTokens") => {
+            return whole(StatusCode::OK, &json!({"totalTokens": length / 4}));
+        }
+        ("GET", "/v1/models" | "/openai/v1/models") => {
+            return whole(StatusCode::OK, &json!({"object": "list", "data": [], "has_more": false}));
+        }
+        ("GET", "/gemini/v1beta/models") => return whole(StatusCode::OK, &json!({"models": []})),
+        ("POST", _) => Wire::of(path),
+        _ => None,
+    };
+    let Some(wire) = wire else {
+        return error(StatusCode::NOT_FOUND, "not_found_error", "no such path");
+    };
+    let turn = if has_tools(&body) { play.turns.pop_front() } else { Some(Turn::says("A title")) };
     let (text, calls, own_usage, cut) = match turn {
         None => {
             return error(StatusCode::BAD_REQUEST, "invalid_request_error", "the script has no more turns");
@@ -200,7 +328,8 @@ async fn answer(State(play): State<Arc<Mutex<Play>>>, request: Request) -> Respo
         input: length / 8 + 1,
         output: i64::try_from(written / 4).unwrap() + 1,
         cache_read: length / 32,
-        cache_write: length / 16,
+        // Gemini does not know it.
+        cache_write: if wire == Wire::Gemini { 0 } else { length / 16 },
     });
     play.answered.push(usage);
     play.usage.input += usage.input;
@@ -210,85 +339,19 @@ async fn answer(State(play): State<Arc<Mutex<Play>>>, request: Request) -> Respo
     let number = play.answers;
     drop(play);
 
-    let mut blocks = Vec::new();
-    if !text.is_empty() {
-        blocks.push(json!({"type": "text", "text": text}));
-    }
-    for (index, (name, input)) in calls.iter().enumerate() {
-        blocks.push(
-            json!({"type": "tool_use", "id": format!("toolu_{number}_{index}"), "name": name, "input": input}),
-        );
-    }
-    let message = json!({
-        "id": format!("msg_{number}"),
-        "type": "message",
-        "role": "assistant",
-        "model": body.get("model").cloned().unwrap_or(Value::Null),
-        "content": [],
-        "stop_reason": null,
-        "stop_sequence": null,
-        "usage": counts(&usage, 1),
-    });
-    let stop = if calls.is_empty() { "end_turn" } else { "tool_use" };
-    if body.get("stream").and_then(Value::as_bool) == Some(true) {
-        return streamed(message, &blocks, stop, &usage, cut);
-    }
-    let mut message = message;
-    message["content"] = Value::Array(blocks);
-    message["stop_reason"] = json!(stop);
-    message["usage"] = counts(&usage, usage.output);
-    whole(StatusCode::OK, &message)
+    let model = body.get("model").cloned().unwrap_or(Value::Null);
+    let reply = Reply { number, model, text, calls, usage, cut };
+    let is_streamed = match wire {
+        Wire::Gemini => path.ends_with(":streamGenerateContent"),
+        _ => body.get("stream").and_then(Value::as_bool) == Some(true),
+    };
+    if is_streamed { streamed(wire.events(&reply), cut) } else { whole(StatusCode::OK, &wire.whole(&reply)) }
 }
 
-fn counts(usage: &Usage, output: i64) -> Value {
-    json!({
-        "input_tokens": usage.input,
-        "cache_creation_input_tokens": usage.cache_write,
-        "cache_read_input_tokens": usage.cache_read,
-        "output_tokens": output,
-    })
-}
-
-/// The event stream of one answer: every block in two deltas, as the real one comes in pieces.
-fn streamed(message: Value, blocks: &[Value], stop: &str, usage: &Usage, cut: bool) -> Response {
-    let mut events = vec![json!({"type": "message_start", "message": message})];
-    for (index, block) in blocks.iter().enumerate() {
-        let (start, kind, field, whole) = if block["type"] == "text" {
-            let text = block["text"].as_str().unwrap().to_owned();
-            (json!({"type": "text", "text": ""}), "text_delta", "text", text)
-        } else {
-            let mut start = block.clone();
-            start["input"] = json!({});
-            (start, "input_json_delta", "partial_json", block["input"].to_string())
-        };
-        events.push(json!({"type": "content_block_start", "index": index, "content_block": start}));
-        let (first, second) = whole.split_at(whole.floor_char_boundary(whole.len() / 2));
-        for part in [first, second] {
-            events.push(
-                json!({"type": "content_block_delta", "index": index, "delta": {"type": kind, field: part}}),
-            );
-            if cut {
-                break;
-            }
-        }
-        if !cut {
-            events.push(json!({"type": "content_block_stop", "index": index}));
-        }
-    }
-    if !cut {
-        events.push(json!({
-            "type": "message_delta",
-            "delta": {"stop_reason": stop, "stop_sequence": null},
-            "usage": {"output_tokens": usage.output},
-        }));
-        events.push(json!({"type": "message_stop"}));
-    }
-    let mut chunks: Vec<Result<Bytes, std::io::Error>> = events
-        .iter()
-        .map(|event| {
-            Ok(Bytes::from(format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap())))
-        })
-        .collect();
+/// An event stream, piece by piece.
+fn streamed(events: Vec<String>, cut: bool) -> Response {
+    let mut chunks: Vec<Result<Bytes, std::io::Error>> =
+        events.into_iter().map(|event| Ok(Bytes::from(event))).collect();
     if cut {
         chunks.push(Err(std::io::Error::other("the scripted answer breaks off")));
     }
