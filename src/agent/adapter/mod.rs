@@ -371,6 +371,7 @@ mod tests {
         let provider = &config["model_providers"]["zeblit"];
         assert_eq!(provider["base_url"].as_str(), Some(OPENAI_BASE_URL));
         assert_eq!(provider["wire_api"].as_str(), Some("responses"));
+        assert_eq!(config["mcp_servers"][MCP_SERVER]["url"].as_str(), Some(MCP_URL));
     }
 
     #[test]
@@ -453,6 +454,19 @@ mod tests {
             assert!(found.contains(&AgentEvent::Answer { text: last.into() }), "{found:?}");
             assert!(!found.iter().any(|event| matches!(event, AgentEvent::Error { .. })), "{found:?}");
         }
+    }
+
+    #[test]
+    fn calls_of_our_own_tools_are_shown_as_calls() {
+        let found = events(AdapterKind::Codex, "codex/mcp.jsonl");
+        let tool = || "zeblit.context".to_owned();
+        assert_eq!(
+            found[1..3],
+            [
+                AgentEvent::ToolStart { tool: tool(), summary: String::new() },
+                AgentEvent::ToolEnd { tool: tool(), ok: true }
+            ]
+        );
     }
 
     #[test]
