@@ -434,6 +434,7 @@ async fn no_secret_leaves_by_any_sink_in_any_encoding() {
         webhook_secrets: vec![SECRET.into()],
         api_url: "https://api.github.example".into(),
         git_url: "https://github.example".into(),
+        storage_urls: Vec::new(),
         web_url: None,
         max_body_bytes: 1 << 20,
     });
