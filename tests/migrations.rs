@@ -52,7 +52,7 @@ const SAMPLES: &[(i64, &[&str])] = &[
         ],
     ),
     (
-        9,
+        7,
         &[
             "INSERT INTO runs VALUES ('old', 't', 'k2', 'github', 1, 'o/n', '{}', 1, 'l', '{}', 'failed', 1, 0, 1, 2, 3, \
            NULL, NULL, 1, NULL, 1, '{}', NULL, '{}')",
