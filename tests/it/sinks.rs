@@ -192,7 +192,7 @@ async fn token(app: &Arc<App>) -> String {
 }
 
 /// Somebody whose words hold a secret asks an agent that prints it, asks with it, and commits it.
-async fn everything_of_a_run(findings: &Mutex<Findings>, name: &str, secret: &str) {
+async fn everything_of_a_run(findings: &mut Findings, name: &str, secret: &str) {
     World::run_with(configure, async |w| {
         let all = lines(secret);
         let text = all.join("\n");
@@ -210,9 +210,9 @@ async fn everything_of_a_run(findings: &Mutex<Findings>, name: &str, secret: &st
         let pull = w.our_pull();
 
         // The second agent asks, shows a checklist and is refused.
-        let second = w.hub.open_issue(REPO, "bob", "Another one", "Nothing");
+        let second = w.hub.open_issue(REPO, "bob", "Another one", &text);
         w.sandbox.next(Script::hangs());
-        w.say(second, "ada", "/zeblit fix").await;
+        w.say(second, "ada", "/zeblit fix --agent fixer").await;
         while w.sandbox.alive() == 0 {
             assert!(w.round().await, "it was never started");
         }
@@ -240,8 +240,23 @@ async fn everything_of_a_run(findings: &Mutex<Findings>, name: &str, secret: &st
         assert_eq!(refused.state, RunState::Failed, "{:?}", refused.outcome);
         assert!(refused.outcome.branch.is_none(), "a secret was pushed");
 
-        let mut found = findings.lock().unwrap();
-        let mut look = |sink: &'static str, bytes: &[u8]| found.look(sink, name, secret, bytes);
+        // A pull request whose configuration is wrong gets a check with annotations.
+        let files: Vec<(String, String)> = all
+            .iter()
+            .enumerate()
+            .map(|(n, line)| {
+                let path = format!(".github/zeblit/agents/x{n}.md");
+                (path, format!("---\nname: x{n}\ndescription: d\n'{line}': 1\n---\n{line}\n"))
+            })
+            .collect();
+        let files: Vec<(&str, &str)> =
+            files.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+        let rules = w.hub.push_commit(REPO, "rules", &files, "Rules");
+        let wrong = w.hub.open_pull(REPO, "bob", "rules", "main", "Rules");
+        w.deliver(&w.hub.pull_event(REPO, wrong, "opened", "bob")).await;
+        w.settle().await;
+
+        let mut look = |sink: &'static str, bytes: &[u8]| findings.look(sink, name, secret, bytes);
         for number in [number, second, third, pull.number] {
             look("comments", w.hub.own_comments(REPO, number).join("\n").as_bytes());
         }
@@ -255,10 +270,14 @@ async fn everything_of_a_run(findings: &Mutex<Findings>, name: &str, secret: &st
             w.hub.log(REPO, &pull.pull.clone().unwrap().head_ref, "%an %ae %cn %ce %B", 5).as_bytes(),
         );
         let head = run.outcome.head.clone().unwrap();
-        look("checks", format!("{:?}", w.hub.checks(REPO, head.as_str())).as_bytes());
-        // All that was ever said to the forge; our own comments of people are not among it.
+        for commit in [head.as_str(), &rules] {
+            let checks = w.hub.checks(REPO, commit);
+            assert!(!checks.is_empty());
+            look("checks", format!("{checks:?}").as_bytes());
+        }
+        // What they said is looked at where it arrived.
         let said: String = w.hub.requests().iter().map(|seen| format!("{seen:?}\n")).collect();
-        look("requests to the forge", said.as_bytes());
+        look("addresses of requests to the forge", said.as_bytes());
         for spec in w.sandbox.started() {
             let inputs = "prompt, arguments and environment of the agent";
             look(inputs, format!("{:?}", spec.duty).as_bytes());
@@ -278,7 +297,6 @@ async fn everything_of_a_run(findings: &Mutex<Findings>, name: &str, secret: &st
         }
         let audit = store::audit::list(&w.app.store, 200).await.unwrap();
         look("audit log", format!("{audit:?}").as_bytes());
-        drop(found);
 
         // Rows as a careless writer would leave them: what shows them hides them.
         let mut tx = w.app.store.write_tx().await.unwrap();
@@ -332,9 +350,8 @@ async fn everything_of_a_run(findings: &Mutex<Findings>, name: &str, secret: &st
         if secret != DATABASE {
             answers.extend(command_line(w.state_folder().parent().unwrap(), id));
         }
-        let mut found = findings.lock().unwrap();
         for (sink, bytes) in answers {
-            found.look(sink, name, secret, &bytes);
+            findings.look(sink, name, secret, &bytes);
         }
     })
     .await;
@@ -440,7 +457,7 @@ async fn no_secret_leaves_by_any_sink_in_any_encoding() {
     });
     let scan: SecretScan = config.secret_scan();
     telemetry::hide(&scan);
-    let findings = Mutex::new(Findings::default());
+    let mut findings = Findings::default();
     let mut refused = 0;
     let mut passed = Vec::new();
     for (name, secret) in secrets() {
@@ -469,18 +486,12 @@ async fn no_secret_leaves_by_any_sink_in_any_encoding() {
                 } else {
                     passed.push(format!("{name}, {encoding}, in {sink}"));
                 }
-                findings.lock().unwrap().look(
-                    "reports of the gate",
-                    name,
-                    &secret,
-                    format!("{found:?}").as_bytes(),
-                );
+                findings.look("reports of the gate", name, &secret, format!("{found:?}").as_bytes());
             }
         }
-        findings.lock().unwrap().look("the server's own log", name, &secret, &own_log(&secret));
-        everything_of_a_run(&findings, name, &secret).await;
+        findings.look("the server's own log", name, &secret, &own_log(&secret));
+        everything_of_a_run(&mut findings, name, &secret).await;
     }
-    let findings = findings.into_inner().unwrap();
     assert!(passed.is_empty(), "code that was not refused: {passed:#?}");
     assert!(findings.leaks.is_empty(), "{:#?}", findings.leaks);
     // What was put in came out masked: an empty sink would prove nothing.
@@ -496,7 +507,6 @@ async fn no_secret_leaves_by_any_sink_in_any_encoding() {
         "API",
         "output of the command line",
         "the server's own log",
-        "requests to the forge",
     ] {
         assert!(findings.masked.get(sink).is_some_and(|count| *count > 0), "nothing was put into: {sink}");
     }
