@@ -22,6 +22,7 @@ mod hostile;
 mod inputs;
 mod kill;
 mod load;
+mod local;
 mod model;
 mod modes;
 mod policy;
