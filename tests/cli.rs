@@ -115,7 +115,7 @@ fn the_printed_example_is_a_valid_configuration() {
 #[test]
 fn verbs_say_what_is_missing() {
     let folder = tempfile::tempdir().unwrap();
-    for arguments in [&["status"][..], &["logs", "abcdef"], &["cancel", "abcdef"], &["audit"]] {
+    for arguments in [&["status"][..], &["logs", "abcdef"], &["cancel", "abcdef"], &["audit"], &["budget"]] {
         let (code, out, err) = ask(folder.path(), arguments);
         assert_eq!((code, out.as_str()), (2, ""), "{arguments:?}");
         assert!(err.starts_with("error: there is no database at `state/zeblit.db` yet\nhint: "), "{err}");
@@ -208,6 +208,33 @@ fn a_server_is_operated_beside_it_and_from_elsewhere() {
     }
     let (code, _, err) = remote(&["cancel", "abcdef"]);
     assert!(code == 2 && err.contains("error: there is no run"), "{err}");
+
+    // Money: what may be spent, what was, and the ledger of a month, here and from elsewhere.
+    for (code, out, err) in [ask(here, &["budget"]), remote(&["budget"])] {
+        assert_eq!(code, 0, "{err}");
+        assert!(
+            out.starts_with(
+                "run          $5.00 unless it asks for more, at most $20.00\nuser/day     no limit\n"
+            ),
+            "{out}"
+        );
+        assert!(err.contains("Nothing was spent today"), "{err}");
+    }
+    let (code, out, _) = remote(&["budget", "--json"]);
+    let view: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (code, &view["limits"]["run_micros"], &view["budgets"]),
+        (0, &5_000_000.into(), &serde_json::json!([]))
+    );
+    let head = "run,repository,number,requester,verb,agent,model,state,first_request,requests,unsettled,input_tokens,output_tokens,cache_read_tokens,cache_write_tokens,dollars\n";
+    for arguments in [&["budget", "--csv"][..], &["budget", "--csv", "--month", "2026-02"]] {
+        assert_eq!(ask(here, arguments).1, head);
+        assert_eq!(remote(arguments).1, head);
+    }
+    let (code, _, err) = remote(&["budget", "abcdef"]);
+    assert!(code == 2 && err.contains("error: there is no run"), "{err}");
+    let (code, _, err) = ask(here, &["budget", "--csv", "--month", "last"]);
+    assert!(code == 2 && err.contains("a month is written like 2026-11"), "{err}");
 
     // The doctor works beside it, too: what fails is required and named.
     let (_, out, _) = ask(here, &["doctor"]);

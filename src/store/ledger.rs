@@ -290,7 +290,8 @@ pub struct RunCost {
     pub unsettled: i64,
 }
 
-/// The runs that asked a model from `since` to before `until`, by id after `after`: at most 1000.
+/// The runs that asked a model from `since` to before `until`, by id after `after`: at most 1000. The pages of a month
+/// together read the ledger once, in the order of its key.
 pub async fn of_runs(
     store: &Store,
     since: DateTime<Utc>,

@@ -24,6 +24,7 @@ mod hostile;
 mod inputs;
 mod kill;
 mod load;
+mod local;
 mod model;
 mod modes;
 mod policy;

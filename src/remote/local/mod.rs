@@ -254,20 +254,35 @@ impl Inner {
         let operation = "read pull request";
         let pull = subject.pull.as_ref().ok_or_else(|| not_found(operation))?;
         // What was merged or closed keeps its commits, whatever its branches do later.
-        let live = |branch: &BranchName, seen: &Sha| -> Result<Sha, RemoteError> {
+        let live = |bare: &Bare, branch: &BranchName, seen: &Sha| -> Result<Sha, RemoteError> {
             if !subject.open {
                 return Ok(seen.clone());
             }
             Ok(bare.branch_head(branch).map_err(failed(operation))?.unwrap_or_else(|| seen.clone()))
         };
+        let fork = pull.fork.and_then(|id| self.lock().repo_by_id(id).cloned());
+        let head_sha = match &fork {
+            None => live(bare, &pull.head, &pull.head_seen)?,
+            Some(fork) => {
+                let home = self.bare(&fork.name);
+                let sha = live(&home, &pull.head, &pull.head_seen)?;
+                if !bare.has_commit(&sha).map_err(failed(operation))? {
+                    bare.take_pull(&home, &pull.head, subject.number).map_err(failed(operation))?;
+                }
+                sha
+            }
+        };
         Ok(PullHead {
             number: subject.number,
-            head_sha: live(&pull.head, &pull.head_seen)?,
+            head_sha,
             head_ref: pull.head.as_str().to_owned(),
-            head_repo: Some(row.name.clone()),
+            head_repo: match pull.fork {
+                None => Some(row.name.clone()),
+                Some(_) => fork.map(|fork| fork.name),
+            },
             base_ref: pull.base.clone(),
-            base_sha: live(&pull.base, &pull.base_seen)?,
-            fork: false,
+            base_sha: live(bare, &pull.base, &pull.base_seen)?,
+            fork: pull.fork.is_some(),
             open: subject.open,
             merged: pull.merged,
             draft: pull.draft,
@@ -375,7 +390,13 @@ impl Inner {
                 format!("summary exceeds a maximum of {MAX_BODY_CHARS} characters"),
             ));
         }
-        let (_, bare) = self.row(operation, repo)?;
+        let (row, bare) = self.row(operation, repo)?;
+        // A push to a fork is seen when somebody looks.
+        for subject in row.subjects.iter().filter(|subject| subject.open) {
+            if subject.pull.as_ref().is_some_and(|pull| pull.fork.is_some()) {
+                self.pull_head(&row, &bare, subject)?;
+            }
+        }
         if !bare.has_commit(&wanted.head_sha).map_err(failed(operation))? {
             return Err(refused(operation, format!("No commit found for SHA: {}", wanted.head_sha)));
         }
@@ -448,10 +469,20 @@ impl Inner {
                 Ok(self.pull_ref(row, subject, None))
             });
         }
-        if let Some(open) = open_pull(&row, &wanted.head, &wanted.base) {
+        let fork = wanted.fork.as_ref().map(|fork| fork.id);
+        if let Some(open) = open_pull(&row, fork, &wanted.head, &wanted.base) {
             return Ok(self.pull_ref(&row, open, Some("the pull request was there already".to_owned())));
         }
-        let head = bare
+        let home = match fork {
+            None => bare.clone(),
+            Some(id) => {
+                let found = self.lock().repo_by_id(id).filter(|fork| fork.fork_of == Some(row.id)).cloned();
+                let found = found
+                    .ok_or_else(|| refused(operation, "head is invalid: not a fork of this repository"))?;
+                self.bare(&found.name)
+            }
+        };
+        let head = home
             .branch_head(&wanted.head)
             .map_err(failed(operation))?
             .ok_or_else(|| refused(operation, format!("head is invalid: no branch `{}`", wanted.head)))?;
@@ -459,6 +490,10 @@ impl Inner {
             .branch_head(&wanted.base)
             .map_err(failed(operation))?
             .ok_or_else(|| refused(operation, format!("base is invalid: no branch `{}`", wanted.base)))?;
+        if fork.is_some() {
+            // Under the number it is about to get; whoever reads it later brings it here again where that is needed.
+            bare.take_pull(&home, &wanted.head, row.next_number).map_err(failed(operation))?;
+        }
         if bare.commits_ahead(&base, &head).map_err(failed(operation))? == 0 {
             return Err(refused(
                 operation,
@@ -468,12 +503,13 @@ impl Inner {
         self.change(operation, |state| {
             let (bot, id) = (state.bot, state.new_id());
             let row = state.repo_mut(repo).ok_or_else(|| not_found(operation))?;
-            if let Some(open) = open_pull(row, &wanted.head, &wanted.base) {
+            if let Some(open) = open_pull(row, fork, &wanted.head, &wanted.base) {
                 let note = Some("the pull request was there already".to_owned());
                 return Ok(self.pull_ref(row, open, note));
             }
             let pull = PullRow {
                 head: wanted.head.clone(),
+                fork,
                 base: wanted.base.clone(),
                 draft: wanted.draft,
                 merged: false,
@@ -529,14 +565,14 @@ impl Inner {
                         && check.run.head_sha == wanted.head_sha
                 })
                 .map(|check| self.check_ref(row, check)),
-            Payload::Pull(wanted) => open_pull(row, &wanted.head, &wanted.base)
+            Payload::Pull(wanted) => open_pull(row, fork_id(wanted), &wanted.head, &wanted.base)
                 .or_else(|| {
                     // Made by us and closed by somebody since: it was made all the same.
                     row.subjects.iter().find(|subject| {
                         subject
                             .pull
                             .as_ref()
-                            .is_some_and(|pull| pull.head == wanted.head && pull.base == wanted.base)
+                            .is_some_and(|pull| is_of(pull, fork_id(wanted), &wanted.head, &wanted.base))
                             && subject.author == state.bot
                             && !wanted.marker.is_empty()
                             && subject.body.contains(&wanted.marker)
@@ -572,9 +608,22 @@ impl Inner {
     }
 }
 
-fn open_pull<'r>(row: &'r RepoRow, head: &BranchName, base: &BranchName) -> Option<&'r SubjectRow> {
+fn fork_id(pull: &OwnPull) -> Option<i64> {
+    pull.fork.as_ref().map(|fork| fork.id)
+}
+
+fn is_of(pull: &PullRow, fork: Option<i64>, head: &BranchName, base: &BranchName) -> bool {
+    pull.fork == fork && pull.head == *head && pull.base == *base
+}
+
+fn open_pull<'r>(
+    row: &'r RepoRow,
+    fork: Option<i64>,
+    head: &BranchName,
+    base: &BranchName,
+) -> Option<&'r SubjectRow> {
     row.subjects.iter().find(|subject| {
-        subject.open && subject.pull.as_ref().is_some_and(|pull| pull.head == *head && pull.base == *base)
+        subject.open && subject.pull.as_ref().is_some_and(|pull| is_of(pull, fork, head, base))
     })
 }
 
@@ -811,6 +860,7 @@ impl LocalForge {
                 subjects: Vec::new(),
                 checks: Vec::new(),
                 created_at: now,
+                fork_of: None,
             });
             let repo = Repo { id, name: name.clone(), installation: 0, private: false };
             Ok(RepoInfo { repo, default_branch })
@@ -839,6 +889,21 @@ impl LocalForge {
         source: &Path,
     ) -> Result<RepoInfo, RemoteError> {
         self.add_repo(name, description, |bare| bare.import(source))
+    }
+
+    /// A copy of a repository that belongs to somebody else, from which its pull requests may come.
+    pub fn create_fork(&self, of: &Repo, owner: &str) -> Result<RepoInfo, RemoteError> {
+        let operation = "create a fork";
+        let (row, bare) = self.inner.row(operation, of)?;
+        let name = RepoName::parse(&format!("{owner}/{}", row.name.name()))
+            .map_err(|error| refused(operation, error.to_string()))?;
+        let made =
+            self.add_repo(&name, &format!("forked from {}", row.name), |copy| copy.import(bare.path()))?;
+        self.inner.change(operation, |state| {
+            state.repo_mut(&made.repo).ok_or_else(|| not_found(operation))?.fork_of = Some(row.id);
+            Ok(())
+        })?;
+        Ok(made)
     }
 
     /// Commits files to a branch of a repository (as a person would push them).
@@ -901,6 +966,7 @@ impl LocalForge {
         let operation = "open pull request";
         let wanted = OwnPull {
             head: head.clone(),
+            // People here work on branches; only the server opens pull requests from a fork.
             fork: None,
             base: base.clone(),
             title: title.to_owned(),
@@ -909,7 +975,7 @@ impl LocalForge {
             marker: String::new(),
         };
         let (row, _) = self.inner.row(operation, repo)?;
-        if open_pull(&row, head, base).is_some() {
+        if open_pull(&row, None, head, base).is_some() {
             return Err(refused(
                 operation,
                 format!("A pull request already exists for {}:{head}.", row.name.owner()),
@@ -1088,7 +1154,10 @@ impl LocalForge {
         let mut numbers: Vec<i64> = row
             .subjects
             .iter()
-            .filter(|subject| subject.open && subject.pull.as_ref().is_some_and(|pull| pull.head == *head))
+            .filter(|subject| {
+                let own = |pull: &PullRow| pull.fork.is_none() && pull.head == *head;
+                subject.open && subject.pull.as_ref().is_some_and(own)
+            })
             .map(|subject| subject.number)
             .collect();
         numbers.reverse();
@@ -1384,9 +1453,11 @@ impl Forge for LocalForge {
         }))
     }
 
-    async fn fork_of(&self, _repo: &Repo, _owner: &str) -> Result<Option<Repo>, RemoteError> {
-        // This forge has no forks.
-        Ok(None)
+    async fn fork_of(&self, repo: &Repo, owner: &str) -> Result<Option<Repo>, RemoteError> {
+        let state = self.inner.lock();
+        let row = state.repo(repo).ok_or_else(|| not_found("look for our fork"))?;
+        let mut forks = state.repos.iter().filter(|fork| fork.fork_of == Some(row.id));
+        Ok(forks.find(|fork| fork.name.owner().eq_ignore_ascii_case(owner)).map(RepoRow::repo))
     }
 
     async fn pull_template(&self, repo: &Repo) -> Result<Option<String>, RemoteError> {

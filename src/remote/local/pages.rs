@@ -15,7 +15,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Form, Path, Query, State as Shared};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use serde::Deserialize;
@@ -66,7 +66,7 @@ pub fn router(forge: LocalForge, hook: WebhookHook) -> Router {
         .route("/forge/{owner}/{name}/comments/{number}", post(post_comment))
         .route(
             "/forge/{owner}/{name}/files/{file}",
-            post(upload).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)),
+            put(upload).layer(DefaultBodyLimit::max(MAX_UPLOAD_BYTES)),
         )
         .route("/forge/{owner}/{name}/files/{id}/{file}", get(download))
         .layer(DefaultBodyLimit::max(MAX_FORM_BYTES))
@@ -705,7 +705,10 @@ fn pull_body(
         count = comparison.commits.len(),
         s = if comparison.commits.len() == 1 { "" } else { "s" },
         base = escape(head.base_ref.as_str()),
-        from = escape(&head.head_ref),
+        from = escape(&match head.head_repo.as_ref().filter(|_| head.fork) {
+            Some(fork) => format!("{}:{}", fork.owner(), head.head_ref),
+            None => head.head_ref.clone(),
+        }),
         comments = subject.comments.len() + subject.reviews.len(),
         check_count = checks.len(),
         files = comparison.files.len(),
@@ -767,30 +770,32 @@ async fn check(
     .await
 }
 
-/// Refuses forms of other sites: a browser names the page a form was sent from, and the host must be this one.
-fn same_origin(inner: &Inner, headers: &HeaderMap) -> Result<(), PageError> {
-    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    let refuse = |why: &str| {
-        Err(PageError {
-            status: StatusCode::FORBIDDEN,
-            text: format!(
-                "This form was refused: {why}. Open the page on this server and send it from there."
-            ),
-        })
-    };
-    let Some(host) = text(header::HOST) else { return refuse("the request names no host") };
+fn refuse<T>(why: &str) -> Result<T, PageError> {
+    Err(PageError {
+        status: StatusCode::FORBIDDEN,
+        text: format!("This form was refused: {why}. Open the page on this server and send it from there."),
+    })
+}
+
+/// Refuses requests to a foreign name that was pointed at this address (DNS rebinding). Gives the host.
+fn known_host<'h>(inner: &Inner, headers: &'h HeaderMap) -> Result<&'h str, PageError> {
+    let host = headers.get(header::HOST).and_then(|value| value.to_str().ok());
+    let Some(host) = host else { return refuse("the request names no host") };
     let own = url::Url::parse(&inner.web_url)
         .ok()
         .and_then(|url| url.host_str().map(|name| (name.to_owned(), url.port_or_known_default())));
     let bare_host = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    // A foreign name that was pointed at this address (DNS rebinding) is not this server.
     let known = matches!(bare_host, "localhost" | "127.0.0.1" | "[::1]")
         || own.is_some_and(|(name, port)| {
             host == name || port.is_some_and(|port| host == format!("{name}:{port}"))
         });
-    if !known {
-        return refuse("it was sent to a host name that is not this server's");
-    }
+    if known { Ok(host) } else { refuse("it was sent to a host name that is not this server's") }
+}
+
+/// Refuses forms of other sites: a browser names the page a form was sent from, and the host must be this one.
+fn same_origin(inner: &Inner, headers: &HeaderMap) -> Result<(), PageError> {
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let host = known_host(inner, headers)?;
     match text(HeaderName::from_static("sec-fetch-site")) {
         Some("same-origin") => Ok(()),
         Some(_) => refuse("it came from another site"),
@@ -859,15 +864,15 @@ async fn post_comment(
     send(&pages, webhooks, &back).await
 }
 
-/// Takes a file as the whole body (`curl --data-binary @crash.log …/files/crash.log`) and answers with its link in
-/// Markdown, to be written into an issue or comment.
+/// Takes a file as the whole body (`curl -T crash.log …/files/crash.log`) and answers with its link in Markdown, to be
+/// written into an issue or comment. Other sites cannot send a PUT here: browsers ask first, and nobody says yes.
 async fn upload(
     Shared(pages): Shared<Pages>,
     Path((owner, name, file)): Path<(String, String, String)>,
     headers: HeaderMap,
     body: axum::body::Bytes,
 ) -> PageResult {
-    same_origin(&pages.forge.inner, &headers)?;
+    known_host(&pages.forge.inner, &headers)?;
     let name = repo_name(&owner, &name)?;
     let kept = tokio::task::spawn_blocking(move || {
         let repo = find_repo(&pages.forge.inner.lock(), &name)?.repo();

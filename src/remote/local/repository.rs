@@ -278,6 +278,24 @@ impl Bare {
         }
     }
 
+    /// Brings the head of a fork's branch here, as `refs/pull/<number>/head`: a pull request shows and offers it.
+    pub(super) fn take_pull(
+        &self,
+        fork: &Bare,
+        branch: &BranchName,
+        number: i64,
+    ) -> Result<(), RepositoryError> {
+        let url = url::Url::from_file_path(&fork.path).map_err(|()| {
+            RepositoryError::Refused(format!("{} has no absolute path", fork.path.display()))
+        })?;
+        let into = self.open()?;
+        let mut remote = into.remote_anonymous(url.as_str()).map_err(git("read the fork"))?;
+        let mut options = FetchOptions::new();
+        options.download_tags(git2::AutotagOption::None).update_fetchhead(false);
+        let spec = format!("+{}:refs/pull/{number}/head", branch.full());
+        remote.fetch(&[spec.as_str()], Some(&mut options), Some("pull request")).map_err(git("read the fork"))
+    }
+
     pub(super) fn has_commit(&self, commit: &Sha) -> Result<bool, RepositoryError> {
         match self.open()?.find_commit(oid(commit)?) {
             Ok(_) => Ok(true),

@@ -60,6 +60,9 @@ pub(super) struct RepoRow {
     pub(super) subjects: Vec<SubjectRow>,
     pub(super) checks: Vec<CheckRow>,
     pub(super) created_at: DateTime<Utc>,
+    /// The repository that it is a fork of.
+    #[serde(default)]
+    pub(super) fork_of: Option<i64>,
 }
 
 impl RepoRow {
@@ -111,6 +114,9 @@ pub(super) struct SubjectRow {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct PullRow {
     pub(super) head: BranchName,
+    /// The fork that the head lives in.
+    #[serde(default)]
+    pub(super) fork: Option<i64>,
     pub(super) base: BranchName,
     pub(super) draft: bool,
     pub(super) merged: bool,
@@ -227,6 +233,10 @@ impl State {
     pub(super) fn repo_mut(&mut self, wanted: &Repo) -> Option<&mut RepoRow> {
         let id = self.repo(wanted)?.id;
         self.repos.iter_mut().find(|row| row.id == id)
+    }
+
+    pub(super) fn repo_by_id(&self, id: i64) -> Option<&RepoRow> {
+        self.repos.iter().find(|row| row.id == id)
     }
 
     pub(super) fn repo_named(&self, name: &RepoName) -> Option<&RepoRow> {

@@ -443,6 +443,164 @@ async fn checks_need_a_commit_and_are_found_by_run_name_and_commit() {
 }
 
 #[tokio::test]
+async fn attached_files_are_kept_served_and_given_to_their_repository_only() {
+    let w = world();
+    let link = w.forge.attach(&w.repo, "../Crash log.txt", b"boom").unwrap();
+    let url = link.split_once("](").unwrap().1.trim_end_matches(')').to_owned();
+    assert!(
+        link.starts_with("[..-Crash-log.txt](http://127.0.0.1:8080/forge/demo/inventory/files/"),
+        "{link}"
+    );
+    let found = attachment::links(&format!("see {link}"), w.forge.uploads_url());
+    assert_eq!(found.iter().map(|link| link.url.as_str()).collect::<Vec<_>>(), [url.as_str()]);
+    let attached = async |repo: &Repo, url: &str, most| {
+        let link = Link { url: url.to_owned(), name: None, asset: false };
+        w.forge.attachment(repo, &link, most).await
+    };
+    assert_eq!(attached(&w.repo, &url, 4).await.unwrap(), b"boom");
+    assert_eq!(status_of(attached(&w.repo, &url, 3).await.unwrap_err()), 413);
+    let other = w.forge.create_repo(&name("demo/other"), "", FILES, "Begin").unwrap().repo;
+    let (folder, _) = url.rsplit_once('/').unwrap();
+    for (repo, url) in [
+        (&other, url.clone()),
+        (&w.repo, format!("{folder}/none.txt")),
+        (&w.repo, format!("{folder}/../../../../forge.json")),
+        (&w.repo, format!("{folder}/..")),
+        (&w.repo, "http://127.0.0.1:8080/forge/demo/inventory/files/x/forge.json".to_owned()),
+    ] {
+        let error = attached(repo, &url, 1000).await.unwrap_err();
+        assert!(
+            matches!(error, RemoteError::NotFound { .. } | RemoteError::Protocol { .. }),
+            "{url}: {error}"
+        );
+    }
+    let large = vec![0; MAX_UPLOAD_BYTES + 1];
+    assert_eq!(status_of(w.forge.attach(&w.repo, "x", &large).unwrap_err()), 422);
+    assert_eq!(status_of(w.forge.attach(&w.repo, "..", b"x").unwrap_err()), 422);
+
+    // The same over HTTP: a body in, a link out, and bytes that no browser runs.
+    let (router, _) = w.pages();
+    let put = |host: &str| {
+        let body = Body::from("<html><script>alert(1)</script>");
+        Request::put("/forge/demo/inventory/files/page.html").header("host", host).body(body).unwrap()
+    };
+    let foreign = router.clone().oneshot(put("rebound.example")).await.unwrap();
+    assert_eq!(foreign.status(), StatusCode::FORBIDDEN);
+    let answer = router.clone().oneshot(put("127.0.0.1:8080")).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    let text = answer.into_body().collect().await.unwrap().to_bytes();
+    let path = String::from_utf8(text.to_vec()).unwrap();
+    let path = path.trim().trim_end_matches(')').split_once("8080").unwrap().1.to_owned();
+    let page = router.clone().oneshot(Request::get(&path).body(Body::empty()).unwrap()).await.unwrap();
+    assert_eq!(page.headers()["content-type"], "application/octet-stream");
+    assert_eq!(page.headers()["x-content-type-options"], "nosniff");
+    let none = Request::get("/forge/demo/inventory/files/9/none").body(Body::empty()).unwrap();
+    assert_eq!(router.oneshot(none).await.unwrap().status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn checks_that_others_reported_are_told_with_their_logs() {
+    let w = world();
+    let sha = w.main_head();
+    let own = check_run(&sha, CheckStatus::Completed, Some(CheckConclusion::Failure));
+    w.forge.apply(&w.effect(Payload::Check(own.clone()))).await.unwrap();
+    assert_eq!(w.forge.failed_checks(&w.repo, &sha).await.unwrap(), [], "our own are no news");
+    let mut theirs = check_run(&sha, CheckStatus::Completed, Some(CheckConclusion::Failure));
+    theirs.name = "tests".into();
+    let id = w.forge.report_check(&w.repo, &theirs, "one\ntwo\n").unwrap();
+    let passed = check_run(&sha, CheckStatus::Completed, Some(CheckConclusion::Success));
+    w.forge.report_check(&w.repo, &passed, "").unwrap();
+    let failed = w.forge.failed_checks(&w.repo, &sha).await.unwrap();
+    assert_eq!(failed.len(), 1);
+    assert_eq!(
+        (failed[0].name.as_str(), failed[0].conclusion.as_str(), failed[0].job),
+        ("tests", "failure", Some(id))
+    );
+    let log = async |bytes| w.forge.job_log(&w.repo, id, bytes).await.unwrap().unwrap();
+    assert_eq!(log(100).await, LogTail { bytes: b"one\ntwo\n".to_vec(), whole: true });
+    assert_eq!(log(4).await, LogTail { bytes: b"two\n".to_vec(), whole: false });
+    assert_eq!(w.forge.job_log(&w.repo, 9999, 10).await.unwrap(), None);
+    let elsewhere = Sha::parse(&"e".repeat(40)).unwrap();
+    assert_eq!(
+        status_of(
+            w.forge
+                .report_check(&w.repo, &check_run(&elsewhere, CheckStatus::Completed, None), "")
+                .unwrap_err()
+        ),
+        422
+    );
+}
+
+#[tokio::test]
+async fn a_fork_takes_pushes_and_pull_requests_come_from_it() {
+    let w = world();
+    assert_eq!(w.forge.fork_of(&w.repo, "bots").await.unwrap(), None);
+    let fork = w.forge.create_fork(&w.repo, "bots").unwrap().repo;
+    assert_eq!(fork.name, name("bots/inventory"));
+    assert_eq!(w.forge.fork_of(&w.repo, "BOTS").await.unwrap(), Some(fork.clone()));
+    assert_eq!(w.forge.fork_of(&fork, "bots").await.unwrap(), None);
+    let topic = branch("zeblit/1");
+    let files = [SeedFile { path: "src/app.py", content: "one = 1\n", executable: false }];
+    let main = w.main_head();
+    // The branch begins at the head of `main`, which the fork has too.
+    let fork_bare = w.forge.inner.bare(&fork.name);
+    let begin = |sha: &Sha| {
+        let git = git2::Repository::open_bare(fork_bare.path()).unwrap();
+        let id = git2::Oid::from_str(sha.as_str()).unwrap();
+        git.reference(&topic.full(), id, true, "begin").unwrap();
+    };
+    begin(&main);
+    let first = w.forge.commit_files(&fork, &topic, &files, "Change").unwrap();
+    let wanted = OwnPull { fork: Some(fork.clone()), ..own_pull("zeblit/1") };
+    let made = w.forge.apply(&w.effect(Payload::Pull(wanted.clone()))).await.unwrap();
+    let number: i64 = made.id.parse().unwrap();
+    assert_eq!(w.forge.find(&w.effect(Payload::Pull(wanted.clone()))).await.unwrap(), Some(made));
+    assert_eq!(
+        w.forge.find(&w.effect(Payload::Pull(own_pull("zeblit/1")))).await.unwrap(),
+        None,
+        "not from here"
+    );
+    let head = w.forge.pull(&w.repo, number).await.unwrap();
+    assert_eq!((head.head_sha.clone(), head.fork, head.head_repo), (first, true, Some(fork.name.clone())));
+    assert_eq!(w.forge.changed_paths(&w.repo, number).await.unwrap(), ["src/app.py"]);
+    assert_eq!(
+        w.forge.branch_head(&w.repo, &topic).await.unwrap(),
+        None,
+        "the repository has no such branch"
+    );
+    // A later push to the fork is seen, and checks find its commit.
+    let more = [SeedFile { path: "b.txt", content: "b", executable: false }];
+    let second = w.forge.commit_files(&fork, &topic, &more, "More").unwrap();
+    let check = check_run(&second, CheckStatus::Queued, None);
+    w.forge.apply(&w.effect(Payload::Check(check))).await.unwrap();
+    assert_eq!(w.forge.pull(&w.repo, number).await.unwrap().head_sha, second);
+    let at = format!("refs/pull/{number}/head");
+    let base = git2::Repository::open_bare(w.forge.repo_path(&w.repo).unwrap()).unwrap();
+    assert_eq!(base.refname_to_id(&at).unwrap().to_string(), second.as_str());
+    // What an event says of it.
+    let owner = w.forge.owner();
+    let (_, hook) = w.forge.review_comment(&w.repo, &owner, number, "b.txt", 1, "/zeblit fix").unwrap();
+    let body: serde_json::Value = serde_json::from_slice(&hook.body).unwrap();
+    assert_eq!(body["pull_request"]["head"]["repo"]["full_name"], "bots/inventory");
+    assert_eq!(body["pull_request"]["base"]["repo"]["full_name"], "demo/inventory");
+    let (router, _) = w.pages();
+    let (_, page) = page_of(&router, &format!("/forge/demo/inventory/pull/{number}")).await;
+    assert!(page.contains("bots:zeblit/1") && page.contains("b.txt"), "{page}");
+    // A repository that is no fork of this one offers nothing.
+    let other = w.forge.create_repo(&name("bots/other"), "", FILES, "Begin").unwrap().repo;
+    let error =
+        w.forge.apply(&w.effect(Payload::Pull(OwnPull { fork: Some(other), ..own_pull("main") }))).await;
+    assert_eq!(status_of(error.unwrap_err()), 422);
+    // All of it is on disk.
+    let (folder, repo) = (w.folder, w.repo);
+    drop(router);
+    drop(w.forge);
+    let again = open(folder.path());
+    assert_eq!(again.fork_of(&repo, "bots").await.unwrap(), Some(fork));
+    assert_eq!(again.pull(&repo, number).await.unwrap().head_sha, second);
+}
+
+#[tokio::test]
 async fn branches_are_not_applied_by_the_forge() {
     let w = world();
     let push =

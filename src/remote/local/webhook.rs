@@ -54,7 +54,7 @@ impl LocalForge {
             "owner": owner,
             "html_url": self.inner.repo_url(&row.name),
             "description": row.description,
-            "fork": false,
+            "fork": row.fork_of.is_some(),
             "created_at": time(row.created_at),
             "default_branch": row.default_branch.as_str(),
         })
@@ -87,6 +87,8 @@ impl LocalForge {
 
     fn pull_request(&self, state: &State, row: &RepoRow, subject: &SubjectRow, head: &PullHead) -> Value {
         let repository = self.repository(state, row);
+        let home = head.head_repo.as_ref().and_then(|name| state.repo_named(name));
+        let home = home.map(|home| self.repository(state, home));
         json!({
             "id": subject.id,
             "node_id": node_id(subject.id),
@@ -101,7 +103,7 @@ impl LocalForge {
             "updated_at": time(subject.updated_at),
             "closed_at": subject.closed_at.map(time),
             "html_url": self.inner.subject_url(&row.name, subject),
-            "head": { "ref": head.head_ref, "sha": head.head_sha.as_str(), "repo": repository.clone() },
+            "head": { "ref": head.head_ref, "sha": head.head_sha.as_str(), "repo": home },
             "base": { "ref": head.base_ref.as_str(), "sha": head.base_sha.as_str(), "repo": repository },
         })
     }
