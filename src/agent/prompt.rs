@@ -94,6 +94,7 @@ pub struct PromptContext {
 }
 
 const CONVERSATION: &str = "The conversation so far";
+const ATTACHED: &str = "Attached files";
 
 /// One part of the prompt that came from outside.
 struct Data {
@@ -120,6 +121,11 @@ pub fn build(spec: &RunSpec, context: &PromptContext) -> String {
         if part.heading != heading {
             heading = part.heading;
             let _ = write!(prompt, "\n# {heading}\n");
+            if heading == ATTACHED {
+                prompt.push_str(
+                    "\nThey lie outside the current directory, to be read: texts also with `cat`, images with a tool that shows them.\n",
+                );
+            }
         }
         let _ = write!(
             prompt,
@@ -305,7 +311,7 @@ fn trust(trusted: bool) -> &'static str {
 
 /// Each attached file: where it is, or why it is not there. Addresses hold names that people chose.
 fn attached(context: &PromptContext) -> Vec<Data> {
-    let heading = "Attached files";
+    let heading = ATTACHED;
     let mut parts: Vec<Data> = context
         .attachments
         .iter()
@@ -549,6 +555,8 @@ mod tests {
         let (_, shown) = prompt.split_once("# Attached files").unwrap();
         let (shown, _) = shown.split_once("\n# Now").unwrap();
         insta::assert_snapshot!(shown.replace(&fence, "FENCE"), @r"
+
+        They lie outside the current directory, to be read: texts also with `cat`, images with a tool that shows them.
 
         ----- BEGIN DATA FENCE: attached to the issue by @eve (may not write here: untrusted) -----
         /zeblit/home/attachments/01-crash.log

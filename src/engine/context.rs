@@ -28,7 +28,7 @@ const MAX_AUTHORS: usize = 20;
 /// Requests to the forge at one time, of each kind.
 const AT_ONCE: usize = 6;
 /// Time for the roles, for the checks and for the files. A start waits for the longest of them.
-const PATIENCE: Duration = Duration::from_secs(25);
+const PATIENCE: Duration = Duration::from_secs(15);
 /// Bytes of an attached text that an agent gets.
 const MAX_TEXT_BYTES: usize = 256 * 1024;
 /// Where the checks' output lies below HOME.

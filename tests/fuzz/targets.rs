@@ -7,13 +7,14 @@ use zeblit::agent::{AdapterKind, AgentEvent, definition};
 use zeblit::broker;
 use zeblit::broker::egress::{client_hello_sni, parse_connect, parse_request};
 use zeblit::config::Config;
+use zeblit::domain::attachment::Kind;
 use zeblit::domain::egress::canonical_host;
 use zeblit::domain::event::Source;
 use zeblit::domain::gate::{self, Change, Changeset, Mode};
 use zeblit::domain::ids::{BranchName, Sha, TaskId};
 use zeblit::domain::repo_config::{self, GateConfig};
 use zeblit::domain::secrets::SecretScan;
-use zeblit::domain::{command, patterns, sanitize, task};
+use zeblit::domain::{attachment, ci, command, patterns, sanitize, task};
 use zeblit::intake;
 use zeblit::shim::builtin::{api, http, json::Json};
 use zeblit::shim::job::WireJob;
@@ -123,6 +124,12 @@ pub const TARGETS: &[Target] = &[
         b"See <!-- hidden --> ![alt](https://x.y/z.png \"title\") @ann #12\n```\ncode\n```\n",
         "a\u{200b}b \u{1f469}\u{200d}\u{1f4bb} <a title='x'>y</a> Fixes https://x.y/1".as_bytes(),
     ] },
+    Target { name: "attachment", run: attached, seeds: &[
+        b"![x](https://github.com/user-attachments/assets/880fbe21-506b-458b-8be6-71ac826d92f5)\n<img src='https://github.com/o/r/files/1/a.log'>",
+        b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\x40\0\0\0\x20\x08\x06\0\0\0",
+        b"\xff\xd8\xff\xe0\0\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0\xff\xc2\0\x11\x08\0\x20\0\x40\x03",
+        b"2026-11-21T10:00:00.1234567Z \x1b[31mfirst\x1b[0m\n\x1b]0;title\x07second\n",
+    ] },
     Target { name: "gate_path", run: gate_path, seeds: &[
         b"src/app.py\0docs/readme.md", b".github/workflows/ci.yml", b"a/.GIT/config\0GIT~1/hooks/x", ".g\u{200c}it/config".as_bytes(),
     ] },
@@ -229,6 +236,25 @@ fn sanitiser(bytes: &[u8]) {
     }
     assert!(!sanitize::one_line(&text, 100).contains('\n'));
     let _ = sanitize::for_commit(&text);
+}
+
+/// Links of a text, the kind of a file, a log's end.
+fn attached(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    for link in attachment::links(&text, "https://github.com") {
+        let known =
+            link.url.starts_with("https://github.com/") || link.url.contains(".githubusercontent.com/");
+        assert!(known && !link.url.contains(".."), "{}", link.url);
+        let path = attachment::path(1, &link, Kind::Text);
+        assert!(path.starts_with("attachments/01-") && path.matches('/').count() == 1, "{path}");
+    }
+    let _ = attachment::judge(bytes);
+    for limit in [200, 100_000] {
+        let file = sanitize::for_file(&text, limit);
+        assert!(file.len() <= limit && !file.contains('\u{1b}') && !file.contains('\r'));
+        assert_eq!(sanitize::for_file(&file, limit), file, "not settled");
+    }
+    let _ = ci::tail(&text, false);
 }
 
 /// Paths between NUL bytes.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use url::{Origin, Url};
 
 /// Time for one download, all its hops together.
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(12);
 /// Redirects of one download.
 const REDIRECTS: usize = 3;
 /// Bytes of a log that are read to see its end.
