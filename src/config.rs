@@ -44,6 +44,7 @@ pub struct Config {
     pub budget: BudgetConfig,
     pub agents: AgentsConfig,
     pub publish: PublishConfig,
+    pub retention: RetentionConfig,
     /// Signs markers and run links. Absent: made once, 0600, in the state directory.
     pub secret_key: Option<SecretString>,
 }
@@ -355,6 +356,22 @@ impl PublishConfig {
     }
 }
 
+/// How long what a run leaves besides commits is kept.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetentionConfig {
+    /// Files for download (`artifacts` of a repository); 0: none are kept.
+    pub artifact_days: i64,
+    /// Sessions of agents, for `/zeblit continue`; 0: none are kept.
+    pub session_days: i64,
+}
+
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        Self { artifact_days: 30, session_days: 14 }
+    }
+}
+
 /// Dollars spent on models, besides `limits.run_budget`; absent: no limit.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -400,6 +417,7 @@ impl Default for Config {
             budget: BudgetConfig::default(),
             agents: AgentsConfig::default(),
             publish: PublishConfig::default(),
+            retention: RetentionConfig::default(),
             secret_key: None,
         }
     }
@@ -695,6 +713,7 @@ const SECTIONS: &[(&str, &str)] = &[
         "publish",
         "What becomes of a result. A pushed branch starts the repository's workflows, with its secrets: see `zeblit help modes`.",
     ),
+    ("retention", "How long what a run leaves besides commits is kept."),
     ("budget", "Dollars for models, all runs together. A request that might pass one is not sent."),
     ("agents", "Which agent serves which command, and your own agents and skills."),
 ];
@@ -1136,6 +1155,20 @@ const KEYS: &[Key] = &[
     key!("publish.staged", Bool, "Every run is a dry run: nothing is pushed or opened.", "", |c| plain(
         c.publish.staged
     )),
+    key!(
+        "retention.artifact_days",
+        Integer,
+        "Days that files for download (`artifacts` of a repository) are kept; 0: none are.",
+        "",
+        |c| plain(c.retention.artifact_days)
+    ),
+    key!(
+        "retention.session_days",
+        Integer,
+        "Days in which `/zeblit continue` can go on with the agent's own conversation; 0: it always begins anew.",
+        "",
+        |c| plain(c.retention.session_days)
+    ),
     key!("agents.fix", Text, "The agent of `fix`, `continue` and plain words.", "", |c| text(&c.agents.fix)),
     key!("agents.review", Text, "The agent of `review`.", "", |c| text(&c.agents.review)),
     key!("agents.ask", Text, "The agent of `ask`.", "", |c| text(&c.agents.ask)),
@@ -1512,6 +1545,15 @@ impl Config {
         }
         if !(1..=90).contains(&publish.approval_days) {
             found.add("publish.approval_days", "needs a number from 1 to 90");
+        }
+        let retention = &self.retention;
+        for (key, days) in [
+            ("retention.artifact_days", retention.artifact_days),
+            ("retention.session_days", retention.session_days),
+        ] {
+            if !(0..=3650).contains(&days) {
+                found.add(key, "needs a number from 0 to 3650");
+            }
         }
     }
 

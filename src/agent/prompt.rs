@@ -183,6 +183,14 @@ fn rules(spec: &RunSpec, fence: &str) -> String {
          - Work only in the current directory. {network}, and nobody answers questions while you work (a tool\n\
          \x20 named `ask`, where you have one, ends the run with your question).\n"
     );
+    if !spec.config.artifacts.is_empty() {
+        // Patterns of the default branch's configuration, validated when they were read.
+        let _ = writeln!(
+            rules,
+            "- Files that match {} are kept for people to look at and are not part of the change.",
+            spec.config.artifacts.iter().map(|pattern| format!("`{pattern}`")).collect::<Vec<_>>().join(", ")
+        );
+    }
     rules.push_str(match spec.mode {
         RunMode::Change => {
             "- Change what the instruction needs and nothing else. Commit with `git commit`, or leave the changes in the\n\

@@ -364,6 +364,9 @@ pub struct Outcome {
     /// A changeset that was kept instead of being pushed at once.
     #[serde(default)]
     pub kept: Option<Kept>,
+    /// Files that are kept for download.
+    #[serde(default)]
+    pub artifacts: i64,
     /// Things the report should mention (drafts refused, masked files dropped, …).
     pub notes: Vec<String>,
 }

@@ -269,6 +269,62 @@ pub fn setup_not_for_forks() -> String {
     "The setup was left out: this pull request comes from a fork.".into()
 }
 
+/// Files that one note about artifacts names.
+const SHOWN_ARTIFACTS: usize = 5;
+
+/// `a`, `b` and 3 more. The names are as they may be shown.
+fn named(paths: &[String]) -> Option<String> {
+    let names: Vec<String> = paths.iter().take(SHOWN_ARTIFACTS).map(|path| format!("`{path}`")).collect();
+    let more = paths.len().saturating_sub(SHOWN_ARTIFACTS);
+    match (names.is_empty(), more) {
+        (true, _) => None,
+        (false, 0) => Some(names.join(", ")),
+        (false, more) => Some(format!("{} and {more} more", names.join(", "))),
+    }
+}
+
+pub fn artifacts_withheld(paths: &[String]) -> Option<String> {
+    named(paths)
+        .map(|names| format!("Artifacts withheld, because they hold a secret of this server: {names}."))
+}
+
+pub fn artifacts_suspicious(paths: &[String]) -> Option<String> {
+    named(paths)
+        .map(|names| format!("Artifacts withheld, because they hold what looks like a secret: {names}."))
+}
+
+pub fn artifacts_masked(paths: &[String]) -> Option<String> {
+    named(paths).map(|names| format!("In these artifacts, what looks like a secret is masked: {names}."))
+}
+
+/// Files that match and are not kept: path (empty: it is about all of them) and why.
+pub fn artifacts_left_out(left_out: &[(String, &str)], more: u64) -> Option<String> {
+    let mut parts: Vec<String> = left_out
+        .iter()
+        .take(SHOWN_ARTIFACTS)
+        .map(|(path, why)| if path.is_empty() { (*why).to_owned() } else { format!("`{path}` ({why})") })
+        .collect();
+    let more = more.saturating_add(left_out.len().saturating_sub(SHOWN_ARTIFACTS) as u64);
+    if more > 0 {
+        parts.push(format!("{more} more"));
+    }
+    (!parts.is_empty()).then(|| format!("Artifacts left out: {}.", parts.join("; ")))
+}
+
+pub fn keeps_no_artifacts() -> String {
+    "This server keeps no artifacts (`retention.artifact_days` is 0).".into()
+}
+
+/// `artifacts` asks for files, and the run left no pack of them.
+pub fn no_pack() -> String {
+    "The files that `artifacts` names could not be collected; the log says more.".into()
+}
+
+pub fn bad_pack(problem: &str) -> String {
+    let problem = sanitize::for_comment(&sanitize::one_line(problem, 300), 600);
+    format!("What the run left besides its commits was not taken: {}.", problem.trim_end_matches('.'))
+}
+
 pub fn budget_too_high(asked: i64, most: i64) -> String {
     format!("🚫 A budget of {} is more than a run may have here ({}).", dollars(asked), dollars(most))
 }
@@ -746,6 +802,9 @@ pub fn sticky(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
     if run.state.is_terminal() && run.progress.peak.is_some() {
         foot.push(format!("peak {}", peak(run)));
     }
+    if run.outcome.artifacts > 0 {
+        foot.push(artifacts(run, links));
+    }
     if let Some(page) = &links.run_page {
         let rests = run.state.is_terminal() || run.state == RunState::Held;
         let name = if rests { "log" } else { "live log" };
@@ -762,6 +821,12 @@ pub fn sticky(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
         foot.join(" · ")
     );
     cap(text)
+}
+
+/// `3 artifacts`, with the link to where they are.
+fn artifacts(run: &Run, links: &RunLinks) -> String {
+    let count = plural(run.outcome.artifacts, "artifact");
+    links.run_page.as_ref().map_or(count.clone(), |page| format!("[{count}]({page}#artifacts)"))
 }
 
 /// Lines of the agent's own checklist that are shown.
@@ -1149,6 +1214,9 @@ pub fn pull_body(run: &Run, links: &RunLinks, template: Option<&str>) -> String 
     );
     if run.progress.peak.is_some() {
         let _ = writeln!(text, "| Peak | {} |", peak(run));
+    }
+    if run.outcome.artifacts > 0 {
+        let _ = writeln!(text, "| Kept for download | {} |", artifacts(run, links));
     }
     if let Some(page) = &links.run_page {
         let _ = writeln!(text, "| Run | [`{}`]({page}) |", run.id.short());

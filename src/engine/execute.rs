@@ -2,7 +2,7 @@
 //! polls or adopts, so that a restart and a test both just step again.
 
 use super::report::{self, Urgency};
-use super::{EngineError, context, ingest, load, publish, setup};
+use super::{EngineError, context, extras, ingest, load, publish, setup};
 use crate::agent::adapter::{self, BRIDGE_PORT, EGRESS_PORT, LaunchContext, MASKED_PATHS};
 use crate::agent::prompt;
 use crate::agent::{AdapterKind, AgentEvent, AgentSpec};
@@ -701,6 +701,8 @@ pub(super) fn collect_job(run: &Run) -> CollectJob {
         base: run.start().to_string(),
         message: wording::commit_message(run),
         exclude: MASKED_PATHS.iter().map(|path| (*path).to_owned()).collect(),
+        artifacts: run.spec.config.artifacts.clone(),
+        session: Vec::new(),
     }
 }
 
@@ -930,6 +932,7 @@ fn shim_line(run: &mut Run, text: &str) -> Vec<(LogKind, String)> {
         Some("settled") => "the workspace is prepared".to_owned(),
         Some("collected") => format!("{} commit(s) collected", field("commits").unwrap_or(0)),
         Some("nothing") => "nothing was changed".to_owned(),
+        Some("packed") => format!("{} artifact(s) collected", field("artifacts").unwrap_or(0)),
         _ => text.to_owned(),
     };
     vec![(LogKind::Note, note)]
@@ -1104,6 +1107,9 @@ async fn collect(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         let mut tx = app.store.write_tx().await?;
         store::attempts::end(&mut tx, &attempt.slot, app.clock.now()).await?;
         tx.commit().await?;
+    }
+    if attempt.is_some() && run.progress.setup != SetupState::Running {
+        extras::take(app, run).await?;
     }
     setup::note_denied(app, run).await?;
     run.progress.phase = Some(Phase::Agent);

@@ -13,6 +13,7 @@ pub mod config_check;
 mod context;
 pub mod deliver;
 pub mod execute;
+mod extras;
 pub mod ingest;
 pub mod load;
 pub mod operate;
