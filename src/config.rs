@@ -356,19 +356,19 @@ impl PublishConfig {
     }
 }
 
-/// How long what a run leaves besides commits is kept.
+/// Days after which things are thrown away.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RetentionConfig {
-    /// Files for download (`artifacts` of a repository); 0: none are kept.
-    pub artifact_days: i64,
+    /// Files that runs left for download.
+    pub artifacts_days: i64,
     /// Sessions of agents, for `/zeblit continue`; 0: none are kept.
-    pub session_days: i64,
+    pub sessions_days: i64,
 }
 
 impl Default for RetentionConfig {
     fn default() -> Self {
-        Self { artifact_days: 30, session_days: 14 }
+        Self { artifacts_days: 30, sessions_days: 14 }
     }
 }
 
@@ -713,7 +713,7 @@ const SECTIONS: &[(&str, &str)] = &[
         "publish",
         "What becomes of a result. A pushed branch starts the repository's workflows, with its secrets: see `zeblit help modes`.",
     ),
-    ("retention", "How long what a run leaves besides commits is kept."),
+    ("retention", "Days after which things are thrown away."),
     ("budget", "Dollars for models, all runs together. A request that might pass one is not sent."),
     ("agents", "Which agent serves which command, and your own agents and skills."),
 ];
@@ -1156,18 +1156,18 @@ const KEYS: &[Key] = &[
         c.publish.staged
     )),
     key!(
-        "retention.artifact_days",
+        "retention.artifacts_days",
         Integer,
-        "Days that files for download (`artifacts` of a repository) are kept; 0: none are.",
+        "Days that files are kept which runs left for download.",
         "",
-        |c| plain(c.retention.artifact_days)
+        |c| plain(c.retention.artifacts_days)
     ),
     key!(
-        "retention.session_days",
+        "retention.sessions_days",
         Integer,
         "Days in which `/zeblit continue` can go on with the agent's own conversation; 0: it always begins anew.",
         "",
-        |c| plain(c.retention.session_days)
+        |c| plain(c.retention.sessions_days)
     ),
     key!("agents.fix", Text, "The agent of `fix`, `continue` and plain words.", "", |c| text(&c.agents.fix)),
     key!("agents.review", Text, "The agent of `review`.", "", |c| text(&c.agents.review)),
@@ -1546,13 +1546,12 @@ impl Config {
         if !(1..=90).contains(&publish.approval_days) {
             found.add("publish.approval_days", "needs a number from 1 to 90");
         }
-        let retention = &self.retention;
-        for (key, days) in [
-            ("retention.artifact_days", retention.artifact_days),
-            ("retention.session_days", retention.session_days),
-        ] {
-            if !(0..=3650).contains(&days) {
-                found.add(key, "needs a number from 0 to 3650");
+        let kept = &self.retention;
+        for (name, days, least) in
+            [("artifacts_days", kept.artifacts_days, 1), ("sessions_days", kept.sessions_days, 0)]
+        {
+            if !(least..=3650).contains(&days) {
+                found.add(&format!("retention.{name}"), format!("needs a number from {least} to 3650"));
             }
         }
     }

@@ -19,7 +19,7 @@ pub async fn run(backend: &Backend, args: &ArtifactsArgs, output: Output) -> Res
     }
     if files.is_empty() {
         output.note(if run.artifacts > 0 {
-            "Its files were kept for a while and are gone (`retention.artifact_days`)"
+            "Its files were kept for a while and are gone (`retention.artifacts_days`)"
         } else {
             "It left no files: `artifacts = [\"report.html\"]` in `.github/zeblit.toml` names what is kept"
         });

@@ -145,7 +145,7 @@ async fn a_pack_that_is_a_link_is_not_followed() {
 #[tokio::test]
 async fn kept_files_go_after_their_time() {
     World::run_with(
-        |config| config.retention.artifact_days = 2,
+        |config| config.retention.artifacts_days = 2,
         async |w| {
             wants_files(w);
             w.fix(Script::edit("report.html", "x")).await;
@@ -156,20 +156,6 @@ async fn kept_files_go_after_their_time() {
             w.clock.advance(chrono::Duration::hours(2));
             w.settle().await;
             assert_eq!(kept(w, 1).await, []);
-        },
-    )
-    .await;
-}
-
-#[tokio::test]
-async fn a_server_may_keep_none() {
-    World::run_with(
-        |config| config.retention.artifact_days = 0,
-        async |w| {
-            wants_files(w);
-            let number = w.fix(Script::edit("report.html", "x")).await;
-            assert_eq!(kept(w, 1).await, []);
-            assert!(w.sticky(number).contains("keeps no artifacts"), "{}", w.sticky(number));
         },
     )
     .await;
