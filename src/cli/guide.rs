@@ -154,8 +154,8 @@ is ever pushed to a stranger's fork. Approvals are in the audit log.
     ),
     (
         "kept",
-        "Files that runs leave for download",
-        ".github/zeblit.toml, on the default branch:
+        "Files and conversations that runs leave",
+        "Files for download. In .github/zeblit.toml, on the default branch:
 
    artifacts = [\"coverage/**\", \"report.html\"]   # `*` within a part of a path, `**` across parts
 
@@ -168,7 +168,13 @@ zeblit artifacts RUN                 lists them
 zeblit artifacts RUN --save FOLDER   saves them; nothing that is there is overwritten
 
 An agent made them and nobody has looked: treat them as you would a stranger's file. They are kept for
-`retention.artifact_days` days.
+`retention.artifacts_days` days.
+
+Conversations. `/zeblit continue` (also as the answer to a question) goes on with the conversation of the run before, if
+that had the same agent, on code of the same trust, and its session is kept: for `retention.sessions_days` days, up to
+32 MiB. The agent is told only what is new. Of its HOME nothing else comes back: no settings, hooks, memories or skills.
+Claude Code, Codex, opencode and Gemini CLI can do it; the built-in agent and recipes cannot. When there is nothing to go
+on with, or the program does not take it, the run begins anew with a summary, and the report says so.
 ",
     ),
     ("commands", "What people type in issues and pull requests", ""),

@@ -311,8 +311,42 @@ pub fn artifacts_left_out(left_out: &[(String, &str)], more: u64) -> Option<Stri
     (!parts.is_empty()).then(|| format!("Artifacts left out: {}.", parts.join("; ")))
 }
 
-pub fn keeps_no_artifacts() -> String {
-    "This server keeps no artifacts (`retention.artifact_days` is 0).".into()
+/// The agent of a run that was to go on with a conversation began anew.
+pub fn session_missing() -> String {
+    "The agent's own conversation of the run before is not kept (any more), so it began anew with a summary."
+        .into()
+}
+
+pub fn session_refused() -> String {
+    "The agent could not go on with its own conversation of the run before, so it began anew with a summary."
+        .into()
+}
+
+pub fn session_resumed(previous: &RunId) -> String {
+    format!("It went on with the agent's own conversation of run `{}`.", previous.short())
+}
+
+/// The session of a run is not kept.
+pub fn session_not_kept(why: &str) -> String {
+    format!(
+        "The agent's conversation is not kept ({why}): `/zeblit continue` will begin anew with a summary."
+    )
+}
+
+/// What the system made of a run, for the agent that goes on: not its own words, which it knows.
+pub fn verdict(run: &Run) -> String {
+    let outcome = &run.outcome;
+    let mut text = format!("It ended as \"{}\".", run.state.as_str());
+    if !outcome.reason.is_empty() {
+        let _ = write!(text, "\n\n{}", outcome.reason);
+    }
+    for note in &outcome.notes {
+        let _ = write!(text, "\n\n{note}");
+    }
+    if let Some(branch) = outcome.branch.as_ref().filter(|_| outcome.head.is_some()) {
+        let _ = write!(text, "\n\nIts {} are on the branch `{branch}`.", plural(outcome.commits, "commit"));
+    }
+    text
 }
 
 /// `artifacts` asks for files, and the run left no pack of them.

@@ -1,7 +1,8 @@
 //! What a run left besides commits: files for download and the agent's session, taken from the pack after the container
 //! is gone, scanned for secrets, kept for a while. A bad or missing pack never fails a run: the report says so.
 
-use super::{EngineError, ingest};
+use super::{EngineError, execute, ingest};
+use crate::agent::adapter::resume;
 use crate::app::App;
 use crate::domain::gate::{self, PathPatterns};
 use crate::domain::patterns;
@@ -61,23 +62,25 @@ async fn read(app: &App, workspace: &Workspace, wanted: Vec<String>) -> Result<O
 
 async fn keep(app: &App, run: &mut Run, sorted: Sorted) -> Result<(), EngineError> {
     let (now, retention) = (app.clock.now(), &app.config.retention);
-    let mut notes = sorted.notes;
-    let files = if retention.artifact_days > 0 { sorted.files } else { Vec::new() };
-    if retention.artifact_days == 0 && !run.spec.config.artifacts.is_empty() {
-        notes = vec![wording::keeps_no_artifacts()];
-    }
+    let files = sorted.files;
     run.outcome.artifacts = i64::try_from(files.len()).unwrap_or(i64::MAX);
-    for note in notes {
+    for note in sorted.notes {
         // A repeated tick says it once.
         if !run.outcome.notes.contains(&note) {
             run.outcome.notes.push(note);
         }
     }
+    let session = session(app, run, sorted.session, sorted.no_session).await?;
     let mut tx = app.store.write_tx().await?;
     store::artifacts::clear(&mut tx, &run.id).await?;
-    let until = now + Duration::days(retention.artifact_days);
+    let until = now + Duration::days(retention.artifacts_days);
     for file in &files {
         store::artifacts::put_file(&mut tx, &run.id, &file.path, &file.bytes, now, until).await?;
+    }
+    if let Some(bytes) = session {
+        let until = now + Duration::days(retention.sessions_days);
+        let part = store::artifacts::SESSION;
+        store::artifacts::put_until(&mut tx, &run.id, part, &bytes, now, until).await?;
     }
     for path in &sorted.withheld {
         ingest::audit(app, &mut tx, None, "artifact.withheld", run.id.as_str(), path).await?;
@@ -86,6 +89,30 @@ async fn keep(app: &App, run: &mut Run, sorted: Sorted) -> Result<(), EngineErro
     store::runs::save_progress(&mut tx, run).await?;
     tx.commit().await?;
     Ok(())
+}
+
+/// The files of the agent's session as they are stored, when it may be kept.
+async fn session(
+    app: &App,
+    run: &mut Run,
+    files: Vec<File>,
+    no_session: Option<&str>,
+) -> Result<Option<Vec<u8>>, EngineError> {
+    let Some(id) = run.progress.session.clone().filter(|_| app.config.retention.sessions_days > 0) else {
+        return Ok(None);
+    };
+    let adapter = execute::adapter_of(app, run).await?;
+    let files: Vec<File> =
+        files.into_iter().filter(|file| resume::is_session_file(adapter, &id, &file.path)).collect();
+    let note = match no_session {
+        Some(why) => wording::session_not_kept(why),
+        None if files.is_empty() => return Ok(None),
+        None => return Ok(Some(extras::store(&files))),
+    };
+    if !run.outcome.notes.contains(&note) {
+        run.outcome.notes.push(note);
+    }
+    Ok(None)
 }
 
 /// What becomes of one file.
@@ -102,7 +129,11 @@ enum Verdict {
 
 fn sort(pack: Extras, wanted: &PathPatterns, secrets: &SecretScan) -> Sorted {
     let shown = |path: &str| secrets.mask(&gate::shown(path.as_bytes()));
-    let mut sorted = Sorted { session: pack.session, no_session: pack.no_session, ..Sorted::default() };
+    let mut sorted = Sorted { no_session: pack.no_session, ..Sorted::default() };
+    // An agent that got hold of one of our secrets, however, may not hand it on.
+    if !pack.session.iter().any(|file| secrets.found_in(&file.bytes)) {
+        sorted.session = pack.session;
+    }
     let (mut masked, mut suspicious) = (Vec::new(), Vec::new());
     // The shim looked for these patterns; whoever wrote the pack in its place may not have.
     for file in pack.artifacts.into_iter().filter(|file| wanted.matches(&file.path)) {

@@ -19,6 +19,7 @@ pub mod load;
 pub mod operate;
 pub mod publish;
 pub mod report;
+mod resume;
 mod setup;
 pub mod sweep;
 

@@ -317,6 +317,7 @@ fn spec() -> RunSpec {
         wall_seconds: 60,
         config: RepoConfig::default(),
         previous: None,
+        resume: false,
     }
 }
 

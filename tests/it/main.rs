@@ -31,6 +31,7 @@ mod postgres;
 mod pulls;
 mod queue;
 mod receive;
+mod resume;
 mod runs;
 mod runsc;
 mod sinks;
