@@ -358,13 +358,15 @@ pub struct RetentionConfig {
     pub ignored_days: i64,
     /// Logs and samples of ended runs.
     pub logs_days: i64,
-    /// Bundles, diffs and other artifacts of ended runs.
+    /// Bundles and diffs of ended runs, and files that they left for download.
     pub artifacts_days: i64,
+    /// Sessions of agents, for `/zeblit continue`; 0: none are kept.
+    pub sessions_days: i64,
 }
 
 impl Default for RetentionConfig {
     fn default() -> Self {
-        Self { deliveries_days: 30, ignored_days: 7, logs_days: 30, artifacts_days: 30 }
+        Self { deliveries_days: 30, ignored_days: 7, logs_days: 30, artifacts_days: 30, sessions_days: 14 }
     }
 }
 
@@ -1185,9 +1187,16 @@ const KEYS: &[Key] = &[
     key!(
         "retention.artifacts_days",
         Integer,
-        "Days that bundles, diffs and other artifacts of ended runs are kept.",
+        "Days that bundles and diffs of ended runs are kept, and files that they left for download.",
         "",
         |c| plain(c.retention.artifacts_days)
+    ),
+    key!(
+        "retention.sessions_days",
+        Integer,
+        "Days in which `/zeblit continue` can go on with the agent's own conversation; 0: it always begins anew.",
+        "",
+        |c| plain(c.retention.sessions_days)
     ),
     key!("agents.fix", Text, "The agent of `fix`, `continue` and plain words.", "", |c| text(&c.agents.fix)),
     key!("agents.review", Text, "The agent of `review`.", "", |c| text(&c.agents.review)),
@@ -1578,9 +1587,10 @@ impl Config {
             ("logs_days", kept.logs_days, 1),
             // A change that waits for its approval is an artifact.
             ("artifacts_days", kept.artifacts_days, 1),
+            ("sessions_days", kept.sessions_days, 0),
         ] {
             if !(least..=3650).contains(&days) {
-                found.add(&format!("retention.{name}"), &format!("needs a number from {least} to 3650"));
+                found.add(&format!("retention.{name}"), format!("needs a number from {least} to 3650"));
             }
         }
     }

@@ -138,7 +138,12 @@ impl World {
     }
 
     fn collect_job(&self) -> CollectJob {
-        CollectJob { base: self.base.clone(), message: "Change it".into(), exclude: vec!["CLAUDE.md".into()] }
+        CollectJob {
+            base: self.base.clone(),
+            message: "Change it".into(),
+            exclude: vec!["CLAUDE.md".into()],
+            ..CollectJob::default()
+        }
     }
 
     /// What the bundle changes, read through the mirror.

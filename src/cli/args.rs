@@ -39,6 +39,8 @@ pub enum Command {
     Logs(LogsArgs),
     /// Show what is spent and left of each budget, or the ledger of a month
     Budget(BudgetArgs),
+    /// List the files that a run left for download, or save them
+    Artifacts(ArtifactsArgs),
     /// Open a shell in a running agent's container; written to the audit log
     Shell(ShellArgs),
     /// Stop a run; partial work is kept
@@ -157,6 +159,19 @@ fn month(text: &str) -> Result<String, String> {
         Some(_) => Ok(text.to_owned()),
         None => Err("a month is written like 2026-11".to_owned()),
     }
+}
+
+#[derive(Debug, Args)]
+pub struct ArtifactsArgs {
+    /// The run: its id or the last 6 or more characters of it
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    /// Save all of them below this folder; nothing that is there is overwritten
+    #[arg(long, value_name = "FOLDER", conflicts_with = "json")]
+    pub save: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -11,7 +11,7 @@ use crate::engine::operate::{self, OperateError};
 use crate::http::api::{Changed, PauseBody, pause_text};
 use crate::http::error::{Envelope, chain};
 use crate::http::view::{
-    self, AuditView, BudgetView, DeliveryView, LogView, RunCostView, RunView, StatusView,
+    self, ArtifactView, AuditView, BudgetView, DeliveryView, LogView, RunCostView, RunView, StatusView,
 };
 use crate::store::{self, Store, StoreError};
 use secrecy::ExposeSecret;
@@ -187,6 +187,30 @@ impl Backend {
             Self::Remote(remote) => {
                 let query = [("month", month.to_owned()), ("after", after.to_owned())];
                 remote.get("budget/runs", &query).await
+            }
+        }
+    }
+
+    pub async fn artifacts(&self, id: &str) -> Result<Vec<ArtifactView>, CliError> {
+        match self {
+            Self::Local(local) => {
+                let files = store::artifacts::files(&local.store, &RunId::new(id)).await;
+                Ok(files.map_err(|error| store_error(&error))?.iter().map(ArtifactView::of).collect())
+            }
+            Self::Remote(remote) => remote.get(&format!("runs/{}/artifacts", plain_id(id)?), &[]).await,
+        }
+    }
+
+    /// The bytes of one of them.
+    pub async fn artifact(&self, id: &str, path: &str) -> Result<Vec<u8>, CliError> {
+        match self {
+            Self::Local(local) => store::artifacts::file(&local.store, &RunId::new(id), path)
+                .await
+                .map_err(|error| store_error(&error))?
+                .ok_or_else(|| CliError::new(format!("`{}` is not kept any more", view::visible(path)))),
+            Self::Remote(remote) => {
+                let path = format!("runs/{}/artifacts/{}", plain_id(id)?, view::url_path(path));
+                remote.bytes(remote.client.get(remote.address(&path)?)).await
             }
         }
     }
@@ -433,6 +457,17 @@ impl Remote {
     }
 
     async fn answer<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T, CliError> {
+        let body = self.bytes(request).await?;
+        serde_json::from_slice(&body).map_err(|error| {
+            CliError::because(
+                &format!("the answer of {} cannot be understood", self.server.url.as_str()),
+                &error,
+            )
+            .hint("is it the same version of Zeblit? `zeblit --version` and `zeblit status` show both")
+        })
+    }
+
+    async fn bytes(&self, request: reqwest::RequestBuilder) -> Result<Vec<u8>, CliError> {
         let shown = self.server.url.as_str();
         let mut response =
             request.bearer_auth(self.server.token.expose_secret()).send().await.map_err(|error| {
@@ -454,10 +489,7 @@ impl Remote {
         if !status.is_success() {
             return Err(refusal(shown, status, &body));
         }
-        serde_json::from_slice(&body).map_err(|error| {
-            CliError::because(&format!("the answer of {shown} cannot be understood"), &error)
-                .hint("is it the same version of Zeblit? `zeblit --version` and `zeblit status` show both")
-        })
+        Ok(body)
     }
 }
 

@@ -152,6 +152,31 @@ for exactly the present head by somebody with write access; any later push voids
 is ever pushed to a stranger's fork. Approvals are in the audit log.
 ",
     ),
+    (
+        "kept",
+        "Files and conversations that runs leave",
+        "Files for download. In .github/zeblit.toml, on the default branch:
+
+   artifacts = [\"coverage/**\", \"report.html\"]   # `*` within a part of a path, `**` across parts
+
+When the agent has ended, files of its workspace that match are kept: at most 100, of 16 MiB each and 64 MiB together;
+links are not followed. They stay out of the commits, unless they are tracked in Git. A file with a secret of this
+server is withheld; what looks like a secret is masked in text, and withheld otherwise; archives are not opened. The
+report says what was left out. They are on the run page, at /api/v1/runs/ID/artifacts, and here:
+
+zeblit artifacts RUN                 lists them
+zeblit artifacts RUN --save FOLDER   saves them; nothing that is there is overwritten
+
+An agent made them and nobody has looked: treat them as you would a stranger's file. They are kept for
+`retention.artifacts_days` days.
+
+Conversations. `/zeblit continue` (also as the answer to a question) goes on with the conversation of the run before, if
+that had the same agent, on code of the same trust, and its session is kept: for `retention.sessions_days` days, up to
+32 MiB. The agent is told only what is new. Of its HOME nothing else comes back: no settings, hooks, memories or skills.
+Claude Code, Codex, opencode and Gemini CLI can do it; the built-in agent and recipes cannot. When there is nothing to go
+on with, or the program does not take it, the run begins anew with a summary, and the report says so.
+",
+    ),
     ("commands", "What people type in issues and pull requests", ""),
     (
         "webhooks",
@@ -173,11 +198,12 @@ To rotate a secret: write both in `webhook_secrets`, change it at the sender, re
         "Operate a server from elsewhere",
         "zeblit token create ci    on the server; prints the token once
 export ZEBLIT_URL=https://zeblit.example.com ZEBLIT_TOKEN=zbl_…
-zeblit status             now asks that server; so do budget, logs, cancel, retry, pause, resume, deliveries, replay, audit
+zeblit status             now asks that server; so do budget, logs, artifacts, cancel, retry, pause, resume,
+                          deliveries, replay, audit
 
 The API itself, with `Authorization: Bearer zbl_…`, under /api/v1:
 GET  status   runs?state=&repo=&open=true&limit=   runs/ID   runs/ID/log?after=   deliveries   audit
-     budget?run=   budget/runs?month=2026-11&after=
+     runs/ID/artifacts   runs/ID/artifacts/PATH   budget?run=   budget/runs?month=2026-11&after=
 POST runs/ID/cancel   runs/ID/retry   deliveries/ID/replay   pause {\"why\": \"…\"}   resume
 Errors are {\"error\": {\"code\": \"…\", \"message\": \"…\"}}. Each use that changes something is in `zeblit audit`.
 ",

@@ -3,6 +3,7 @@
 //! Exit codes: 0 ok, 1 the answer is no, 2 error.
 
 pub mod args;
+mod artifacts;
 pub mod backend;
 pub mod backup;
 pub mod bench;
@@ -67,6 +68,7 @@ async fn command(cli: Cli, output: Output) -> Result<Exit, CliError> {
         Command::Status(args) => runs::status(&Backend::open(file).await?, &args, output).await,
         Command::Logs(args) => runs::logs(&Backend::open(file).await?, &args, output).await,
         Command::Budget(args) => budget::run(&Backend::open(file).await?, &args, output).await,
+        Command::Artifacts(args) => artifacts::run(&Backend::open(file).await?, &args, output).await,
         Command::Shell(args) => shell::run(&Backend::open(file).await?, &args).await,
         Command::Cancel(args) => runs::cancel(&Backend::open(file).await?, &args.run, output).await,
         Command::Retry(args) => runs::retry(&Backend::open(file).await?, &args.run, output).await,
@@ -164,6 +166,7 @@ mod tests {
           status        Show the server's state, or one run
           logs          Show the log of a run
           budget        Show what is spent and left of each budget, or the ledger of a month
+          artifacts     List the files that a run left for download, or save them
           shell         Open a shell in a running agent's container; written to the audit log
           cancel        Stop a run; partial work is kept
           retry         Start a run again from the same request

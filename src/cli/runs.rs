@@ -144,6 +144,10 @@ fn run_text(run: &RunView) -> String {
         );
         facts.push(("changes", changes));
     }
+    if run.artifacts > 0 {
+        let shown = format!("{}: zeblit artifacts {}", plural(run.artifacts, "file"), run.short());
+        facts.push(("artifacts", shown));
+    }
     facts.extend(run.pull_url.clone().map(|url| ("pull", visible(&url))));
     facts.extend(run.notes.iter().map(|note| ("note", visible(note))));
     facts.extend(run.page_url.clone().map(|url| ("page", url)));
@@ -273,6 +277,7 @@ mod tests {
             pull_number: None,
             pull_url: None,
             notes: vec!["`.env` was left out".into()],
+            artifacts: 2,
             page_url: Some("https://z.example.com/runs/x?e=1&s=2".into()),
         }
     }
@@ -294,6 +299,7 @@ mod tests {
         reason      The agent took longer than 60 minutes.
         branch      zeblit/7-wrong-total-abcdef
         changes     1 commit, 2 files, +3 -1
+        artifacts   2 files: zeblit artifacts cafe0001
         note        `.env` was left out
         page        https://z.example.com/runs/x?e=1&s=2
 

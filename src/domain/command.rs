@@ -85,7 +85,7 @@ pub const VERBS: &[VerbInfo] = &[
         verb: Verb::Continue,
         names: &["continue"],
         usage: "/zeblit continue [what to do next]",
-        about: "Go on from where the last run of this thread stopped, with a summary of it.",
+        about: "Go on from where the last run of this thread stopped, with its conversation where that is kept.",
         default_role: Role::Write,
         starts_run: true,
     },

@@ -213,7 +213,7 @@ fn mode_problem(change: &Change) -> Option<&'static str> {
 }
 
 /// Why a path cannot be accepted from an agent, whatever it names.
-fn path_problem(path: &[u8]) -> Option<String> {
+pub fn path_problem(path: &[u8]) -> Option<String> {
     let Ok(text) = std::str::from_utf8(path) else { return Some("the path is not UTF-8".into()) };
     if text.len() > MAX_PATH_BYTES {
         return Some(format!("the path is longer than {MAX_PATH_BYTES} bytes"));
@@ -399,6 +399,23 @@ impl Glob {
             reached = next;
         }
         false
+    }
+}
+
+/// Path patterns in the language of `gate.protected`.
+#[derive(Debug)]
+pub struct PathPatterns(Vec<Glob>);
+
+impl PathPatterns {
+    pub fn new(patterns: &[String]) -> Self {
+        Self(patterns.iter().filter_map(|text| Glob::parse(text)).collect())
+    }
+
+    /// Whether the path or a folder above it matches one of them.
+    pub fn matches(&self, path: &str) -> bool {
+        let folded = fold_path(path);
+        let parts: Vec<&str> = folded.split('/').collect();
+        self.0.iter().any(|glob| glob.matches(&parts))
     }
 }
 

@@ -486,6 +486,7 @@ fn spec(
         wall_seconds,
         config: config.clone(),
         previous: previous.map(|run| run.id.clone()),
+        resume: command.verb == Verb::Continue,
     })
 }
 
@@ -1095,7 +1096,7 @@ mod tests {
         );
         let on = case.spec(command(Verb::Continue, "now the tests"));
         assert_eq!((on.verb, on.text.as_str()), (Verb::Continue, "now the tests"));
-        assert!(on.previous.is_some());
+        assert!(on.previous.is_some() && on.resume && !again.resume);
     }
 
     #[test]

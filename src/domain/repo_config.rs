@@ -34,6 +34,8 @@ pub struct RepoConfig {
     pub push: PushMode,
     /// Every run is a dry run.
     pub staged: bool,
+    /// Patterns of files that are kept beside the commits.
+    pub artifacts: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,6 +106,7 @@ impl Default for RepoConfig {
             answer_strangers: false,
             push: PushMode::default(),
             staged: false,
+            artifacts: Vec::new(),
         }
     }
 }
@@ -126,6 +129,8 @@ pub struct ConfigProblem {
 const MAX_BYTES: usize = 64 * 1024;
 /// Most path patterns of `gate.protected`: each is tried on each changed path.
 const MAX_PATTERNS: usize = 200;
+/// Most patterns of `artifacts`.
+const MAX_ARTIFACTS: usize = 20;
 /// Longest path pattern, bytes.
 const MAX_PATTERN_BYTES: usize = 300;
 
@@ -168,6 +173,10 @@ answer_strangers = false
 push = "trusted"
 # `true`: every run is a dry run, which shows what would be pushed and pushes nothing.
 staged = false
+# Files of the workspace that are kept for download beside the commits and stay out of them, in the language of
+# `gate.protected`: reports, screenshots, coverage. At most 20 patterns, 100 files of 16 MiB, 64 MiB in all.
+artifacts = []
+# artifacts = ["coverage/**", "report.html"]
 
 # Which role a command needs: read, triage, write, maintain or admin. Commands that start runs, and `cancel`,
 # need at least triage.
@@ -219,6 +228,7 @@ const KEYS: &[&str] = &[
     "answer_strangers",
     "push",
     "staged",
+    "artifacts",
     "permissions",
     "limits",
     "gate",
@@ -264,6 +274,7 @@ struct File {
     answer_strangers: Option<bool>,
     push: Option<toml::Spanned<String>>,
     staged: Option<bool>,
+    artifacts: Vec<toml::Spanned<String>>,
     permissions: BTreeMap<toml::Spanned<String>, toml::Spanned<String>>,
     limits: FileLimits,
     gate: FileGate,
@@ -459,13 +470,31 @@ pub fn parse(text: &str) -> Result<RepoConfig, ConfigProblem> {
             Some(Setup { command, egress: setup_egress, cache })
         }
     };
-    for glob in file.gate.protected {
+    config.gate.protected = patterns("gate.protected", MAX_PATTERNS, file.gate.protected, &wrong)?;
+    let everything = file.artifacts.iter().find(|glob| {
+        let mut parts = glob.get_ref().trim().split('/').filter(|part| !matches!(*part, "" | "."));
+        parts.all(|part| matches!(part, "*" | "**"))
+    });
+    if let Some(glob) = everything {
+        let problem = format!("`{}` means every file: nothing new would be committed", glob.get_ref());
+        return Err(wrong(glob.span(), problem));
+    }
+    config.artifacts = patterns("artifacts", MAX_ARTIFACTS, file.artifacts, &wrong)?;
+    Ok(config)
+}
+
+/// Path patterns: `*` within a part, `**` across parts.
+fn patterns(
+    key: &str,
+    most: usize,
+    globs: Vec<toml::Spanned<String>>,
+    wrong: &impl Fn(std::ops::Range<usize>, String) -> ConfigProblem,
+) -> Result<Vec<String>, ConfigProblem> {
+    let mut list = Vec::new();
+    for glob in globs {
         let text = glob.get_ref();
-        if config.gate.protected.len() == MAX_PATTERNS {
-            return Err(wrong(
-                glob.span(),
-                format!("`gate.protected` has more than {MAX_PATTERNS} patterns"),
-            ));
+        if list.len() == most {
+            return Err(wrong(glob.span(), format!("`{key}` has more than {most} patterns")));
         }
         let odd_part = |part: &str| part == ".." || (part.contains("**") && part != "**");
         if text.trim().trim_matches('/').is_empty()
@@ -477,9 +506,9 @@ pub fn parse(text: &str) -> Result<RepoConfig, ConfigProblem> {
             let problem = format!("`{text}` is not a path pattern: use paths from the root, `*` and `**`");
             return Err(wrong(glob.span(), problem));
         }
-        config.gate.protected.push(glob.into_inner());
+        list.push(glob.into_inner());
     }
-    Ok(config)
+    Ok(list)
 }
 
 /// Folders of `setup.cache`: plain paths below HOME, none inside another, none that configures agents.
@@ -668,7 +697,7 @@ mod tests {
         }
         let on: String = EXAMPLE
             .lines()
-            .filter(|line| !matches!(*line, "protected = []" | "allow = []"))
+            .filter(|line| !matches!(*line, "protected = []" | "allow = []" | "artifacts = []"))
             .map(|line| match line.strip_prefix("# ") {
                 Some(code) if code.contains(" = ") => format!("{code}\n"),
                 _ => format!("{line}\n"),
@@ -690,6 +719,7 @@ mod tests {
         };
         assert_eq!(config.limits, limits);
         assert_eq!(config.gate.protected, ["infra/**", "*.lock"]);
+        assert_eq!(config.artifacts, ["coverage/**", "report.html"]);
         assert_eq!(config.egress, ["crates", "registry.example.com"]);
         let setup = config.setup.unwrap();
         assert_eq!(
@@ -788,6 +818,11 @@ mod tests {
         }
         let many = vec!["\"a\""; MAX_PATTERNS + 1].join(",");
         refused(&format!("[gate]\nprotected = [{many}]"), 2, "more than 200 patterns");
+        refused(&format!("artifacts = [{many}]"), 1, "`artifacts` has more than 20 patterns");
+        refused("artifacts = [\"a\",\n\"../b\"]", 2, "is not a path pattern");
+        for everything in ["*", "**", "**/*", "*/", " ** "] {
+            refused(&format!("artifacts = [\"{everything}\"]"), 1, "means every file");
+        }
     }
 
     #[test]

@@ -156,6 +156,9 @@ pub struct RunSpec {
     pub config: RepoConfig,
     /// The run this one retries or continues.
     pub previous: Option<RunId>,
+    /// It may go on with the conversation of that run's agent; a retry begins anew.
+    #[serde(default)]
+    pub resume: bool,
 }
 
 impl RunSpec {
@@ -163,6 +166,13 @@ impl RunSpec {
     pub fn needs_ok(&self) -> Option<&PullHead> {
         let runs_code = !matches!(self.verb, Verb::Review | Verb::Ask);
         self.pull.as_ref().filter(|pull| runs_code && pull.fork && self.fork.is_none())
+    }
+
+    /// Whether the agent of `other` was the same, worked on code of the same trust and might do the same: only then
+    /// its conversation is gone on with.
+    pub fn can_resume(&self, other: &RunSpec) -> bool {
+        let foreign = |spec: &RunSpec| spec.pull.as_ref().is_some_and(|pull| pull.fork);
+        self.resume && self.agent == other.agent && self.mode == other.mode && foreign(self) == foreign(other)
     }
 }
 
@@ -292,6 +302,18 @@ pub struct Progress {
     /// The budget that stopped it.
     #[serde(default)]
     pub over: Option<BudgetKind>,
+    /// The agent's session by the name that its program gave it.
+    #[serde(default)]
+    pub session: Option<String>,
+    /// The session of an earlier run that the running attempt goes on with.
+    #[serde(default)]
+    pub resumed: Option<String>,
+    /// The agent's program began another session than that one.
+    #[serde(default)]
+    pub session_lost: bool,
+    /// Going on with a session was tried in vain: the run begins anew.
+    #[serde(default)]
+    pub no_resume: bool,
 }
 
 /// What a container uses.
@@ -364,6 +386,9 @@ pub struct Outcome {
     /// A changeset that was kept instead of being pushed at once.
     #[serde(default)]
     pub kept: Option<Kept>,
+    /// Files that are kept for download.
+    #[serde(default)]
+    pub artifacts: i64,
     /// Things the report should mention (drafts refused, masked files dropped, …).
     pub notes: Vec<String>,
 }
@@ -419,6 +444,8 @@ pub enum RunInput {
     AgentStarted,
     /// The agent is next.
     SetupDone,
+    /// The agent could not go on with its session: it is started once more, without.
+    Anew,
     AgentGone(AgentEnd),
     Collected,
     /// Pushed and the pull request was asked for.
@@ -470,7 +497,7 @@ impl Run {
             (Queued, RunInput::Claimed) => Preparing,
             (Preparing, RunInput::AgentStarted) => Running,
             (Preparing, RunInput::Requeued) => Queued,
-            (Running, RunInput::SetupDone) => Preparing,
+            (Running, RunInput::SetupDone | RunInput::Anew) => Preparing,
             (Preparing | Running, RunInput::AgentGone(_)) => Collecting,
             (Collecting, RunInput::Collected) => Publishing,
             (Publishing, RunInput::Pushed) => Reporting,
@@ -602,6 +629,7 @@ pub(crate) mod tests {
                 wall_seconds: 3600,
                 config: RepoConfig::default(),
                 previous: None,
+                resume: false,
             },
             state: RunState::Queued,
             priority: 1,
@@ -625,6 +653,7 @@ pub(crate) mod tests {
             RunInput::Claimed,
             RunInput::AgentStarted,
             RunInput::SetupDone,
+            RunInput::Anew,
             RunInput::AgentGone(AgentEnd::Finished),
             RunInput::Collected,
             RunInput::Pushed,
@@ -696,6 +725,32 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_session_is_gone_on_with_by_the_same_agent_on_code_of_the_same_trust() {
+        let spec = || RunSpec { resume: true, ..run().spec };
+        assert!(spec().can_resume(&run().spec));
+        let foreign = PullHead {
+            number: 12,
+            head_sha: sha('b'),
+            head_ref: "x".into(),
+            head_repo: None,
+            base_ref: spec().base,
+            base_sha: sha('a'),
+            fork: true,
+            open: true,
+            merged: false,
+            draft: false,
+        };
+        for other in [
+            RunSpec { resume: false, ..spec() },
+            RunSpec { agent: "other".into(), ..spec() },
+            RunSpec { mode: RunMode::ReadOnly, ..spec() },
+            RunSpec { pull: Some(foreign), ..spec() },
+        ] {
+            assert!(!other.can_resume(&run().spec), "{other:?}");
+        }
+    }
+
+    #[test]
     fn state_names_are_unique_and_readable_back() {
         for state in RunState::ALL {
             assert_eq!(RunState::parse(state.as_str()), Some(state));
@@ -704,7 +759,7 @@ pub(crate) mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_sequence_of_inputs_keeps_the_invariants(choices in proptest::collection::vec(0usize..14, 0..40)) {
+        fn any_sequence_of_inputs_keeps_the_invariants(choices in proptest::collection::vec(0usize..15, 0..40)) {
             let inputs = inputs();
             let mut run = run();
             let mut ended = 0;

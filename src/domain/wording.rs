@@ -274,6 +274,96 @@ pub fn setup_not_for_forks() -> String {
     "The setup was left out: this pull request comes from a fork.".into()
 }
 
+/// Files that one note about artifacts names.
+const SHOWN_ARTIFACTS: usize = 5;
+
+/// `a`, `b` and 3 more. The names are as they may be shown.
+fn named(paths: &[String]) -> Option<String> {
+    let names: Vec<String> = paths.iter().take(SHOWN_ARTIFACTS).map(|path| format!("`{path}`")).collect();
+    let more = paths.len().saturating_sub(SHOWN_ARTIFACTS);
+    match (names.is_empty(), more) {
+        (true, _) => None,
+        (false, 0) => Some(names.join(", ")),
+        (false, more) => Some(format!("{} and {more} more", names.join(", "))),
+    }
+}
+
+pub fn artifacts_withheld(paths: &[String]) -> Option<String> {
+    named(paths)
+        .map(|names| format!("Artifacts withheld, because they hold a secret of this server: {names}."))
+}
+
+pub fn artifacts_suspicious(paths: &[String]) -> Option<String> {
+    named(paths)
+        .map(|names| format!("Artifacts withheld, because they hold what looks like a secret: {names}."))
+}
+
+pub fn artifacts_masked(paths: &[String]) -> Option<String> {
+    named(paths).map(|names| format!("In these artifacts, what looks like a secret is masked: {names}."))
+}
+
+/// Files that match and are not kept: path (empty: it is about all of them) and why.
+pub fn artifacts_left_out(left_out: &[(String, &str)], more: u64) -> Option<String> {
+    let mut parts: Vec<String> = left_out
+        .iter()
+        .take(SHOWN_ARTIFACTS)
+        .map(|(path, why)| if path.is_empty() { (*why).to_owned() } else { format!("`{path}` ({why})") })
+        .collect();
+    let more = more.saturating_add(left_out.len().saturating_sub(SHOWN_ARTIFACTS) as u64);
+    if more > 0 {
+        parts.push(format!("{more} more"));
+    }
+    (!parts.is_empty()).then(|| format!("Artifacts left out: {}.", parts.join("; ")))
+}
+
+/// The agent of a run that was to go on with a conversation began anew.
+pub fn session_missing() -> String {
+    "The agent's own conversation of the run before is not kept (any more), so it began anew with a summary."
+        .into()
+}
+
+pub fn session_refused() -> String {
+    "The agent could not go on with its own conversation of the run before, so it began anew with a summary."
+        .into()
+}
+
+pub fn session_resumed(previous: &RunId) -> String {
+    format!("It went on with the agent's own conversation of run `{}`.", previous.short())
+}
+
+/// The session of a run is not kept.
+pub fn session_not_kept(why: &str) -> String {
+    format!(
+        "The agent's conversation is not kept ({why}): `/zeblit continue` will begin anew with a summary."
+    )
+}
+
+/// What the system made of a run, for the agent that goes on: not its own words, which it knows.
+pub fn verdict(run: &Run) -> String {
+    let outcome = &run.outcome;
+    let mut text = format!("It ended as \"{}\".", run.state.as_str());
+    if !outcome.reason.is_empty() {
+        let _ = write!(text, "\n\n{}", outcome.reason);
+    }
+    for note in &outcome.notes {
+        let _ = write!(text, "\n\n{note}");
+    }
+    if let Some(branch) = outcome.branch.as_ref().filter(|_| outcome.head.is_some()) {
+        let _ = write!(text, "\n\nIts {} are on the branch `{branch}`.", plural(outcome.commits, "commit"));
+    }
+    text
+}
+
+/// `artifacts` asks for files, and the run left no pack of them.
+pub fn no_pack() -> String {
+    "The files that `artifacts` names could not be collected; the log says more.".into()
+}
+
+pub fn bad_pack(problem: &str) -> String {
+    let problem = sanitize::for_comment(&sanitize::one_line(problem, 300), 600);
+    format!("What the run left besides its commits was not taken: {}.", problem.trim_end_matches('.'))
+}
+
 pub fn budget_too_high(asked: i64, most: i64) -> String {
     format!("🚫 A budget of {} is more than a run may have here ({}).", dollars(asked), dollars(most))
 }
@@ -751,6 +841,9 @@ pub fn sticky(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
     if run.state.is_terminal() && run.progress.peak.is_some() {
         foot.push(format!("peak {}", peak(run)));
     }
+    if run.outcome.artifacts > 0 {
+        foot.push(artifacts(run, links));
+    }
     if let Some(page) = &links.run_page {
         let rests = run.state.is_terminal() || run.state == RunState::Held;
         let name = if rests { "log" } else { "live log" };
@@ -767,6 +860,12 @@ pub fn sticky(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
         foot.join(" · ")
     );
     cap(text)
+}
+
+/// `3 artifacts`, with the link to where they are.
+fn artifacts(run: &Run, links: &RunLinks) -> String {
+    let count = plural(run.outcome.artifacts, "artifact");
+    links.run_page.as_ref().map_or(count.clone(), |page| format!("[{count}]({page}#artifacts)"))
 }
 
 /// Lines of the agent's own checklist that are shown.
@@ -1157,6 +1256,9 @@ pub fn pull_body(run: &Run, links: &RunLinks, template: Option<&str>) -> String 
     );
     if run.progress.peak.is_some() {
         let _ = writeln!(text, "| Peak | {} |", peak(run));
+    }
+    if run.outcome.artifacts > 0 {
+        let _ = writeln!(text, "| Kept for download | {} |", artifacts(run, links));
     }
     if let Some(page) = &links.run_page {
         let _ = writeln!(text, "| Run | [`{}`]({page}) |", run.id.short());

@@ -2,7 +2,8 @@
 //! polls or adopts, so that a restart and a test both just step again.
 
 use super::report::{self, Urgency};
-use super::{EngineError, context, ingest, load, publish, setup};
+use super::resume::{self, Start};
+use super::{EngineError, context, extras, ingest, load, publish, setup};
 use crate::agent::adapter::{self, BRIDGE_PORT, EGRESS_PORT, LaunchContext, MASKED_PATHS};
 use crate::agent::prompt;
 use crate::agent::{AdapterKind, AgentEvent, AgentSpec};
@@ -366,8 +367,9 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         store::attempts::end(&mut tx, &old.slot, app.clock.now()).await?;
         tx.commit().await?;
     }
-    // The setup has an attempt of its own.
-    if run.attempts >= MAX_ATTEMPTS + i64::from(run.has_setup()) {
+    // The setup has an attempt of its own, and an agent that begins anew after all has all of them once more.
+    let containers = 1 + i64::from(run.has_setup());
+    if run.attempts >= MAX_ATTEMPTS - 1 + containers * (1 + i64::from(run.progress.no_resume)) {
         let reason = format!("The server stopped {MAX_ATTEMPTS} times before the agent could start.");
         fail(app, run, FailureClass::Internal, reason).await?;
         return Ok(Step::Done);
@@ -427,6 +429,8 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     };
     let now = app.clock.now();
     run.outcome.notes = spec.notes;
+    run.progress.session = spec.resumes.clone();
+    run.progress.resumed = spec.resumes;
     run.progress.setup = match run.progress.setup {
         _ if is_setup => SetupState::Running,
         other => other,
@@ -595,6 +599,8 @@ pub(super) struct Prepared {
     pub log: Vec<String>,
     /// What the tool `context` tells.
     pub context: Vec<tools::Section>,
+    /// The session that the agent goes on with.
+    pub resumes: Option<String>,
 }
 
 pub(super) fn limits(app: &App) -> Limits {
@@ -624,12 +630,14 @@ async fn sandbox_spec(
         Ok(skills) => skills,
         Err(error) => return Ok(Err(error.to_string())),
     };
+    let mut collect = collect_job(run);
+    collect.session = resume::patterns(app, agent.adapter);
     let mut spec = SandboxSpec {
         slot: slot.clone(),
         run: run.id.clone(),
         image: run.spec.image.clone(),
         limits: limits(app),
-        duty: Duty::Collect(collect_job(run)),
+        duty: Duty::Collect(collect.clone()),
         workspace: workspace.workspace.clone(),
         output: workspace.output.clone(),
         home: workspace.home.clone(),
@@ -639,7 +647,20 @@ async fn sandbox_spec(
     };
     let (inside, home) = app.sandbox.inside(&spec);
     let gathered = context::gather(app, run, &home, agent.adapter != AdapterKind::Command).await?;
-    let prompt = app.secrets.mask(&prompt::build(&run.spec, &gathered.context));
+    let (mut session, mut began) = (None, None);
+    match resume::start(app, run, agent.adapter).await? {
+        Start::Anew => {}
+        Start::Instead(note) => began = Some(note),
+        Start::Session(found) => {
+            began = Some(wording::session_resumed(&found.previous));
+            session = Some(found);
+        }
+    }
+    let prompt = match &session {
+        Some(session) => prompt::build_resumed(&run.spec, &gathered.context, &session.resumed),
+        None => prompt::build(&run.spec, &gathered.context),
+    };
+    let prompt = app.secrets.mask(&prompt);
     let model = run.spec.model.as_deref().or(Some(app.config.models.default_model.as_str()));
     let launch = adapter::launch(&LaunchContext {
         spec: agent,
@@ -651,10 +672,15 @@ async fn sandbox_spec(
         workspace: &inside,
         home: &home,
     });
-    let launch = match launch {
+    let mut launch = match launch {
         Ok(launch) => launch,
         Err(error) => return Ok(Err(error.to_string())),
     };
+    let resumes = session.map(|session| {
+        let id = session.id.clone();
+        adapter::resume::apply(agent.adapter, &mut launch, &agent.system_prompt, &id, session.files);
+        id
+    });
     let reaches = !setup::hosts(app, run, false).is_empty();
     let mut env = launch.env;
     if reaches {
@@ -662,6 +688,7 @@ async fn sandbox_spec(
     }
     let mut notes = launch.notes;
     notes.extend(setup::notes(run));
+    notes.extend(began);
     let mut home_files = launch.home_files;
     home_files.extend(gathered.files);
     spec.duty = Duty::Agent(Job {
@@ -674,13 +701,14 @@ async fn sandbox_spec(
         links: setup::links(run),
         mask_from: (run.progress.setup == SetupState::Done).then(|| run.spec.base_sha.to_string()),
         setup: false,
-        collect: collect_job(run),
+        collect,
     });
     Ok(Ok(Prepared {
         sandbox: spec,
         needs_model: launch.needs_model,
         notes,
         log: gathered.notes,
+        resumes,
         context: prompt::sections(&run.spec, &gathered.context)
             .into_iter()
             .map(|(part, text)| tools::Section { part: part.to_owned(), text: app.secrets.mask(&text) })
@@ -701,6 +729,8 @@ pub(super) fn collect_job(run: &Run) -> CollectJob {
         base: run.start().to_string(),
         message: wording::commit_message(run),
         exclude: MASKED_PATHS.iter().map(|path| (*path).to_owned()).collect(),
+        artifacts: run.spec.config.artifacts.clone(),
+        session: Vec::new(),
     }
 }
 
@@ -748,6 +778,9 @@ async fn watch(app: &App, run: &mut Run, patience: Duration) -> Result<Step, Eng
     if let Some(mut question) = store::questions::of_run(&app.store, &run.id).await? {
         question.text = app.secrets.mask(&question.text);
         question.choices.iter_mut().for_each(|choice| *choice = app.secrets.mask(choice));
+        // It may have asked before anybody heard of its session.
+        let polled = app.sandbox.poll(&attempt.slot, attempt.log_cursor, Duration::ZERO).await?;
+        take_lines(app, run, &attempt, &polled).await?;
         return agent_gone(app, run, AgentEnd::Asked { question }).await;
     }
     let polled = app.sandbox.poll(&attempt.slot, attempt.log_cursor, patience).await?;
@@ -762,6 +795,9 @@ async fn watch(app: &App, run: &mut Run, patience: Duration) -> Result<Step, Eng
             Ok(()) => setup_done(app, run, &attempt).await,
             Err(end) => agent_gone(app, run, end).await,
         };
+    }
+    if resume::failed(app, run, &polled).await? {
+        return begin_anew(app, run, &attempt).await;
     }
     match polled.status {
         // Asked only of one that still runs: it may have ended well while nobody looked.
@@ -824,6 +860,25 @@ async fn setup_done(app: &App, run: &mut Run, attempt: &Attempt) -> Result<Step,
     progress.prose = false;
     progress.last.clear();
     run.apply(&RunInput::SetupDone, now)?;
+    let mut tx = app.store.write_tx().await?;
+    store::attempts::end(&mut tx, &attempt.slot, now).await?;
+    store::runs::save(&mut tx, run).await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Logs);
+    Ok(Step::Again)
+}
+
+/// The agent could not go on with its session: its container goes, and it is started once more without.
+async fn begin_anew(app: &App, run: &mut Run, attempt: &Attempt) -> Result<Step, EngineError> {
+    tracing::info!(run.id = %run.id, "the session cannot be gone on with: the agent begins anew");
+    app.loads.forget(&run.id);
+    app.live.release(&run.id);
+    app.sandbox.remove(&attempt.slot).await?;
+    remove_sockets(app, &attempt.slot);
+    count_money(app, run).await?;
+    resume::forget(&mut run.progress);
+    let now = app.clock.now();
+    run.apply(&RunInput::Anew, now)?;
     let mut tx = app.store.write_tx().await?;
     store::attempts::end(&mut tx, &attempt.slot, now).await?;
     store::runs::save(&mut tx, run).await?;
@@ -930,6 +985,7 @@ fn shim_line(run: &mut Run, text: &str) -> Vec<(LogKind, String)> {
         Some("settled") => "the workspace is prepared".to_owned(),
         Some("collected") => format!("{} commit(s) collected", field("commits").unwrap_or(0)),
         Some("nothing") => "nothing was changed".to_owned(),
+        Some("packed") => format!("{} artifact(s) collected", field("artifacts").unwrap_or(0)),
         _ => text.to_owned(),
     };
     vec![(LogKind::Note, note)]
@@ -972,6 +1028,13 @@ fn follow(run: &mut Run, adapter: AdapterKind, events: &[AgentEvent]) -> Vec<(Lo
             }
             AgentEvent::ToolEnd { tool, ok } => {
                 shown.push((LogKind::ToolEnd, format!("{tool} {}", if *ok { "ok" } else { "failed" })));
+            }
+            AgentEvent::Session { id } if adapter::resume::is_session_id(adapter, id) => {
+                if progress.resumed.as_ref().is_some_and(|resumed| resumed != id) {
+                    progress.session_lost = true;
+                } else if progress.session.is_none() {
+                    progress.session = Some(id.clone());
+                }
             }
             AgentEvent::Tokens { .. } | AgentEvent::Session { .. } => {}
             AgentEvent::Result { ok, text } => {
@@ -1105,6 +1168,9 @@ async fn collect(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         store::attempts::end(&mut tx, &attempt.slot, app.clock.now()).await?;
         tx.commit().await?;
     }
+    if attempt.is_some() && run.progress.setup != SetupState::Running {
+        extras::take(app, run).await?;
+    }
     setup::note_denied(app, run).await?;
     run.progress.phase = Some(Phase::Agent);
     run.apply(&RunInput::Collected, app.clock.now())?;
@@ -1120,12 +1186,14 @@ async fn run_collector(
     workspace: &Workspace,
 ) -> Result<bool, EngineError> {
     let slot = SlotId::new(format!("{}-c", attempt.slot));
+    let mut collect = collect_job(run);
+    collect.session = resume::patterns(app, adapter_of(app, run).await?);
     let spec = SandboxSpec {
         slot: slot.clone(),
         run: run.id.clone(),
         image: run.spec.image.clone(),
         limits: limits(app),
-        duty: Duty::Collect(collect_job(run)),
+        duty: Duty::Collect(collect),
         workspace: workspace.workspace.clone(),
         output: workspace.output.clone(),
         home: workspace.home.clone(),

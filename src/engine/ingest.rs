@@ -406,6 +406,7 @@ pub(super) async fn again(
     let mut spec = run.spec.clone();
     spec.requester = requester;
     spec.previous = Some(run.id.clone());
+    spec.resume = false;
     // The work of earlier runs of this task, if any, is what this one starts from.
     if let Some(head) = run.outcome.head.as_ref().filter(|_| run.outcome.branch == spec.push_to) {
         spec.start = head.clone();

@@ -13,11 +13,13 @@ pub mod config_check;
 mod context;
 pub mod deliver;
 pub mod execute;
+mod extras;
 pub mod ingest;
 pub mod load;
 pub mod operate;
 pub mod publish;
 pub mod report;
+mod resume;
 mod setup;
 pub mod sweep;
 

@@ -266,6 +266,7 @@ pub(super) fn spec(
         notes: Vec::new(),
         log: Vec::new(),
         context: Vec::new(),
+        resumes: None,
     }))
 }
 

@@ -55,6 +55,7 @@ pub async fn tick(app: &App) -> Result<(), EngineError> {
     store::nodes::seen(&app.store, &app.boot, "all", app.clock.now()).await?;
     queued(app).await?;
     unapproved(app).await?;
+    expired(app).await?;
     orphans(app).await?;
     retention(app).await?;
     Ok(())
@@ -122,6 +123,17 @@ async fn unapproved(app: &App) -> Result<(), EngineError> {
     }
     tx.commit().await?;
     app.wakeup.notify(Topic::Runs);
+    Ok(())
+}
+
+/// Files and sessions that were kept for long enough.
+async fn expired(app: &App) -> Result<(), EngineError> {
+    let mut tx = app.store.write_tx().await?;
+    let dropped = store::artifacts::expire(&mut tx, app.clock.now()).await?;
+    tx.commit().await?;
+    if dropped > 0 {
+        tracing::info!(dropped, "kept files and sessions have expired");
+    }
     Ok(())
 }
 

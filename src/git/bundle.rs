@@ -135,10 +135,10 @@ fn parse_header(mut from: impl BufRead) -> Result<Header, GitError> {
     Err(rejected(format!("the bundle's header has more than {HEADER_LINES} lines")))
 }
 
-/// Opens the bundle without following links or waiting; `None` when there is none.
-fn open_bundle(output: &Path, cap: u64) -> Result<Option<(std::fs::File, Header)>, GitError> {
-    let path = output.join(BUNDLE_FILE);
-    let not_regular = || rejected(format!("`{BUNDLE_FILE}` is not a regular file"));
+/// Opens a file of the output folder without following links or waiting; `None` when there is none.
+fn open_result(output: &Path, name: &str, cap: u64) -> Result<Option<std::fs::File>, GitError> {
+    let path = output.join(name);
+    let not_regular = || rejected(format!("`{name}` is not a regular file"));
     match path.symlink_metadata() {
         Ok(found) if found.is_file() => {}
         Ok(_) => return Err(not_regular()),
@@ -146,10 +146,10 @@ fn open_bundle(output: &Path, cap: u64) -> Result<Option<(std::fs::File, Header)
         Err(source) => return Err(GitError::Io { operation: IMPORT, path, source }),
     }
     let opened = std::fs::OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(&path);
-    let mut file = match opened {
+    let file = match opened {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            return Err(rejected(format!("`{BUNDLE_FILE}` may not be read")));
+            return Err(rejected(format!("`{name}` may not be read")));
         }
         Err(_) => return Err(not_regular()),
     };
@@ -159,8 +159,37 @@ fn open_bundle(output: &Path, cap: u64) -> Result<Option<(std::fs::File, Header)
         return Err(not_regular());
     }
     if found.len() > cap {
-        return Err(rejected(format!("the bundle has {} bytes, at most {cap} are allowed", found.len())));
+        return Err(rejected(format!("`{name}` has {} bytes, at most {cap} are allowed", found.len())));
     }
+    Ok(Some(file))
+}
+
+/// See `Git::output_file`.
+pub(crate) async fn output_file(
+    output: &Path,
+    name: &'static str,
+    cap: u64,
+) -> Result<Option<Vec<u8>>, GitError> {
+    let output = output.to_owned();
+    blocking(IMPORT, move || {
+        let Some(file) = open_result(&output, name, cap)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        // The cap again while reading: the file may grow under a hostile hand that is not stopped.
+        io::Read::read_to_end(&mut io::Read::take(file, cap.saturating_add(1)), &mut bytes)
+            .map_err(|source| GitError::Io { operation: IMPORT, path: output.join(name), source })?;
+        if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > cap {
+            return Err(rejected(format!("`{name}` has more than {cap} bytes")));
+        }
+        Ok(Some(bytes))
+    })
+    .await
+}
+
+/// Opens the bundle and reads its header; `None` when there is none.
+fn open_bundle(output: &Path, cap: u64) -> Result<Option<(std::fs::File, Header)>, GitError> {
+    let Some(mut file) = open_result(output, BUNDLE_FILE, cap)? else { return Ok(None) };
+    let path = output.join(BUNDLE_FILE);
+    let io_error = |source| GitError::Io { operation: IMPORT, path: path.clone(), source };
     let header = parse_header(io::BufReader::new(&mut file))?;
     file.seek(SeekFrom::Start(header.length)).map_err(io_error)?;
     Ok(Some((file, header)))

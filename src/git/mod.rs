@@ -233,6 +233,16 @@ impl Git {
         bundle::import(self, &mirror::Mirror::of(self, remote, repo_id)?, output, start, rewrite, caps).await
     }
 
+    /// Another file that a run left in its output folder, read with the same care as the bundle. `Ok(None)`: it is not there.
+    pub async fn output_file(
+        &self,
+        output: &Path,
+        name: &'static str,
+        cap: u64,
+    ) -> Result<Option<Vec<u8>>, GitError> {
+        bundle::output_file(output, name, cap).await
+    }
+
     /// Masked files of a run's workspace that are as neither of the two commits has them: the agent changed them.
     /// Reads without following links; nothing of it is run.
     pub async fn masked_edits(

@@ -2,7 +2,9 @@
 
 use super::Http;
 use super::error::HttpError;
-use super::view::{self, AuditView, BudgetView, DeliveryView, LogView, RunCostView, RunView, StatusView};
+use super::view::{
+    self, ArtifactView, AuditView, BudgetView, DeliveryView, LogView, RunCostView, RunView, StatusView,
+};
 use crate::app::App;
 use crate::clock::IdKind;
 use crate::domain::budget::month;
@@ -52,6 +54,8 @@ pub(super) fn routes(http: &Http) -> Router<Http> {
         .route("/runs", get(runs))
         .route("/runs/{id}", get(run))
         .route("/runs/{id}/log", get(log))
+        .route("/runs/{id}/artifacts", get(artifacts))
+        .route("/runs/{id}/artifacts/{*path}", get(artifact))
         .route("/runs/{id}/cancel", post(cancel))
         .route("/runs/{id}/retry", post(retry))
         .route("/budget", get(budget))
@@ -268,6 +272,28 @@ async fn budget_runs(
         .await
         .map(Json)
         .map_err(|error| HttpError::store(app, "read the ledger", &error))
+}
+
+async fn artifacts(State(http): State<Http>, Path(id): Path<String>) -> Answer<Vec<ArtifactView>> {
+    let app = http.app();
+    let run = known_run(app, &id).await?;
+    let files = store::artifacts::files(&app.store, &run.id)
+        .await
+        .map_err(|error| HttpError::store(app, "list the files of a run", &error))?;
+    Ok(Json(files.iter().map(ArtifactView::of).collect()))
+}
+
+async fn artifact(
+    State(http): State<Http>,
+    Path((id, path)): Path<(String, String)>,
+) -> Result<Response, HttpError> {
+    let app = http.app();
+    let run = known_run(app, &id).await?;
+    let bytes = store::artifacts::file(&app.store, &run.id, &path)
+        .await
+        .map_err(|error| HttpError::store(app, "read a file of a run", &error))?
+        .ok_or_else(|| HttpError::not_found("the run has no file of this name (any more)"))?;
+    Ok(super::download::file(&path, bytes))
 }
 
 /// The id of what was made or changed.

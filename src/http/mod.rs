@@ -1,6 +1,7 @@
 //! HTTP: the router and its layers.
 
 pub mod api;
+mod download;
 pub mod error;
 pub mod health;
 pub mod server;

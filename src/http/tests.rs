@@ -255,6 +255,14 @@ impl Server {
         tx.commit().await.unwrap();
     }
 
+    /// A file of a run, kept for a day.
+    async fn keep(&self, id: &RunId, path: &str, bytes: &[u8]) {
+        let now = self.app.clock.now();
+        let mut tx = self.app.store.write_tx().await.unwrap();
+        store::artifacts::put_file(&mut tx, id, path, bytes, now, now + TimeDelta::days(1)).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
     async fn end_run(&self, id: &RunId) {
         let now = self.app.clock.now();
         self.change_run(id, |run| run.apply(&RunInput::Cancelled, now).unwrap()).await;
@@ -309,6 +317,7 @@ fn spec() -> RunSpec {
         wall_seconds: 60,
         config: RepoConfig::default(),
         previous: None,
+        resume: false,
     }
 }
 
@@ -620,6 +629,63 @@ async fn hostile_text_stays_text() {
 }
 
 #[tokio::test]
+async fn files_of_a_run_are_downloads_and_never_pages() {
+    const HOSTILE: &str = "out/<img src=x>\"; filename=evil.html";
+    let server = server().await;
+    let run = server.run("0192aaaabbbbcccc", |_| {}).await;
+    let other = server.run("0192aaaabbbbdddd0", |_| {}).await;
+    server.keep(&run, HOSTILE, b"<script>alert(1)</script>").await;
+    server.keep(&run, "out/report.html", b"<h1>hello</h1>").await;
+    server.keep(&other, "secret.txt", b"of the other run").await;
+    let mut tx = server.app.store.write_tx().await.unwrap();
+    store::artifacts::put(&mut tx, &run, "session", b"not for download", server.app.clock.now())
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    let page = server.get(&server.link(&run)).await;
+    assert!(page.text.contains("out/report.html") && page.text.contains("14 B"), "{}", page.text);
+    assert!(!page.text.contains("<img") && !page.text.contains("secret.txt"), "{}", page.text);
+
+    let (path, query) = server.link(&run).split_once('?').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    let at = |file: &str| format!("{path}/artifacts/{}?{query}", view::url_path(file));
+    for (file, text) in [("out/report.html", "<h1>hello</h1>"), (HOSTILE, "<script>alert(1)</script>")] {
+        assert!(page.text.contains(&at(file).replace('&', "&#38;")), "{}", page.text);
+        let answer = server.get(&at(file)).await;
+        assert_eq!((answer.status, answer.text.as_str()), (200, text));
+        assert_eq!(answer.header("content-type"), "application/octet-stream");
+        assert_eq!(answer.header("content-security-policy"), "sandbox; default-src 'none'");
+        assert_eq!(answer.header("x-content-type-options"), "nosniff");
+        assert!(answer.header("content-disposition").starts_with("attachment; filename=\""));
+    }
+    let named = server.get(&at(HOSTILE)).await;
+    assert_eq!(
+        named.header("content-disposition"),
+        "attachment; filename=\"_img src_x___ filename_evil.html\"; \
+         filename*=UTF-8''%3Cimg%20src%3Dx%3E%22%3B%20filename%3Devil.html"
+    );
+    for (wrong, status) in [
+        (at("out/missing"), 404),
+        (at("secret.txt"), 404),
+        (at("../session"), 404),
+        (format!("{path}/artifacts/session?{query}"), 404),
+        (format!("{path}/artifacts/out/report.html"), 403),
+        (at("secret.txt").replace(run.as_str(), other.as_str()), 403),
+    ] {
+        assert_eq!(server.get(&wrong).await.status, status, "{wrong}");
+    }
+    let token = server.token("ci", None).await;
+    let listed = server.call("GET", &format!("/api/v1/runs/{run}/artifacts"), Some(&token)).await.json();
+    assert_eq!(listed.as_array().unwrap().len(), 2);
+    assert_eq!((&listed[1]["path"], &listed[1]["size"]), (&"out/report.html".into(), &14.into()));
+    let saved =
+        server.call("GET", &format!("/api/v1/runs/{run}/artifacts/out/report.html"), Some(&token)).await;
+    assert_eq!((saved.status, saved.text.as_str()), (200, "<h1>hello</h1>"));
+    assert_eq!(saved.header("content-type"), "application/octet-stream");
+    server.clock.advance(TimeDelta::days(2));
+    assert_eq!(server.get(&at("out/report.html")).await.status, 403, "the link has expired");
+}
+
+#[tokio::test]
 async fn assets_are_small_and_served_with_their_type() {
     let server = server().await;
     let script = server.get("/assets/run.js").await;
@@ -751,6 +817,7 @@ enum Needs {
 async fn every_route_asks_for_what_it_needs() {
     let server = server().await;
     let run = server.run("0192aaaabbbbcccc", |_| {}).await;
+    server.keep(&run, "a/b.txt", b"x").await;
     let valid = server.token("valid", None).await;
     let expired = server.token("expired", Some(server.app.clock.now())).await;
     let revoked = server.token("revoked", None).await;
@@ -770,6 +837,9 @@ async fn every_route_asks_for_what_it_needs() {
         ("GET", "/api/v1/runs".into(), Needs::Token),
         ("GET", run_path(""), Needs::Token),
         ("GET", run_path("/log"), Needs::Token),
+        ("GET", format!("/runs/{run}/artifacts/a/b.txt"), Needs::Link),
+        ("GET", run_path("/artifacts"), Needs::Token),
+        ("GET", run_path("/artifacts/a/b.txt"), Needs::Token),
         ("POST", run_path("/cancel"), Needs::Token),
         ("POST", run_path("/retry"), Needs::Token),
         ("GET", "/api/v1/budget".into(), Needs::Token),

@@ -210,6 +210,9 @@ pub struct RunView {
     pub pull_number: Option<i64>,
     pub pull_url: Option<String>,
     pub notes: Vec<String>,
+    /// Files that were kept for download when it ended.
+    #[serde(default)]
+    pub artifacts: i64,
     /// A fresh signed link, when run pages are on.
     pub page_url: Option<String>,
 }
@@ -263,6 +266,7 @@ impl RunView {
             pull_number: outcome.pull_number,
             pull_url: outcome.pull_url.clone(),
             notes: outcome.notes.clone(),
+            artifacts: outcome.artifacts,
             page_url,
         }
     }
@@ -329,6 +333,45 @@ pub async fn find_run(store: &Store, id: &str) -> Result<Option<Run>, StoreError
         return Ok(Some(run));
     }
     if id.len() < MIN_ID_END_CHARS { Ok(None) } else { store::runs::find(store, id).await }
+}
+
+/// A file of a run, kept for download.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactView {
+    /// Relative, as it lay in the workspace.
+    pub path: String,
+    pub size: i64,
+    pub created_at: DateTime<Utc>,
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+impl ArtifactView {
+    pub fn of(file: &store::artifacts::File) -> Self {
+        Self {
+            path: file.path.clone(),
+            size: file.size,
+            created_at: file.created_at,
+            expires_at: file.expires_at,
+        }
+    }
+}
+
+/// `512 B`, `14.2 KiB`, `3.0 MiB`.
+pub fn size_text(bytes: i64) -> String {
+    let tenths = |unit: i64| format!("{}.{}", bytes / unit, bytes % unit * 10 / unit);
+    match bytes {
+        ..1024 => format!("{} B", bytes.max(0)),
+        1024..1_048_576 => format!("{} KiB", tenths(1024)),
+        _ => format!("{} MiB", tenths(1_048_576)),
+    }
+}
+
+/// A relative path as it stands in an address.
+pub fn url_path(path: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~' | b'/');
+    path.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
 }
 
 /// What the server has to do and did.
@@ -529,6 +572,16 @@ mod tests {
         let lines = log_lines("{\"n\":3,\"k\":\"tool_end\",\"t\":\"ok\"}\n\nnot json <b>\n{\"n\":4}\n");
         let kinds: Vec<_> = lines.iter().map(|line| (line.n, kind_name(line.k), line.t.as_str())).collect();
         assert_eq!(kinds, [(3, "tool_end", "ok"), (0, "out", "not json <b>"), (0, "out", "{\"n\":4}")]);
+    }
+
+    #[test]
+    fn sizes_and_addresses_are_plain() {
+        for (bytes, text) in
+            [(-1, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 20, "3.0 MiB"), (16 << 20, "16.0 MiB")]
+        {
+            assert_eq!(size_text(bytes), text);
+        }
+        assert_eq!(url_path("a/b c?#\u{e4}.txt"), "a/b%20c%3F%23%C3%A4.txt");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! cursor it stored, for containers that it finds with `list`.
 
 pub mod docker;
+pub mod extras;
 pub mod gate;
 pub mod lines;
 pub mod mounts;
@@ -31,6 +32,8 @@ pub mod paths {
     pub const CACHE: &str = "/zeblit/cache";
     /// The changeset, in the output folder.
     pub const BUNDLE_FILE: &str = "changes.bundle";
+    /// Everything else that is kept, beside it.
+    pub const PACK_FILE: &str = crate::shim::pack::PACK_FILE;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +85,10 @@ pub struct CollectJob {
     pub message: String,
     /// Paths that are put back to `base` before committing (masked files).
     pub exclude: Vec<String>,
+    /// Patterns of files that are kept beside the commits.
+    pub artifacts: Vec<String>,
+    /// The same below HOME, for the agent's session.
+    pub session: Vec<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -254,5 +261,7 @@ fn wire_job(duty: &Duty, limits: &Limits) -> crate::shim::job::WireJob {
         base: job.collect.base,
         message: job.collect.message,
         exclude: job.collect.exclude,
+        artifacts: job.collect.artifacts,
+        session: job.collect.session,
     }
 }

@@ -425,7 +425,7 @@ mod tests {
         }
 
         fn collect_job(&self) -> CollectJob {
-            CollectJob { base: self.base.clone(), message: "Change".into(), exclude: Vec::new() }
+            CollectJob { base: self.base.clone(), message: "Change".into(), ..CollectJob::default() }
         }
 
         fn agent(&self, slot: &str, script: &str) -> SandboxSpec {

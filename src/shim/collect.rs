@@ -54,28 +54,52 @@ pub fn collect(folders: &Folders, job: &WireJob, output: &Output) -> Result<Coll
         return Err(format!("the job's base `{}` is not a full commit id", job.base));
     }
     let exclude = clean_paths(&job.exclude)?;
-    let own = Repository { workspace: folders.workspace.clone(), git_dir: None };
-    match own.result(folders, job, &exclude) {
+    let excludes = excludes_file(folders, &job.artifacts)?;
+    let own = Repository { excludes: excludes.clone(), ..Repository::own(folders) };
+    let result = match own.result(folders, job, &exclude) {
         Ok(collected) => Ok(collected),
         Err(first) => {
             output.error("collect-in-place", &first);
-            let fresh = Repository::fresh(folders).map_err(|error| format!("{first}; {error}"))?;
+            let mut fresh = Repository::fresh(folders).map_err(|error| format!("{first}; {error}"))?;
+            fresh.excludes = excludes.clone();
             let result = fresh.result(folders, job, &exclude).map_err(|error| format!("{first}; {error}"));
             fresh.discard();
             result
         }
+    };
+    if let Some(excludes) = excludes {
+        let _ = remove(&excludes);
     }
+    result
+}
+
+/// What `add` ignores in a file of ours: the agent may have changed the workspace's.
+fn excludes_file(folders: &Folders, artifacts: &[String]) -> Result<Option<PathBuf>, String> {
+    let lines = ignore_lines(artifacts);
+    if lines.is_empty() {
+        return Ok(None);
+    }
+    let file = folders.output.join("excludes");
+    let at = |error: std::io::Error| format!("{}: {error}", file.display());
+    remove(&file).map_err(at)?;
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&file)
+        .and_then(|mut out| out.write_all(lines.as_bytes()))
+        .map_err(at)?;
+    Ok(Some(file))
 }
 
 /// Tracked files of the workspace that differ from the start.
 pub fn changed(folders: &Folders, job: &WireJob) -> Result<BTreeSet<String>, String> {
-    Repository { workspace: folders.workspace.clone(), git_dir: None }.changed(&job.base)
+    Repository::own(folders).changed(&job.base)
 }
 
 /// After a setup: the branch and tracked files are as before it, and what it left beside them (packages, build
 /// output) stays out of the result.
 pub fn settle(folders: &Folders, job: &WireJob, before: &BTreeSet<String>) -> Result<(), String> {
-    let own = Repository { workspace: folders.workspace.clone(), git_dir: None };
+    let own = Repository::own(folders);
     own.unlock()?;
     own.git(&["update-ref", "HEAD", &job.base], b"")?;
     let touched: Vec<String> = own.changed(&job.base)?.difference(before).cloned().collect();
@@ -86,7 +110,40 @@ pub fn settle(folders: &Folders, job: &WireJob, before: &BTreeSet<String>) -> Re
         .filter(|path| !path.is_empty() && !path.contains('\n'))
         .map(|path| format!("/{}\n", escaped(path)))
         .collect();
-    if patterns.is_empty() {
+    ignore(folders, &patterns)
+}
+
+/// Files that are artifacts stay out of the agent's own commits, too (where they are not tracked).
+pub fn keep_out(folders: &Folders, artifacts: &[String]) -> Result<(), String> {
+    ignore(folders, &ignore_lines(artifacts))
+}
+
+/// The patterns of artifacts in the words of `.gitignore`.
+fn ignore_lines(artifacts: &[String]) -> String {
+    let mut lines = String::new();
+    for pattern in artifacts {
+        let pattern = pattern.trim().trim_end_matches('/');
+        let pattern = pattern.strip_prefix("./").unwrap_or(pattern);
+        if pattern.is_empty() || pattern.contains('\n') {
+            continue;
+        }
+        if pattern.contains('/') {
+            lines.push('/');
+        }
+        for c in pattern.chars() {
+            if matches!(c, '[' | ']' | '\\' | ' ' | '!' | '#') {
+                lines.push('\\');
+            }
+            lines.push(c);
+        }
+        lines.push('\n');
+    }
+    lines
+}
+
+/// Adds lines to what the workspace's repository ignores.
+fn ignore(folders: &Folders, lines: &str) -> Result<(), String> {
+    if lines.is_empty() {
         return Ok(());
     }
     let file = folders.workspace.join(".git/info/exclude");
@@ -98,7 +155,7 @@ pub fn settle(folders: &Folders, job: &WireJob, before: &BTreeSet<String>) -> Re
         .append(true)
         .create(true)
         .open(&file)
-        .and_then(|mut file| file.write_all(format!("\n{patterns}").as_bytes()))
+        .and_then(|mut file| file.write_all(format!("\n{lines}").as_bytes()))
         .map_err(at)
 }
 
@@ -212,16 +269,23 @@ struct Repository {
     workspace: PathBuf,
     /// Apart from the workspace's own `.git`.
     git_dir: Option<PathBuf>,
+    /// A file of ours with what `add` ignores, besides what the repository's own files say.
+    excludes: Option<PathBuf>,
 }
 
 impl Repository {
+    /// The workspace's own.
+    fn own(folders: &Folders) -> Self {
+        Self { workspace: folders.workspace.clone(), git_dir: None, excludes: None }
+    }
+
     /// An empty repository beside the bundle, on the mirror's objects, with the workspace as its tree.
     fn fresh(folders: &Folders) -> Result<Self, String> {
         let git_dir = folders.output.join("collect.git");
         remove(&git_dir).map_err(|error| format!("{}: {error}", git_dir.display()))?;
-        let repository = Self { workspace: folders.workspace.clone(), git_dir: Some(git_dir.clone()) };
+        let repository = Self { git_dir: Some(git_dir.clone()), ..Self::own(folders) };
         let path = git_dir.to_string_lossy().into_owned();
-        let plain = Self { workspace: folders.output.clone(), git_dir: None };
+        let plain = Self { workspace: folders.output.clone(), git_dir: None, excludes: None };
         plain.git(&["init", "-q", "--bare", &path], b"")?;
         let alternates = git_dir.join("objects/info/alternates");
         fs::write(&alternates, format!("{}\n", folders.objects.display()))
@@ -449,11 +513,12 @@ impl Repository {
 
     fn run(&self, arguments: &[&str], stdin: &[u8], literal: bool) -> Result<String, String> {
         let mut command = Command::new("git");
+        let excludes = self.excludes.as_deref().unwrap_or(Path::new("/dev/null")).display();
         for setting in [
             "core.hooksPath=/dev/null",
             "core.fsmonitor=false",
             "core.untrackedCache=false",
-            "core.excludesFile=/dev/null",
+            &format!("core.excludesFile={excludes}"),
             "core.attributesFile=/dev/null",
             "safe.directory=*",
             "commit.gpgSign=false",
@@ -559,7 +624,7 @@ fn read_in_background(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receive
 }
 
 /// Removes a file, a link (not what it points to) or a folder; no error when there is none.
-fn remove(path: &Path) -> std::io::Result<()> {
+pub(super) fn remove(path: &Path) -> std::io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),
@@ -638,7 +703,12 @@ mod tests {
         }
 
         fn collect(&self, exclude: &[&str]) -> Result<Collected, String> {
+            self.collect_without(exclude, &[])
+        }
+
+        fn collect_without(&self, exclude: &[&str], artifacts: &[&str]) -> Result<Collected, String> {
             let job = WireJob {
+                artifacts: artifacts.iter().map(|pattern| (*pattern).to_owned()).collect(),
                 base: self.base.clone(),
                 message: "Do it\n\nBecause.".into(),
                 exclude: exclude.iter().map(|path| (*path).to_owned()).collect(),
@@ -678,6 +748,31 @@ mod tests {
         fs::write(world.workspace().join("b.txt"), "new\n").unwrap();
         assert_eq!(world.collect(&[]), Ok(Collected::Commits(2)));
         assert_eq!(world.changed(), "M\ta.txt\nA\tb.txt");
+    }
+
+    #[test]
+    fn artifacts_stay_out_of_the_commits_where_they_are_not_tracked() {
+        for broken in [false, true] {
+            let world = World::new();
+            let workspace = world.workspace();
+            let artifacts = ["report.html", "out/**", "a.txt", "odd [x] #!.txt"];
+            keep_out(&world.folders(), &artifacts.map(str::to_owned)).unwrap();
+            for path in ["report.html", "deep/report.html", "out/b/c.txt", "odd [x] #!.txt", "a.txt", "d.txt"]
+            {
+                fs::create_dir_all(workspace.join(path).parent().unwrap()).unwrap();
+                fs::write(workspace.join(path), "new\n").unwrap();
+            }
+            // The agent's own commit leaves them out, too.
+            git(&workspace, &["add", "-A"]);
+            git(&workspace, &["commit", "-q", "-m", "mine"]);
+            fs::write(workspace.join(".git/info/exclude"), "").unwrap();
+            if broken {
+                fs::write(workspace.join(".git/config"), "[[[").unwrap();
+            }
+            assert_eq!(world.collect_without(&[], &artifacts), Ok(Collected::Commits(1)), "{broken}");
+            assert_eq!(world.changed(), "M\ta.txt\nA\td.txt");
+            assert!(!world.folder.path().join("output/excludes").exists());
+        }
     }
 
     #[test]

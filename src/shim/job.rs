@@ -36,6 +36,10 @@ pub struct WireJob {
     pub message: String,
     /// Paths that are put back to `base`.
     pub exclude: Vec<String>,
+    /// Patterns of files that are kept beside the commits and stay out of them (see `glob`).
+    pub artifacts: Vec<String>,
+    /// The same below HOME: the files of the agent's session.
+    pub session: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,9 +90,21 @@ impl WireJob {
         }
         put(&mut bytes, self.mask_from.as_bytes());
         bytes.push(u8::from(self.setup));
+        for list in [&self.artifacts, &self.session] {
+            put_count(&mut bytes, list.len());
+            list.iter().for_each(|item| put(&mut bytes, item.as_bytes()));
+        }
         bytes.extend_from_slice(END);
-        let longest =
-            [self.argv.len(), self.env.len(), self.home_files.len(), self.exclude.len()].into_iter().max();
+        let longest = [
+            self.argv.len(),
+            self.env.len(),
+            self.home_files.len(),
+            self.exclude.len(),
+            self.artifacts.len(),
+            self.session.len(),
+        ]
+        .into_iter()
+        .max();
         if bytes.len() > MAX_JOB_BYTES {
             return Err(format!("the job has {} bytes, at most {MAX_JOB_BYTES} are allowed", bytes.len()));
         }
@@ -103,7 +119,7 @@ impl WireJob {
         if bytes.len() > MAX_JOB_BYTES {
             return Err(JobError::Invalid("too large"));
         }
-        let mut reader = Reader { rest: bytes };
+        let mut reader = Reader::new(bytes);
         let start = bytes.get(..START.len().min(bytes.len())).unwrap_or(bytes);
         if !START.starts_with(start) {
             return Err(JobError::Invalid("it does not begin as one"));
@@ -122,11 +138,13 @@ impl WireJob {
         let links = reader.list(|reader| Ok((reader.text()?, reader.text()?)))?;
         let mask_from = reader.text()?;
         let [setup] = reader.array()?;
+        let artifacts = reader.list(Reader::text)?;
+        let session = reader.list(Reader::text)?;
         let end: [u8; 4] = reader.array()?;
         if &end != END {
             return Err(JobError::Invalid("the end mark is missing"));
         }
-        if !reader.rest.is_empty() {
+        if !reader.is_empty() {
             return Err(JobError::Invalid("something follows the end mark"));
         }
         let bridge_port = (port != 0).then_some(port);
@@ -144,6 +162,8 @@ impl WireJob {
             base,
             message,
             exclude,
+            artifacts,
+            session,
         })
     }
 }
@@ -158,18 +178,27 @@ fn put(bytes: &mut Vec<u8>, item: &[u8]) {
     bytes.extend_from_slice(item);
 }
 
-struct Reader<'a> {
+/// Takes one field after the other.
+pub(super) struct Reader<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     fn take(&mut self, length: usize) -> Result<&'a [u8], JobError> {
         let (taken, rest) = self.rest.split_at_checked(length).ok_or(JobError::Incomplete)?;
         self.rest = rest;
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], JobError> {
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], JobError> {
         self.take(N)?.try_into().map_err(|_| JobError::Incomplete)
     }
 
@@ -178,7 +207,7 @@ impl<'a> Reader<'a> {
             .map_err(|_| JobError::Invalid("a count is too large"))
     }
 
-    fn bytes(&mut self) -> Result<&'a [u8], JobError> {
+    pub(super) fn bytes(&mut self) -> Result<&'a [u8], JobError> {
         let length = self.count()?;
         if length > MAX_JOB_BYTES {
             return Err(JobError::Invalid("a field is too large"));
@@ -220,6 +249,8 @@ mod tests {
             base: "a".repeat(40),
             message: "Fix \u{fc}\n\nBody".into(),
             exclude: vec![".claude".into(), "CLAUDE.md".into()],
+            artifacts: vec!["out/**".into()],
+            session: vec![".agent/*".into(), ".other/*".into()],
         }
     }
 

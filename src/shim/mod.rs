@@ -1,5 +1,5 @@
 //! Purpose: `zeblit-shim`, PID 1 in the container. It waits at the gate, bridges a port to the broker,
-//! runs the agent, streams its output as JSON lines, and leaves the result as a Git bundle.
+//! runs the agent, streams its output as JSON lines, and leaves the result: a Git bundle, and a pack of other files.
 //!
 //! Standard library only, and nothing of the other modules: this folder is compiled twice, into the
 //! library (for tests and for the formats that both ends share) and by `build.rs` into a small static
@@ -9,8 +9,10 @@ pub mod agent;
 pub mod bridge;
 pub mod builtin;
 pub mod collect;
+pub mod glob;
 pub mod job;
 pub mod output;
+pub mod pack;
 pub mod probe;
 pub mod signal;
 
@@ -166,10 +168,10 @@ fn prepare(
         collect::mask(folders, job).map_err(|detail| ("mask", detail))?;
     }
     if job.setup {
-        collect::changed(folders, job).map_err(|detail| ("setup", detail))
-    } else {
-        Ok(Default::default())
+        return collect::changed(folders, job).map_err(|detail| ("setup", detail));
     }
+    collect::keep_out(folders, &job.artifacts).map_err(|detail| ("artifacts", detail))?;
+    Ok(Default::default())
 }
 
 fn collect_mode(folders: &Folders, output: &Output) -> i32 {
@@ -186,6 +188,12 @@ fn collect_mode(folders: &Folders, output: &Output) -> i32 {
 }
 
 fn collect_and_tell(folders: &Folders, job: &WireJob, output: &Output) -> i32 {
+    // Whatever becomes of it, the commits count.
+    match pack::collect(folders, job) {
+        Ok((0, _)) => {}
+        Ok((artifacts, _)) => output.event(&format!("{{\"event\":\"packed\",\"artifacts\":{artifacts}}}")),
+        Err(detail) => output.error("pack", &detail),
+    }
     match collect::collect(folders, job, output) {
         Ok(collect::Collected::Nothing) => {
             output.event("{\"event\":\"nothing\"}");

@@ -30,7 +30,8 @@ impl Part {
     fn statements(self) -> &'static [&'static str] {
         match self {
             Part::Logs => &["DELETE FROM log_chunks WHERE run = $1", "DELETE FROM samples WHERE run = $1"],
-            Part::Artifacts => &["DELETE FROM artifacts WHERE run = $1"],
+            // The others have a time of their own.
+            Part::Artifacts => &["DELETE FROM artifacts WHERE run = $1 AND expires_at IS NULL"],
         }
     }
 }

@@ -132,6 +132,7 @@ pub(super) fn spec(requester: i64) -> RunSpec {
         wall_seconds: 600,
         config: RepoConfig::default(),
         previous: None,
+        resume: false,
     }
 }
 

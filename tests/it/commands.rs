@@ -495,7 +495,7 @@ async fn help_shows_roles_and_agents_of_this_repository() {
         | `/zeblit review [what to look at]` | Read the change and comment on it. Changes nothing. | write and above |
         | `/zeblit ask <question>` | Answer a question about the code. Changes nothing. | triage and above |
         | `/zeblit retry [--agent NAME]` | Start the last run of this thread again from the same request. | write and above |
-        | `/zeblit continue [what to do next]` | Go on from where the last run of this thread stopped, with a summary of it. | write and above |
+        | `/zeblit continue [what to do next]` | Go on from where the last run of this thread stopped, with its conversation where that is kept. | write and above |
         | `/zeblit cancel` | Stop the run of this thread. Partial work is kept. | write and above |
         | `/zeblit ok <commit>` | Approve exactly this commit: a change that waits for it is pushed; the code of a pull request from a fork may be run. | write and above |
         | `/zeblit status` | Show the runs of this thread and their place in the queue. | triage and above |
@@ -539,7 +539,7 @@ async fn help_names_a_broken_configuration_and_still_helps() {
         let own = w.hears("tri", "/zeblit help").await;
         assert_eq!(own.len(), 1);
         let last = own[0].lines().last().expect("a line");
-        insta::assert_snapshot!(last, @"This repository's rules stand in `.github/zeblit.toml` on its default branch. ⚠️ It cannot be read now: .github/zeblit.toml, line 3: unknown field `agnet`, expected one of `enabled`, `agent`, `model`, `image`, `answer_strangers`, `push`, `staged`, `permissions`, `limits`, `gate`, `egress`, `setup`; did you mean `agent`?.");
+        insta::assert_snapshot!(last, @"This repository's rules stand in `.github/zeblit.toml` on its default branch. ⚠️ It cannot be read now: .github/zeblit.toml, line 3: unknown field `agnet`, expected one of `enabled`, `agent`, `model`, `image`, `answer_strangers`, `push`, `staged`, `artifacts`, `permissions`, `limits`, `gate`, `egress`, `setup`; did you mean `agent`?.");
     })
     .await;
 }

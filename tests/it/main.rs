@@ -6,6 +6,7 @@
 mod world;
 
 mod agents;
+mod artifacts;
 mod basics;
 mod budget;
 mod builtin;
@@ -32,6 +33,7 @@ mod postgres;
 mod pulls;
 mod queue;
 mod receive;
+mod resume;
 mod runs;
 mod runsc;
 mod sinks;

@@ -6,6 +6,7 @@ pub mod codex;
 pub mod command;
 pub mod gemini;
 pub mod opencode;
+pub mod resume;
 
 use super::{AdapterKind, AgentEvent, AgentSpec, Skill};
 use crate::domain::budget::Usage;

@@ -21,6 +21,7 @@ const SCRIPT: &str = include_str!("assets/run.js");
 pub(super) fn pages() -> Router<Http> {
     Router::new()
         .route("/runs/{id}", get(pages::run))
+        .route("/runs/{id}/artifacts/{*path}", get(pages::artifact))
         .route("/assets/style.css", get(|| asset("text/css; charset=utf-8", STYLE)))
         .route("/assets/run.js", get(|| asset("text/javascript; charset=utf-8", SCRIPT)))
 }

@@ -161,9 +161,16 @@ struct RunPage {
     log_cut: bool,
     diff: Vec<DiffLine>,
     diff_cut: bool,
+    artifacts: Vec<ArtifactLine>,
     /// Empty when nobody looked.
     peak: String,
     curves: Vec<Curve>,
+}
+
+struct ArtifactLine {
+    path: String,
+    size: String,
+    link: String,
 }
 
 /// One figure over time, as the points of a line in a box of 240 by 40.
@@ -236,6 +243,32 @@ pub(super) async fn run(
     }
 }
 
+/// `GET /runs/{id}/artifacts/{path}?e=&s=`
+pub(super) async fn artifact(
+    State(http): State<Http>,
+    Path((id, path)): Path<(String, String)>,
+    query: Result<Query<Signed>, QueryRejection>,
+) -> Response {
+    let app = http.app();
+    let signed = query.map(|Query(signed)| signed).unwrap_or_default();
+    if let Some(refusal) = refuse(access(app, &id, &signed), &id) {
+        return refusal;
+    }
+    match store::artifacts::file(&app.store, &RunId::new(id), &path).await {
+        Ok(Some(bytes)) => crate::http::download::file(&path, bytes),
+        Ok(None) => message(
+            StatusCode::NOT_FOUND,
+            "No such file",
+            "The run has no file of this name (any more): files are kept for a limited time.",
+            "",
+        ),
+        Err(error) => {
+            let error = HttpError::store(app, "read a file of a run", &error);
+            message(error.status, "Not now", &error.message, "")
+        }
+    }
+}
+
 /// The page to show instead, when a link gives nothing.
 pub(super) fn refuse(access: Access, id: &str) -> Option<Response> {
     let (status, title, text) = match access {
@@ -295,6 +328,20 @@ async fn page(app: &App, id: &RunId, signed: &Signed) -> Result<Option<RunPage>,
     let diff = store::artifacts::get(&app.store, id, "diff").await?.unwrap_or_default();
     let (diff, diff_cut) = diff_lines(&String::from_utf8_lossy(&diff));
     let (spec, outcome) = (&run.spec, &run.outcome);
+    let artifacts = store::artifacts::files(&app.store, id)
+        .await?
+        .iter()
+        .map(|file| ArtifactLine {
+            path: visible(&file.path),
+            size: view::size_text(file.size),
+            link: format!(
+                "/runs/{id}/artifacts/{}?e={}&s={}",
+                view::url_path(&file.path),
+                signed.e,
+                hex_only(&signed.s)
+            ),
+        })
+        .collect();
     let events = format!("/runs/{id}/events?e={}&s={}&after={shown_to}", signed.e, hex_only(&signed.s));
     let request = if spec.text.is_empty() {
         format!("/zeblit {}", spec.verb.name())
@@ -339,6 +386,7 @@ async fn page(app: &App, id: &RunId, signed: &Signed) -> Result<Option<RunPage>,
         log_cut: from > 0 || surplus > 0,
         diff,
         diff_cut,
+        artifacts,
         peak: wording::peak(&run),
         curves: curves(&store::samples::of_run(&app.store, id, crate::engine::load::MAX_SAMPLES).await?),
     }))

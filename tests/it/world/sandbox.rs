@@ -36,6 +36,8 @@ enum Ending {
     NoStart,
     /// The shim writes whatever bytes instead of a bundle.
     Bytes,
+    /// The agent writes the pack instead of the shim.
+    Pack(&'static [u8]),
 }
 
 impl Script {
@@ -74,6 +76,11 @@ impl Script {
 
     pub fn leaves_garbage() -> Self {
         Self::new(Ending::Bytes)
+    }
+
+    /// Ends well, and this stands in place of the pack.
+    pub fn leaves_pack(bytes: &'static [u8]) -> Self {
+        Self::new(Ending::Pack(bytes))
     }
 
     pub fn and_edit(mut self, path: &str, content: &str) -> Self {
@@ -191,6 +198,7 @@ fn end_well(container: &mut Container, code: i64) {
         Duty::Agent(job) => job.collect.clone(),
         Duty::Collect(job) => job.clone(),
     };
+    pack(&container.spec, &collect);
     let commits = collect_with_git(&container.spec, &collect);
     let event = if commits == 0 {
         "{\"event\":\"nothing\"}".to_owned()
@@ -218,6 +226,24 @@ fn git(folder: &Path, args: &[&str]) -> String {
         .unwrap();
     assert!(out.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8_lossy(&out.stdout).trim().to_owned()
+}
+
+/// The shim's own work, with its own code.
+fn pack(spec: &SandboxSpec, job: &CollectJob) {
+    let folders = zeblit::shim::Folders {
+        sockets: spec.sockets.clone().unwrap_or_default(),
+        workspace: spec.workspace.clone(),
+        output: spec.output.clone(),
+        home: spec.home.clone(),
+        objects: spec.objects.clone(),
+    };
+    let wire = zeblit::shim::job::WireJob {
+        artifacts: job.artifacts.clone(),
+        session: job.session.clone(),
+        ..Default::default()
+    };
+    zeblit::shim::pack::collect(&folders, &wire).unwrap();
+    zeblit::shim::collect::keep_out(&folders, &wire.artifacts).unwrap();
 }
 
 /// What the shim does at the end of a job.
@@ -297,6 +323,10 @@ impl Sandbox for FakeSandbox {
             }
             match script.ending {
                 Ending::Exit(code) => end_well(&mut container, code),
+                Ending::Pack(bytes) => {
+                    end_well(&mut container, 0);
+                    std::fs::write(spec.output.join(paths::PACK_FILE), bytes).unwrap();
+                }
                 Ending::Hang | Ending::NoStart => {}
                 Ending::OutOfMemory => container.status = Status::Exited { code: 137, out_of_memory: true },
                 Ending::Vanish => container.status = Status::Gone,
