@@ -450,8 +450,11 @@ pub(crate) async fn masked_edits(
             let is_known = |files: &BTreeMap<String, MaskedFile>| {
                 files.get(path).is_some_and(|known| known.mode == file.mode && file.ids.contains(&known.id))
             };
-            let is_shown =
-                as_shown.get(path).and_then(|shown| shown.id).is_some_and(|id| file.ids.contains(&id));
+            let is_shown = start != base
+                && as_shown.get(path).is_some_and(|shown| {
+                    let mode = if shown.is_executable { 0o100_755 } else { 0o100_644 };
+                    file.mode == mode && shown.id.is_some_and(|id| file.ids.contains(&id))
+                });
             if !is_shown && !is_known(&trusted) && !is_known(&own) {
                 edited.insert(path.clone());
             }

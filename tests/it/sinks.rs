@@ -453,7 +453,6 @@ async fn no_secret_leaves_by_any_sink_in_any_encoding() {
         git_url: "https://github.example".into(),
         storage_urls: Vec::new(),
         web_url: None,
-        storage_urls: Vec::new(),
         max_body_bytes: 1 << 20,
     });
     let scan: SecretScan = config.secret_scan();
