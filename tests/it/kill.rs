@@ -54,7 +54,9 @@ impl Server {
              [server]\nlisten = \"{address}\"\npublic_url = \"http://{address}\"\n\
              [github]\napp_id = {app}\nprivate_key_file = \"{key}\"\nwebhook_secrets = [\"{SECRET}\"]\n\
              api_url = \"{api_url}\"\ngit_url = \"{git}\"\nweb_url = \"{web}\"\n\
+             [sandbox]\nsocket_dir = \"{sockets}\"\n\
              [agents]\nfix = \"slow\"\nfolder = \"{agents}\"\n",
+            sockets = at("sockets").display(),
             state = at("state").display(),
             app = hub.app_id(),
             key = at("app.pem").display(),
@@ -144,6 +146,10 @@ impl Drop for Server {
             // A test that failed: nothing to lose any more.
             let _ = process.kill();
             let _ = process.wait();
+        }
+        // A server that is root mounts its folders on themselves, and leaves it so for its containers.
+        for name in ["state", "sockets"] {
+            let _ = Command::new("umount").arg("--quiet").arg(self.folder.path().join(name)).status();
         }
     }
 }
