@@ -361,34 +361,21 @@ async fn an_operator_can_retry_an_ended_run_and_no_other() {
 
 #[tokio::test]
 async fn a_run_that_waits_too_long_ends_and_says_so() {
-    World::run_with(
-        |config| config.limits.runs = 1,
-        async |w| {
-            w.sandbox.usually(Script::hangs());
-            let (one, two) = (w.issue(), w.issue());
-            w.say(one, "ada", "/zeblit fix").await;
-            w.settle().await;
-            let comment = w.say(two, "max", "/zeblit fix").await;
-            w.settle().await;
-            assert_eq!(states(w).await, [Running, Queued]);
-            // The first one is within its own limits all the time.
-            for _ in 0..24 {
-                w.clock.advance(Duration::minutes(59));
-                w.settle().await;
-            }
-            assert_eq!(w.state_of(2).await, Queued);
-            w.clock.advance(Duration::hours(1));
-            w.settle().await;
-            assert_eq!(w.state_of(2).await, RunState::Failed);
-            let told = w.sticky(two);
-            assert!(
-                told.contains("It waited in the queue for 24 hours, its limit, and never started."),
-                "{told}"
-            );
-            assert!(told.contains("`/zeblit retry` asks for the same again."), "{told}");
-            assert_eq!(w.hub.reactions(REPO, On::Comment(comment)), ["eyes", "confused"]);
-            finish_all(w).await;
-        },
-    )
+    World::run(async |w| {
+        operate::pause(&w.app, Some("maintenance"), "ops").await.unwrap();
+        let number = w.issue();
+        let comment = w.say(number, "ada", "/zeblit fix").await;
+        w.settle().await;
+        w.clock.advance(Duration::hours(23));
+        w.settle().await;
+        assert_eq!(w.state_of(1).await, Queued);
+        w.clock.advance(Duration::hours(1));
+        w.settle().await;
+        assert_eq!(w.state_of(1).await, RunState::Failed);
+        let told = w.sticky(number);
+        assert!(told.contains("It waited in the queue for 24 hours, its limit, and never started."), "{told}");
+        assert!(told.contains("`/zeblit retry` asks for the same again."), "{told}");
+        assert_eq!(w.hub.reactions(REPO, On::Comment(comment)), ["eyes", "confused"]);
+    })
     .await;
 }
