@@ -84,6 +84,8 @@ pub struct PromptContext {
     pub home: String,
     /// The author of the issue or pull request may write to this repository.
     pub subject_trusted: bool,
+    /// The whole comment that asked, when it says more than the instruction.
+    pub asked: Option<String>,
     pub attachments: Vec<Attached>,
     pub checks: Option<Checks>,
     pub messages: Vec<Message>,
@@ -310,6 +312,17 @@ fn data(spec: &RunSpec, context: &PromptContext) -> Vec<Data> {
             for_prompt(&spec.subject.body, MAX_BODY_BYTES)
         ),
     });
+    if let Some(asked) = &context.asked {
+        parts.push(Data {
+            heading: "The comment that asks",
+            label: format!(
+                "the whole comment of @{}, who gave the instruction{}",
+                login(&spec.requester.login),
+                removed(&[asked])
+            ),
+            text: for_prompt(asked, MAX_BODY_BYTES),
+        });
+    }
     if let Some(Surface::ReviewComment { path, line, diff_hunk, .. }) =
         spec.origin.as_ref().map(|origin| &origin.surface)
     {

@@ -84,6 +84,7 @@ pub(super) async fn gather(
         (thread.await?, Ok(None))
     };
     let context = &mut gathered.context;
+    context.asked = asked.filter(|body| says_more(body, &run.spec.text));
     context.subject_trusted = trusted.contains(&run.spec.subject.author.id);
     context.edited_later = thread.edited_later;
     context.messages = thread.kept.into_iter().map(|comment| message(comment, &trusted)).collect();
@@ -107,6 +108,14 @@ pub(super) async fn gather(
         tracing::info!(run.id = %run.id, note, "the agent goes without something");
     }
     Ok(gathered)
+}
+
+/// Whether a comment says something beside its commands: they end with their paragraph.
+fn says_more(body: &str, instruction: &str) -> bool {
+    body.lines().map(str::trim).any(|line| {
+        let is_command = line.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("/zeblit"));
+        !line.is_empty() && !is_command && !instruction.contains(line)
+    })
 }
 
 /// What stood there, unedited, before the command was written.

@@ -40,6 +40,9 @@ pub const LEASE: Duration = Duration::from_secs(60);
 /// Between two heartbeats of a live run; also how fast a cancel is seen.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
+/// Between two heartbeats within one step: well below the lease, so that one may fail.
+const LONG_STEP: Duration = Duration::from_secs(15);
+
 /// A run that lost its worker this often before its agent ended is given up.
 const MAX_ATTEMPTS: i64 = 3;
 
@@ -174,7 +177,15 @@ pub async fn drive(app: &App, mut run: Run, stop: &CancellationToken) {
                 Err(error) => tracing::error!(run.id = %run.id, error = %error, "heartbeat failed"),
             }
         }
-        match advance(app, &mut run, POLL, &mut troubles).await {
+        let kept = keep_lease(app, run.id.clone(), run.fence);
+        let stepped = tokio::select! {
+            stepped = advance(app, &mut run, POLL, &mut troubles) => stepped,
+            () = kept => {
+                tracing::warn!(run.id = %run.id, "somebody else has this run now");
+                break;
+            }
+        };
+        match stepped {
             Ok(Step::Again | Step::Idle) => {}
             Ok(Step::Wait(pause)) => tokio::time::sleep(pause).await,
             Ok(Step::Done) => break,
@@ -186,6 +197,19 @@ pub async fn drive(app: &App, mut run: Run, stop: &CancellationToken) {
     }
     app.live.release(&run.id);
     app.wakeup.notify(Topic::Runs);
+}
+
+/// Extends the lease while one step takes long (a first clone, an import). Ends when the lease is lost.
+async fn keep_lease(app: &App, run: RunId, fence: i64) {
+    loop {
+        tokio::time::sleep(LONG_STEP).await;
+        match store::runs::heartbeat(&app.store, &run, fence, app.clock.now() + LEASE).await {
+            // A cancel is seen after the step.
+            Ok(_) => {}
+            Err(StoreError::Fenced { .. }) => return,
+            Err(error) => tracing::error!(run.id = %run, error = %error, "heartbeat failed"),
+        }
+    }
 }
 
 /// One step, and what an error means: a passing trouble of the forge or the database waits, everything

@@ -507,3 +507,19 @@ async fn no_way_in_lets_hidden_text_through() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn what_the_comment_says_beside_the_command_reaches_the_agent_as_information() {
+    World::run_with(with_model, async |w| {
+        w.sandbox.usually(Script::edit("a.txt", "a\n"));
+        let number = w.issue();
+        w.say(number, "ada", "/zeblit fix the answer\n\nIt began with release 3.\n\n> quoted").await;
+        w.say(w.issue(), "ada", "/zeblit fix the question").await;
+        w.settle().await;
+        let (first, second) = (given(w, 0).prompt, given(w, 1).prompt);
+        assert!(first.contains("the whole comment of @ada, who gave the instruction"), "{first}");
+        assert!(first.contains("It began with release 3."), "{first}");
+        assert!(!second.contains("The comment that asks"), "nothing to add: {second}");
+    })
+    .await;
+}

@@ -373,7 +373,10 @@ async fn a_run_that_waits_too_long_ends_and_says_so() {
         w.settle().await;
         assert_eq!(w.state_of(1).await, RunState::Failed);
         let told = w.sticky(number);
-        assert!(told.contains("It waited in the queue for 24 hours, its limit, and never started."), "{told}");
+        assert!(
+            told.contains("It waited in the queue for 24 hours, its limit, and never started."),
+            "{told}"
+        );
         assert!(told.contains("`/zeblit retry` asks for the same again."), "{told}");
         assert_eq!(w.hub.reactions(REPO, On::Comment(comment)), ["eyes", "confused"]);
     })
