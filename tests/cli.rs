@@ -261,3 +261,43 @@ fn a_server_is_operated_beside_it_and_from_elsewhere() {
             .any(|entry| { entry.unwrap().file_name().to_string_lossy().starts_with("cli-") })
     );
 }
+
+#[test]
+fn a_backup_is_taken_beside_the_server_and_fills_an_empty_place_only() {
+    let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Server::start(old.path());
+    let (code, token, said) = ask(old.path(), &["token", "create", "ci"]);
+    assert_eq!((code, token.trim().starts_with("zbl_")), (0, true), "{said}");
+    let file = new.path().join("backup");
+    let file = file.to_str().unwrap();
+    let (code, out, said) = ask(old.path(), &["backup", file]);
+    assert_eq!((code, out.trim()), (0, file), "{said}");
+    assert!(said.contains(" and the server's key: keep it as you keep the server"), "{said}");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(file).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let (code, _, said) = ask(old.path(), &["backup", file]);
+    assert_eq!(code, 2);
+    assert!(said.contains("a backup never replaces another"), "{said}");
+    let (code, _, said) = ask(old.path(), &["restore", file]);
+    assert_eq!(code, 2);
+    assert!(said.contains("nothing was restored: the database is not empty"), "{said}");
+
+    std::fs::write(new.path().join("zeblit-server.toml"), CONFIG).unwrap();
+    let (code, out, said) = ask(new.path(), &["restore", file]);
+    assert_eq!(code, 0, "{said}");
+    assert!(out.lines().any(|line| line == "tokens\t1"), "{out}");
+    let key = |folder: &Path| std::fs::read_to_string(folder.join("state/secret.key")).unwrap();
+    assert_eq!(key(old.path()), key(new.path()));
+    let (_, listed, _) = ask(new.path(), &["token", "list"]);
+    assert!(listed.contains("ci"), "{listed}");
+    let (code, out, said) = ask(new.path(), &["migrate"]);
+    assert_eq!(code, 0, "{said}");
+    assert!(out.lines().next().unwrap().ends_with("was there"), "{out}");
+    std::fs::write(new.path().join("cut"), &std::fs::read(file).unwrap()[..100]).unwrap();
+    let empty = tempfile::tempdir().unwrap();
+    std::fs::write(empty.path().join("zeblit-server.toml"), CONFIG).unwrap();
+    let (code, _, said) = ask(empty.path(), &["restore", new.path().join("cut").to_str().unwrap()]);
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("nothing was restored"), "{said}");
+    drop(server);
+}

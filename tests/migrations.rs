@@ -51,13 +51,6 @@ const SAMPLES: &[(i64, &[&str])] = &[
             "INSERT INTO pull_pushes VALUES ('github', 1, 1, 'h', 1)",
         ],
     ),
-    (
-        7,
-        &[
-            "INSERT INTO runs VALUES ('old', 't', 'k2', 'github', 1, 'o/n', '{}', 1, 'l', '{}', 'failed', 1, 0, 1, 2, 3, \
-           NULL, NULL, 1, NULL, 1, '{}', NULL, '{}')",
-        ],
-    ),
 ];
 
 fn folder() -> &'static Path {

@@ -8,7 +8,7 @@ use super::ids::{BranchName, RepoName, RunId, Sha};
 use super::plan::AgentFacts;
 use super::policy::{self, PushMode, Role};
 use super::repo_config::{self, ConfigProblem, RepoConfig};
-use super::run::{AgentEnd, FailureClass, Kept, Phase, Publish, Run, RunMode, RunState};
+use super::run::{AgentEnd, FailureClass, Kept, Phase, Publish, Question, Run, RunMode, RunState};
 use super::sanitize;
 use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
@@ -338,10 +338,24 @@ pub fn session_not_kept(why: &str) -> String {
     )
 }
 
+/// The question that a run ended with, for the agent that goes on.
+pub fn question_asked(question: &Question) -> String {
+    let mut text = "It ended with a question, which the instruction above may answer:\n\n".to_owned();
+    text.push_str(&question.text);
+    for choice in &question.choices {
+        let _ = write!(text, "\n- {choice}");
+    }
+    text
+}
+
 /// What the system made of a run, for the agent that goes on: not its own words, which it knows.
 pub fn verdict(run: &Run) -> String {
     let outcome = &run.outcome;
     let mut text = format!("It ended as \"{}\".", run.state.as_str());
+    // It was stopped while it asked, perhaps before it wrote that down.
+    if let Some(question) = &outcome.question {
+        let _ = write!(text, "\n\n{}", question_asked(question));
+    }
     if !outcome.reason.is_empty() {
         let _ = write!(text, "\n\n{}", outcome.reason);
     }

@@ -11,7 +11,7 @@ use crate::domain::ci::{self, FailedCheck};
 use crate::domain::event::{Actor, Decoded, EventKind};
 use crate::domain::policy::Role;
 use crate::domain::run::Run;
-use crate::domain::sanitize;
+use crate::domain::{sanitize, wording};
 use crate::intake;
 use crate::remote::{RemoteError, ThreadComment};
 use crate::store;
@@ -361,11 +361,8 @@ fn summary_of(previous: &Run) -> String {
         previous.state.as_str()
     );
     if let Some(question) = &outcome.question {
-        text.push_str("\n\nIt ended with a question, which the instruction above may answer:\n\n");
-        text.push_str(&question.text);
-        for choice in &question.choices {
-            text.push_str(&format!("\n- {choice}"));
-        }
+        text.push_str("\n\n");
+        text.push_str(&wording::question_asked(question));
     }
     for part in [&outcome.reason, &outcome.summary] {
         if !part.is_empty() {
