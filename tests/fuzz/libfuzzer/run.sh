@@ -1,6 +1,6 @@
 #!/bin/sh
 # Fuzzes by coverage, with the stable compiler: run.sh TARGET|all SECONDS
-# Found inputs are kept in target/libfuzzer/corpus, crashes in target/libfuzzer/crashes.
+# (The first build compiles every dependency with coverage: minutes.) Found inputs are kept in target/libfuzzer/corpus, crashes in target/libfuzzer/crashes.
 set -eu
 wanted=${1:?a target, or all}
 seconds=${2:?seconds for each target}
@@ -23,9 +23,10 @@ crashes=0
 executions=0
 targets=0
 for name in $names; do
-  mkdir -p "$out/corpus/$name"
+  FUZZ_TARGET=$name FUZZ_BEGIN=$out/corpus/$name "$program" >"$out/$name.log" 2>&1 || { cat "$out/$name.log"; exit 1; }
   targets=$((targets + 1))
-  if ! FUZZ_TARGET=$name "$program" -max_total_time="$seconds" -max_len=16384 -timeout=10 -rss_limit_mb=2048 \
+  # shellcheck disable=SC2086 -- more options of libFuzzer, e.g. FUZZ_OPTIONS=-jobs=4
+  if ! FUZZ_TARGET=$name "$program" ${FUZZ_OPTIONS:-} -max_total_time="$seconds" -max_len=16384 -timeout=10 -rss_limit_mb=2048 -dict="$out/corpus/words.dict" \
     -artifact_prefix="$out/crashes/$name-" -print_final_stats=1 "$out/corpus/$name" >"$out/$name.log" 2>&1; then
     crashes=$((crashes + 1))
     tail -n 40 "$out/$name.log"
