@@ -299,5 +299,10 @@ fn a_backup_is_taken_beside_the_server_and_fills_an_empty_place_only() {
     let (code, _, said) = ask(empty.path(), &["restore", new.path().join("cut").to_str().unwrap()]);
     assert_eq!(code, 2, "{said}");
     assert!(said.contains("nothing was restored"), "{said}");
+    for file in [new.path().join("cut"), empty.path().join("zeblit-server.toml")] {
+        let (code, _, said) = ask(empty.path(), &["restore", file.to_str().unwrap()]);
+        assert_eq!(code, 2, "{said}");
+        assert!(said.contains("is it a whole file that `zeblit backup` made?"), "{said}");
+    }
     drop(server);
 }

@@ -92,7 +92,10 @@ pub async fn restore(config: Option<&Path>, args: &BackupArgs, output: Output) -
                 "restore into a new database: set `state_dir` or `database.url` to a new place, or move the old one away",
             ),
             BackupError::Newer { .. } => told.hint("install that version of zeblit, or a newer one"),
-            _ => told.hint("the database is as it was before; try another backup"),
+            BackupError::Read(_) | BackupError::Damaged { .. } => told.hint(
+                "is it a whole file that `zeblit backup` made? The database is as it was before",
+            ),
+            _ => told.hint("the database is as it was before"),
         }
     })?;
     let note = restore_key(&config, &loaded)?;

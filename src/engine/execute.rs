@@ -884,12 +884,7 @@ async fn setup_done(app: &App, run: &mut Run, attempt: &Attempt) -> Result<Step,
     progress.prose = false;
     progress.last.clear();
     run.apply(&RunInput::SetupDone, now)?;
-    let mut tx = app.store.write_tx().await?;
-    store::attempts::end(&mut tx, &attempt.slot, now).await?;
-    store::runs::save(&mut tx, run).await?;
-    tx.commit().await?;
-    app.wakeup.notify(Topic::Logs);
-    Ok(Step::Again)
+    next_container(app, run, attempt, now).await
 }
 
 /// The agent could not go on with its session: its container goes, and it is started once more without.
@@ -903,6 +898,16 @@ async fn begin_anew(app: &App, run: &mut Run, attempt: &Attempt) -> Result<Step,
     resume::forget(&mut run.progress);
     let now = app.clock.now();
     run.apply(&RunInput::Anew, now)?;
+    next_container(app, run, attempt, now).await
+}
+
+/// Ends an attempt whose run goes on in another container.
+async fn next_container(
+    app: &App,
+    run: &Run,
+    attempt: &Attempt,
+    now: DateTime<Utc>,
+) -> Result<Step, EngineError> {
     let mut tx = app.store.write_tx().await?;
     store::attempts::end(&mut tx, &attempt.slot, now).await?;
     store::runs::save(&mut tx, run).await?;
