@@ -51,6 +51,7 @@ const SAMPLES: &[(i64, &[&str])] = &[
             "INSERT INTO pull_pushes VALUES ('github', 1, 1, 'h', 1)",
         ],
     ),
+    (8, &["INSERT INTO duties VALUES ('ingest', 'n:1', 1)"]),
 ];
 
 fn folder() -> &'static Path {

@@ -13,6 +13,7 @@ pub mod artifacts;
 pub mod attempts;
 pub mod audit;
 pub mod backup;
+pub mod duties;
 pub mod effects;
 pub mod egress;
 pub mod inbox;
