@@ -295,10 +295,15 @@ pub struct LimitsConfig {
     pub runs: i64,
     pub runs_per_repo: i64,
     pub runs_per_user: i64,
+    /// The same for all repositories of one account together.
+    pub runs_per_owner: i64,
     /// A run that waited so many hours in the queue ends.
     pub queue_hours: i64,
-    /// Commands that start runs, per user and hour.
+    /// A run that waits for other tasks ends after so many days.
+    pub blocked_days: i64,
+    /// Commands that start runs, per user and hour; and when they are given as labels, which come in bulk.
     pub commands_per_user_hour: i64,
+    pub labels_per_user_hour: i64,
     /// Dollars of one run that names no budget, and the most that a command may ask for.
     pub run_budget: f64,
     pub max_run_budget: f64,
@@ -511,7 +516,10 @@ impl Default for LimitsConfig {
             runs: 4,
             runs_per_repo: 2,
             runs_per_user: 2,
+            runs_per_owner: 100,
             queue_hours: 24,
+            blocked_days: 30,
+            labels_per_user_hour: 100,
             commands_per_user_hour: 20,
             run_budget: 5.0,
             max_run_budget: 20.0,
@@ -1083,6 +1091,23 @@ const KEYS: &[Key] = &[
     key!("limits.runs_per_user", Integer, "Runs at one time asked for by one person.", "", |c| plain(
         c.limits.runs_per_user
     )),
+    key!("limits.runs_per_owner", Integer, "Runs at one time in all repositories of one account.", "", |c| {
+        plain(c.limits.runs_per_owner)
+    }),
+    key!(
+        "limits.blocked_days",
+        Integer,
+        "Days after which a run that waits for other tasks (`--after`) ends.",
+        "",
+        |c| plain(c.limits.blocked_days)
+    ),
+    key!(
+        "limits.labels_per_user_hour",
+        Integer,
+        "Runs per person and hour, when they are asked for by labels.",
+        "",
+        |c| plain(c.limits.labels_per_user_hour)
+    ),
     key!(
         "limits.queue_hours",
         Integer,
@@ -1601,7 +1626,10 @@ impl Config {
             ("runs", limits.runs),
             ("runs_per_repo", limits.runs_per_repo),
             ("runs_per_user", limits.runs_per_user),
+            ("runs_per_owner", limits.runs_per_owner),
             ("queue_hours", limits.queue_hours),
+            ("blocked_days", limits.blocked_days),
+            ("labels_per_user_hour", limits.labels_per_user_hour),
             ("commands_per_user_hour", limits.commands_per_user_hour),
             ("writes_per_minute", limits.writes_per_minute),
             ("writes_per_hour", limits.writes_per_hour),

@@ -162,7 +162,7 @@ fn ended_by(run: &mut Run, end: &AgentEnd, good: RunInput) -> RunInput {
         AgentEnd::Finished => good,
         AgentEnd::Cancelled => {
             run.outcome.step = Some(Phase::Agent);
-            run.outcome.reason = execute::cancel_reason(run);
+            run.outcome.reason = wording::cancel_reason(run);
             RunInput::Cancelled
         }
         AgentEnd::Failed { class, detail } => {
@@ -182,7 +182,7 @@ fn ended_by(run: &mut Run, end: &AgentEnd, good: RunInput) -> RunInput {
 async fn released(app: &App, run: &mut Run, kept: &Kept) -> Result<Step, EngineError> {
     if run.cancel_requested.is_some() {
         run.outcome.step = Some(Phase::Push);
-        run.outcome.reason = execute::cancel_reason(run);
+        run.outcome.reason = wording::cancel_reason(run);
         finish(app, run, &RunInput::Cancelled).await?;
         return Ok(Step::Done);
     }

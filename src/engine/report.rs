@@ -205,7 +205,7 @@ async fn last_words(app: &App, tx: &mut Tx, run: &Run, owner: &Owner<'_>) -> Res
 pub fn reaction_target(origin: &Origin, number: i64) -> ReactionTarget {
     match &origin.surface {
         Surface::Conversation => ReactionTarget::Comment { id: origin.comment_id },
-        Surface::Opening => ReactionTarget::Subject { number },
+        Surface::Opening | Surface::Label { .. } => ReactionTarget::Subject { number },
         Surface::ReviewComment { .. } => ReactionTarget::ReviewComment { id: origin.comment_id },
         Surface::Review => ReactionTarget::Review { node_id: origin.node_id.clone() },
     }

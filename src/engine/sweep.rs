@@ -64,16 +64,33 @@ pub async fn tick(app: &App) -> Result<(), EngineError> {
 /// Cancels of runs that nobody works on, and places in the queue.
 async fn queued(app: &App) -> Result<(), EngineError> {
     let longest = chrono::Duration::hours(app.config.limits.queue_hours);
+    let longest_blocked = chrono::Duration::days(app.config.limits.blocked_days);
+    let blockers = store::tasks::blockers(&app.store).await?;
     for mut run in store::runs::queued(&app.store, PLACES).await? {
         if run.cancel_requested.is_some() {
-            run.outcome.reason = super::execute::cancel_reason(&run);
+            run.outcome.reason = wording::cancel_reason(&run);
             end_in_queue(app, run, &RunInput::Cancelled).await?;
-        } else if app.clock.now() - run.created_at >= longest {
+            continue;
+        }
+        let waits_for: Vec<_> = blockers.iter().filter(|blocker| blocker.child == run.task).collect();
+        let waited = app.clock.now() - run.created_at;
+        // What it waits for by order, ours or its own, is not the queue's fault.
+        let patient = !waits_for.is_empty() || run.progress.again.is_some();
+        if let Some(failed) = waits_for.iter().find(|blocker| blocker.failed) {
+            run.outcome.class = Some(FailureClass::Blocked);
+            run.outcome.reason = wording::blocker_failed(failed.number);
+            end_in_queue(app, run, &RunInput::Failed).await?;
+        } else if waited >= if patient { longest_blocked } else { longest } {
             run.outcome.class = Some(FailureClass::Timeout);
-            run.outcome.reason = wording::waited_too_long(app.config.limits.queue_hours);
+            run.outcome.reason = if patient {
+                wording::waited_too_long(app.config.limits.blocked_days * 24)
+            } else {
+                wording::waited_too_long(app.config.limits.queue_hours)
+            };
             end_in_queue(app, run, &RunInput::Failed).await?;
         } else {
-            show_place(app, run).await?;
+            let numbers = waits_for.iter().map(|blocker| blocker.number).collect();
+            show_place(app, run, numbers).await?;
         }
     }
     Ok(())
@@ -137,11 +154,15 @@ async fn expired(app: &App) -> Result<(), EngineError> {
     Ok(())
 }
 
-async fn show_place(app: &App, mut run: Run) -> Result<(), EngineError> {
+async fn show_place(app: &App, mut run: Run, after: Vec<i64>) -> Result<(), EngineError> {
     let Some(place) = store::runs::place(&app.store, &run.id).await? else { return Ok(()) };
-    if run.progress.position == Some(place.position) && run.progress.waits_for == place.waits_for {
+    if run.progress.position == Some(place.position)
+        && run.progress.waits_for == place.waits_for
+        && run.progress.after == after
+    {
         return Ok(());
     }
+    run.progress.after = after;
     run.progress.position = Some(place.position);
     run.progress.waits_for = place.waits_for;
     let mut tx = app.store.write_tx().await?;
