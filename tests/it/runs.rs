@@ -805,7 +805,7 @@ async fn a_delivery_that_was_replayed_makes_no_second_run() {
     World::run(async |w| {
         let number = w.fix(Script::nothing()).await;
         let delivery = InboxId::new("inb_0001");
-        operate::replay(&w.app, &delivery, "max").await.unwrap();
+        operate::replay(&w.app, delivery.as_str(), "max").await.unwrap();
         w.settle().await;
         assert_eq!(w.runs().await.len(), 1);
         assert_eq!(w.own(number).len(), 1);
