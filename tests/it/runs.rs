@@ -370,7 +370,7 @@ async fn what_an_agents_model_complains_of_is_told_with_whose_turn_it_is() {
         ("auth.jsonl", FailureClass::Auth, "This is for the operator of the server"),
         ("overloaded.jsonl", FailureClass::Model, "This is for the operator of the server"),
         ("no_endpoint.jsonl", FailureClass::Model, "This is for the operator of the server"),
-        ("quota.jsonl", FailureClass::Quota, "`/zeblit retry` starts it again"),
+        ("quota.jsonl", FailureClass::Quota, "`/zeblit continue` goes on from where it stopped"),
         ("budget.jsonl", FailureClass::Budget, "`/zeblit continue --budget DOLLARS` goes on with more money"),
         ("max_turns.jsonl", FailureClass::Agent, "`/zeblit retry --agent NAME`"),
     ];
