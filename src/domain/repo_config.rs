@@ -36,6 +36,12 @@ pub struct RepoConfig {
     pub staged: bool,
     /// Patterns of files that are kept beside the commits.
     pub artifacts: Vec<String>,
+    /// Issues and pull requests show by a label where their run is.
+    pub state_labels: bool,
+    /// Who asked is asked for a review of a pull request that is no draft.
+    pub request_review: bool,
+    /// Our own branch goes when its pull request is merged or closed.
+    pub delete_branch: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +113,9 @@ impl Default for RepoConfig {
             push: PushMode::default(),
             staged: false,
             artifacts: Vec::new(),
+            state_labels: false,
+            request_review: false,
+            delete_branch: false,
         }
     }
 }
@@ -178,6 +187,14 @@ staged = false
 artifacts = []
 # artifacts = ["coverage/**", "report.html"]
 
+# `true`: a label on the issue or pull request shows where its run is: zeblit:queued, zeblit:running,
+# zeblit:needs-input, zeblit:done.
+state_labels = false
+# `true`: whoever asked is asked for a review when the pull request is opened as no draft.
+request_review = false
+# `true`: my own branch is deleted when its pull request is merged or closed, unless it holds other work.
+delete_branch = false
+
 # Which role a command needs: read, triage, write, maintain or admin. Commands that start runs, and `cancel`,
 # need at least triage.
 [permissions]
@@ -229,6 +246,9 @@ const KEYS: &[&str] = &[
     "push",
     "staged",
     "artifacts",
+    "state_labels",
+    "request_review",
+    "delete_branch",
     "permissions",
     "limits",
     "gate",
@@ -275,6 +295,9 @@ struct File {
     push: Option<toml::Spanned<String>>,
     staged: Option<bool>,
     artifacts: Vec<toml::Spanned<String>>,
+    state_labels: Option<bool>,
+    request_review: Option<bool>,
+    delete_branch: Option<bool>,
     permissions: BTreeMap<toml::Spanned<String>, toml::Spanned<String>>,
     limits: FileLimits,
     gate: FileGate,
@@ -344,6 +367,9 @@ pub fn parse(text: &str) -> Result<RepoConfig, ConfigProblem> {
         enabled: file.enabled.unwrap_or(true),
         answer_strangers: file.answer_strangers.unwrap_or(false),
         staged: file.staged.unwrap_or(false),
+        state_labels: file.state_labels.unwrap_or(false),
+        request_review: file.request_review.unwrap_or(false),
+        delete_branch: file.delete_branch.unwrap_or(false),
         ..RepoConfig::default()
     };
     if let Some(mode) = file.push {

@@ -189,6 +189,22 @@ pub fn fork_is_missing(fork: &RepoName) -> String {
     format!("There is no fork `{fork}` of this repository that the App may push to.")
 }
 
+/// Of a branch that was not deleted.
+pub fn branch_holds_other_work(branch: &BranchName) -> String {
+    format!("`{branch}` holds other work than mine, so it stays.")
+}
+
+/// Title and text of what was made twice and stays visible.
+pub const SUPERSEDED: &str = "Superseded: this was made twice by mistake, and the other one goes on.";
+
+/// What such a check is called for the forge.
+pub const SUPERSEDED_ID: &str = "superseded";
+
+/// The text of an issue that was opened twice.
+pub fn duplicate_of(number: &str) -> String {
+    format!("Opened twice by mistake: #{number} goes on.")
+}
+
 pub fn pull_is_closed(number: i64) -> String {
     format!("😕 #{number} is closed. Reopen it, then type the command again.")
 }
@@ -1290,6 +1306,21 @@ pub fn check_state(run: &Run) -> (CheckStatus, Option<CheckConclusion>) {
             Some(FailureClass::Timeout) => (CheckStatus::Completed, Some(CheckConclusion::TimedOut)),
             _ => (CheckStatus::Completed, Some(CheckConclusion::Failure)),
         },
+    }
+}
+
+/// Which of `effect::STATE_LABELS` shows where a run is.
+pub fn state_label(run: &Run) -> &'static str {
+    let [queued, running, needs_input, done] = super::effect::STATE_LABELS;
+    match run.state {
+        RunState::Queued => queued,
+        RunState::Preparing
+        | RunState::Running
+        | RunState::Collecting
+        | RunState::Publishing
+        | RunState::Reporting => running,
+        RunState::Held | RunState::NeedsInput => needs_input,
+        RunState::Succeeded | RunState::Nothing | RunState::Failed | RunState::Cancelled => done,
     }
 }
 

@@ -396,8 +396,12 @@ async fn closed(
         store::runs::request_cancel(&mut tx, run, &format!("#{number} was closed")).await?;
     }
     store::tasks::close(&mut tx, &task.id, app.clock.now()).await?;
+    if let Some(last) = runs.iter().rev().find(|run| run.outcome.head.is_some()) {
+        report::delete_branch(app, &mut tx, last, number).await?;
+    }
     tx.commit().await?;
     app.wakeup.notify(Topic::Runs);
+    app.wakeup.notify(Topic::Effects);
     let what = match (kind, merged) {
         (SubjectKind::PullRequest, true) => "merged",
         _ => "closed",

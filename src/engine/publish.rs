@@ -447,7 +447,7 @@ async fn intend(app: &App, run: &Run, key: &str, push: &BranchPush) -> Result<()
     if let Some(stored) = store::effects::by_key_tx(&mut tx, key).await?
         && stored.state == EffectState::Planned
     {
-        store::effects::sending(&mut tx, &stored.id, stored.revision, now).await?;
+        store::effects::sending(&mut tx, &stored.id, stored.revision, &app.boot, now).await?;
     }
     let detail = format!("{} to {}", push.new, push.branch);
     ingest::audit(app, &mut tx, None, "push", run.id.as_str(), &detail).await?;
@@ -459,7 +459,7 @@ async fn intend(app: &App, run: &Run, key: &str, push: &BranchPush) -> Result<()
 async fn fail_branch(app: &App, key: &str, error: &str) -> Result<(), EngineError> {
     let mut tx = app.store.write_tx().await?;
     if let Some(stored) = store::effects::by_key_tx(&mut tx, key).await? {
-        store::effects::fail(&mut tx, &stored.id, error).await?;
+        store::effects::fail(&mut tx, &stored, error).await?;
     }
     tx.commit().await?;
     Ok(())

@@ -25,8 +25,9 @@ pub async fn boot(app: &App) -> Result<(), EngineError> {
     let now = app.clock.now();
     let mut tx = app.store.write_tx().await?;
     let leases = store::runs::expire_leases(&mut tx, &app.boot, now).await?;
-    let effects = store::effects::orphaned_to_ambiguous(&mut tx, now).await?;
+    let effects = store::effects::orphaned_to_ambiguous(&mut tx, &app.boot, now).await?;
     tx.commit().await?;
+    store::duties::expire(&app.store, &app.boot).await?;
     if leases > 0 || effects > 0 {
         tracing::info!(leases, effects, "taking over from an earlier process");
     }
@@ -58,6 +59,7 @@ pub async fn tick(app: &App) -> Result<(), EngineError> {
     expired(app).await?;
     orphans(app).await?;
     retention(app).await?;
+    super::deliver::twins(app).await?;
     Ok(())
 }
 

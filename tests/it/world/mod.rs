@@ -522,7 +522,7 @@ async fn build(
     .expect("a forge");
     let secrets = config.all_secrets();
     let secrets: Vec<&[u8]> = secrets.iter().map(Vec::as_slice).collect();
-    let boot = ids.next(IdKind::Boot);
+    let boot = format!("world:{}", ids.next(IdKind::Boot));
     Arc::new(App {
         broker: Broker::new(broker_settings(config), store.clone(), clock.clone(), ids.clone()),
         store,
