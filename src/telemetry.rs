@@ -109,6 +109,12 @@ pub const EFFECTS: &str = "zeblit_effects";
 pub const DELIVERIES: &str = "zeblit_deliveries";
 /// Model requests that a provider did not accept, by `class`: quota, auth, overload, timeout, other.
 pub const MODEL_TROUBLES: &str = "zeblit_model_troubles_total";
+/// Deliveries that the forge could not hand over, by `result`: found, asked, arrived, given_up.
+pub const MISSED_DELIVERIES: &str = "zeblit_missed_deliveries_total";
+/// Deliveries that were given up because whoever handled them died.
+pub const DEADLY_DELIVERIES: &str = "zeblit_deadly_deliveries_total";
+/// Runs that were ended because nobody went on with them, by `state`.
+pub const STUCK_RUNS: &str = "zeblit_stuck_runs_total";
 /// 1 while the operator has paused everything.
 pub const PAUSED: &str = "zeblit_paused";
 /// 1 when the counts of this scrape were read from the database, else they are old.
@@ -134,6 +140,21 @@ pub const METRICS: &[Metric] = &[
         name: MODEL_TROUBLES,
         kind: MetricKind::Counter,
         about: "Model requests that a provider did not accept, by class",
+    },
+    Metric {
+        name: MISSED_DELIVERIES,
+        kind: MetricKind::Counter,
+        about: "Deliveries that the forge could not hand over, by result",
+    },
+    Metric {
+        name: DEADLY_DELIVERIES,
+        kind: MetricKind::Counter,
+        about: "Deliveries given up because whoever handled them died",
+    },
+    Metric {
+        name: STUCK_RUNS,
+        kind: MetricKind::Counter,
+        about: "Runs ended because nobody went on with them, by state",
     },
     Metric { name: PAUSED, kind: MetricKind::Gauge, about: "1 while the operator has paused everything" },
     Metric {

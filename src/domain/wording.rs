@@ -182,6 +182,50 @@ pub fn waited_too_long(hours: i64) -> String {
 /// Why a run on a stranger's code was stopped by a push; stands where otherwise a person's name does.
 pub const APPROVAL_VOID: &str = "approval void";
 
+/// Why the runs of a repository stop that was deleted, or taken from the App; stands where otherwise a name does.
+pub const REPOSITORY_GONE: &str = "the repository is gone";
+
+/// Why the runs of an issue or pull request stop; `subject_was_closed` knows it by its first character.
+pub fn was_closed(number: i64) -> String {
+    format!("#{number} was closed")
+}
+
+/// The same for one that does not exist any more, or lives elsewhere.
+pub fn was_deleted(number: i64) -> String {
+    format!("#{number} was deleted or moved")
+}
+
+/// The verdict on a delivery that nobody survived.
+pub fn deadly_delivery(deaths: i64) -> String {
+    format!(
+        "the server died {deaths} times while it handled only this delivery; `zeblit replay` tries it again"
+    )
+}
+
+/// A run that was begun and that nobody goes on with.
+pub fn abandoned(hours: i64) -> String {
+    format!("It was begun, and for {hours} h no worker went on with it.")
+}
+
+/// A run whose work is pushed and whose pull request does not come.
+pub fn no_pull_request(hours: i64, last_error: Option<&str>) -> String {
+    let why = last_error.map_or(String::new(), |error| format!(" ({})", sanitize::one_line(error, 200)));
+    format!("The pull request could not be opened within {hours} h{why}.")
+}
+
+/// A run whose pull request was asked for in vain, and the refusal reached nobody.
+pub fn pull_request_lost(last_error: Option<&str>) -> String {
+    match last_error {
+        Some(error) => {
+            format!(
+                "The pull request could not be opened: {}.",
+                sanitize::one_line(error, 300).trim_end_matches('.')
+            )
+        }
+        None => "Nothing says any more that a pull request is to be opened.".into(),
+    }
+}
+
 /// The bot's account has no fork of the repository (any more).
 pub fn fork_is_missing(fork: &RepoName) -> String {
     format!("There is no fork `{fork}` of this repository that the App may push to.")

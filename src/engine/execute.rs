@@ -96,7 +96,8 @@ impl Live {
     fn report_is_due(&self, run: &RunId, now: DateTime<Utc>, every: chrono::Duration) -> bool {
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         match runs.get_mut(run) {
-            Some(holding) if now - holding.reported_at >= every => {
+            // A clock that was set back must not silence it.
+            Some(holding) if (now - holding.reported_at).abs() >= every => {
                 holding.reported_at = now;
                 true
             }
@@ -166,7 +167,8 @@ pub async fn drive(app: &App, mut run: Run, stop: &CancellationToken) {
     let mut troubles = 0;
     while !stop.is_cancelled() {
         let now = app.clock.now();
-        if (now - beat).to_std().unwrap_or_default() >= HEARTBEAT {
+        // Also after a clock was set back.
+        if (now - beat).abs().to_std().unwrap_or_default() >= HEARTBEAT {
             beat = now;
             match store::runs::heartbeat(&app.store, &run.id, run.fence, now + LEASE).await {
                 Ok(cancel) => run.cancel_requested = cancel,
@@ -526,6 +528,9 @@ pub(super) fn cancel_reason(run: &Run) -> String {
     }
     if by == wording::APPROVAL_VOID {
         return "Somebody pushed to the pull request after its commit was approved.".into();
+    }
+    if by == wording::REPOSITORY_GONE {
+        return "The repository was deleted, or the App may not see it any more.".into();
     }
     if wording::subject_was_closed(run) {
         return format!("{}.", sanitize::one_line(by, 80));

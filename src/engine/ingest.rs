@@ -31,6 +31,7 @@ use crate::store::inbox::{Delivery, InboxState};
 use crate::store::nodes::InstallationState;
 use crate::store::runs::NewRun;
 use crate::store::{self, Tx};
+use crate::telemetry;
 use chrono::{DateTime, Duration, Utc};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -44,21 +45,55 @@ const PATIENCE: Duration = Duration::minutes(15);
 /// Files of a repository's own agents and skills that are read, at most.
 const MAX_AGENT_FILES: usize = 50;
 
+/// A delivery that was begun with others when somebody died is begun alone from then on; when somebody died of it so
+/// often while it was alone, it is given up.
+const MAX_DEATHS: i64 = 3;
+
+/// A delivery of which somebody died waits so long before the next try, times its deaths: the others go first.
+const AFTER_DEATH: Duration = Duration::seconds(10);
+
 /// Takes what is pending and due. Gives the number of deliveries that were ended or put off.
 pub async fn tick(app: &App) -> Result<usize, EngineError> {
     let pending = store::inbox::pending(&app.store, app.clock.now(), BATCH).await?;
     let count = pending.len();
-    // Most deliveries lead to nothing: their verdicts share one commit, so that they cost the inbox little.
+    let (suspects, fresh): (Vec<_>, Vec<_>) = pending.into_iter().partition(|delivery| delivery.taken > 0);
+    for delivery in suspects {
+        if delivery.taken > MAX_DEATHS {
+            give_up_deadly(app, &delivery).await?;
+        } else {
+            together(app, vec![delivery]).await?;
+        }
+    }
+    together(app, fresh).await?;
+    Ok(count)
+}
+
+/// Handles deliveries that share two commits: that they are begun (a death counts from there on), and the verdicts of
+/// those that lead to nothing, which are most.
+async fn together(app: &App, deliveries: Vec<Delivery>) -> Result<(), EngineError> {
+    if deliveries.is_empty() {
+        return Ok(());
+    }
+    let now = app.clock.now();
+    let mut tx = app.store.write_tx().await?;
+    for delivery in &deliveries {
+        let deaths = i32::try_from(delivery.taken).unwrap_or(i32::MAX);
+        store::inbox::begun(&mut tx, &delivery.id, now + AFTER_DEATH * deaths).await?;
+    }
+    tx.commit().await?;
     let mut ended = Vec::new();
-    for delivery in pending {
-        match take(app, &delivery).await {
+    for delivery in &deliveries {
+        match take(app, delivery).await {
             Ok(Taken::Ended(state, verdict)) => {
                 tracing::debug!(delivery.id = %delivery.delivery_id, verdict, "delivery ended");
-                ended.push((delivery.id, state, verdict));
+                ended.push((&delivery.id, state, verdict));
             }
             Ok(Taken::Stored) => {}
-            // The database is down: nothing can be recorded, the delivery stays pending.
-            Err(EngineError::Store(error)) => return Err(EngineError::Store(error)),
+            // The database is down: nothing can be recorded, the deliveries stay pending.
+            Err(EngineError::Store(error)) => {
+                nobody_died(app, &deliveries).await;
+                return Err(EngineError::Store(error));
+            }
             // A defect must not stop the deliveries behind this one; `zeblit replay` takes it up again.
             Err(error) => {
                 tracing::error!(delivery.id = %delivery.delivery_id, error = %error, "delivery failed");
@@ -68,12 +103,38 @@ pub async fn tick(app: &App) -> Result<usize, EngineError> {
     }
     if !ended.is_empty() {
         let mut tx = app.store.write_tx().await?;
-        for (id, state, verdict) in &ended {
-            store::inbox::finish(&mut tx, id, *state, verdict).await?;
+        for (id, state, verdict) in ended {
+            store::inbox::finish(&mut tx, id, state, &verdict).await?;
         }
         tx.commit().await?;
     }
-    Ok(count)
+    Ok(())
+}
+
+/// The database failed, not a delivery. Where it fails here, too, they are begun one by one next time, that is all.
+async fn nobody_died(app: &App, deliveries: &[Delivery]) {
+    let undone = async {
+        let mut tx = app.store.write_tx().await?;
+        for delivery in deliveries {
+            store::inbox::not_begun(&mut tx, &delivery.id, app.clock.now()).await?;
+        }
+        tx.commit().await
+    };
+    if let Err(error) = undone.await {
+        tracing::warn!(error = %error, "deliveries stay marked as begun");
+    }
+}
+
+/// Whoever took this delivery died, again and again: it is left alone, and somebody must look.
+async fn give_up_deadly(app: &App, delivery: &Delivery) -> Result<(), EngineError> {
+    let why = wording::deadly_delivery(MAX_DEATHS);
+    tracing::error!(delivery.id = %delivery.delivery_id, inbox.id = %delivery.id, "{why}");
+    let mut tx = app.store.write_tx().await?;
+    store::inbox::finish(&mut tx, &delivery.id, InboxState::Failed, &why).await?;
+    audit(app, &mut tx, None, "delivery.deadly", &delivery.delivery_id, &why).await?;
+    tx.commit().await?;
+    metrics::counter!(telemetry::DEADLY_DELIVERIES).increment(1);
+    Ok(())
 }
 
 /// What became of a delivery.
@@ -164,7 +225,6 @@ async fn put_off(
 
 async fn handle(app: &App, delivery: &Delivery, event: &Event) -> Result<Taken, EngineError> {
     let done = |verdict: &str| Taken::Ended(InboxState::Done, verdict.to_owned());
-    let remote = app.forge.name();
     match &event.kind {
         EventKind::Ping => Ok(done("the hook works")),
         EventKind::InstallationCreated { account, repos } => {
@@ -188,25 +248,13 @@ async fn handle(app: &App, delivery: &Delivery, event: &Event) -> Result<Taken, 
         }
         EventKind::RepoMoved { from } => {
             let Some(repo) = &event.repo else { return Ok(done("names no repository")) };
-            app.forge.forget(repo.installation);
-            let mut tx = app.store.write_tx().await?;
-            let moved = store::tasks::repo_moved(&mut tx, remote, repo, &repo.name).await?;
-            audit(
-                app,
-                &mut tx,
-                event.sender.as_ref(),
-                "repository.moved",
-                repo.name.as_str(),
-                &format!("from {from}"),
-            )
-            .await?;
-            tx.commit().await?;
+            let moved = repo_moved(app, repo, from, event.sender.as_ref()).await?;
             Ok(done(&format!("{from} is now {}; {moved} rows follow", repo.name)))
         }
         EventKind::RepoDeleted => {
             let Some(repo) = &event.repo else { return Ok(done("names no repository")) };
-            app.forge.forget(repo.installation);
-            Ok(done("repository deleted"))
+            let stopped = repo_gone(app, repo, event.sender.as_ref()).await?;
+            Ok(done(&format!("repository deleted: {stopped} run(s) stop")))
         }
         EventKind::PullPushed { number, head, at } => {
             pull_pushed(app, delivery, event, *number, head, *at).await
@@ -260,6 +308,38 @@ async fn installation(
     Ok(())
 }
 
+/// A repository has another name: everything that is not ended follows. Gives the number of rows.
+pub(super) async fn repo_moved(
+    app: &App,
+    repo: &Repo,
+    from: &RepoName,
+    by: Option<&Actor>,
+) -> Result<u64, EngineError> {
+    app.forge.forget(repo.installation);
+    let mut tx = app.store.write_tx().await?;
+    let moved = store::tasks::repo_moved(&mut tx, app.forge.name(), repo, &repo.name).await?;
+    audit(app, &mut tx, by, "repository.moved", repo.name.as_str(), &format!("from {from}")).await?;
+    tx.commit().await?;
+    Ok(moved)
+}
+
+/// A repository was deleted, or is not ours to see any more: its runs and tasks end. Gives the number of runs.
+pub(super) async fn repo_gone(app: &App, repo: &Repo, by: Option<&Actor>) -> Result<usize, EngineError> {
+    app.forge.forget(repo.installation);
+    let mut stopped = 0;
+    let tasks = store::tasks::open_of_repo(&app.store, app.forge.name(), repo.id).await?;
+    for task in &tasks {
+        stopped += end_task(app, task, wording::REPOSITORY_GONE, None).await?.unwrap_or(0);
+    }
+    if !tasks.is_empty() {
+        let mut tx = app.store.write_tx().await?;
+        let what = format!("{} task(s) end", tasks.len());
+        audit(app, &mut tx, by, "repository.gone", repo.name.as_str(), &what).await?;
+        tx.commit().await?;
+    }
+    Ok(stopped)
+}
+
 /// An issue or pull request was closed: its runs end, its task ends; the next command starts a new one.
 async fn closed(
     app: &App,
@@ -274,20 +354,35 @@ async fn closed(
     let Some(task) = store::tasks::open_for(&app.store, app.forge.name(), repo.id, number).await? else {
         return Ok(Taken::Ended(InboxState::Ignored, "no task of ours".into()));
     };
-    let runs = store::runs::of_task(&app.store, &task.id).await?;
-    let cancelled = plan::cancelled_by_close(&runs);
-    let mut tx = app.store.write_tx().await?;
-    for run in &cancelled {
-        store::runs::request_cancel(&mut tx, run, &format!("#{number} was closed")).await?;
-    }
-    store::tasks::close(&mut tx, &task.id, app.clock.now()).await?;
-    tx.commit().await?;
-    app.wakeup.notify(Topic::Runs);
+    let stopped = end_task(app, &task, &wording::was_closed(number), None).await?.unwrap_or(0);
     let what = match (kind, merged) {
         (SubjectKind::PullRequest, true) => "merged",
         _ => "closed",
     };
-    Ok(Taken::Ended(InboxState::Done, format!("#{number} was {what}: {} run(s) stop", cancelled.len())))
+    Ok(Taken::Ended(InboxState::Done, format!("#{number} was {what}: {stopped} run(s) stop")))
+}
+
+/// Ends a task and asks its runs to stop, with the reason. Where a run is newer than `seen_at`, what was seen is older
+/// than the newest command and nothing is done: `None`. Else the number of runs that stop.
+pub(super) async fn end_task(
+    app: &App,
+    task: &Task,
+    why: &str,
+    seen_at: Option<DateTime<Utc>>,
+) -> Result<Option<usize>, EngineError> {
+    let runs = store::runs::of_task(&app.store, &task.id).await?;
+    if seen_at.is_some_and(|seen| runs.iter().any(|run| run.created_at >= seen)) {
+        return Ok(None);
+    }
+    let cancelled = plan::cancelled_by_close(&runs);
+    let mut tx = app.store.write_tx().await?;
+    for run in &cancelled {
+        store::runs::request_cancel(&mut tx, run, why).await?;
+    }
+    store::tasks::close(&mut tx, &task.id, app.clock.now()).await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Runs);
+    Ok(Some(cancelled.len()))
 }
 
 /// New commits on a pull request: what was approved before them is approved no more, and a run on the very
@@ -304,35 +399,12 @@ async fn pull_pushed(
         return Ok(Taken::Ended(InboxState::Failed, "names no repository".into()));
     };
     let checked = config_check::check(app, repo, number, head).await?;
-    let remote = app.forge.name();
-    let key = PullKey { remote, repo_id: repo.id, number };
-    let task = store::tasks::open_for(&app.store, remote, repo.id, number).await?;
-    let runs = match &task {
-        Some(task) => store::runs::of_task(&app.store, &task.id).await?,
-        None => Vec::new(),
-    };
+    let seen = HeadMoved { repo, number, head, by: event.sender.as_ref() };
+    let runs = runs_on(app, repo, number).await?;
+    let key = PullKey { remote: app.forge.name(), repo_id: repo.id, number };
     let mut tx = app.store.write_tx().await?;
     let void = store::approvals::pushed(&mut tx, key, head, at.unwrap_or(delivery.received_at)).await?;
-    let subject = format!("{}#{number}", repo.name);
-    for old in &void {
-        audit(
-            app,
-            &mut tx,
-            event.sender.as_ref(),
-            "approve.void",
-            &subject,
-            &format!("{old}: pushed {head}"),
-        )
-        .await?;
-    }
-    let on_it = |run: &&Run| {
-        run.spec.needs_ok().is_some_and(|pull| pull.head_sha == *head) && !run.state.is_terminal()
-    };
-    if void.contains(head) {
-        for run in runs.iter().filter(on_it) {
-            store::runs::request_cancel(&mut tx, &run.id, wording::APPROVAL_VOID).await?;
-        }
-    }
+    void_approvals(app, &mut tx, &seen, &void, &runs).await?;
     store::inbox::finish(
         &mut tx,
         &delivery.id,
@@ -343,6 +415,56 @@ async fn pull_pushed(
     tx.commit().await?;
     app.wakeup.notify(Topic::Runs);
     Ok(Taken::Stored)
+}
+
+/// The head of a pull request as it is now, when nobody told of the push. Gives the number of void approvals.
+pub(super) async fn head_seen(app: &App, repo: &Repo, number: i64, head: &Sha) -> Result<usize, EngineError> {
+    let runs = runs_on(app, repo, number).await?;
+    let key = PullKey { remote: app.forge.name(), repo_id: repo.id, number };
+    let mut tx = app.store.write_tx().await?;
+    let void = store::approvals::moved(&mut tx, key, head, app.clock.now()).await?;
+    void_approvals(app, &mut tx, &HeadMoved { repo, number, head, by: None }, &void, &runs).await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Runs);
+    Ok(void.len())
+}
+
+/// A pull request that has a new head.
+struct HeadMoved<'a> {
+    repo: &'a Repo,
+    number: i64,
+    head: &'a Sha,
+    by: Option<&'a Actor>,
+}
+
+async fn runs_on(app: &App, repo: &Repo, number: i64) -> Result<Vec<Run>, EngineError> {
+    Ok(match store::tasks::open_for(&app.store, app.forge.name(), repo.id, number).await? {
+        Some(task) => store::runs::of_task(&app.store, &task.id).await?,
+        None => Vec::new(),
+    })
+}
+
+async fn void_approvals(
+    app: &App,
+    tx: &mut Tx,
+    seen: &HeadMoved<'_>,
+    void: &[Sha],
+    runs: &[Run],
+) -> Result<(), EngineError> {
+    let head = seen.head;
+    let subject = format!("{}#{}", seen.repo.name, seen.number);
+    for old in void {
+        audit(app, tx, seen.by, "approve.void", &subject, &format!("{old}: pushed {head}")).await?;
+    }
+    let on_it = |run: &&Run| {
+        run.spec.needs_ok().is_some_and(|pull| pull.head_sha == *head) && !run.state.is_terminal()
+    };
+    if void.contains(head) {
+        for run in runs.iter().filter(on_it) {
+            store::runs::request_cancel(tx, &run.id, wording::APPROVAL_VOID).await?;
+        }
+    }
+    Ok(())
 }
 
 /// GitHub's own "Re-run" on our check: a retry, by whoever pressed it.
