@@ -45,6 +45,7 @@ pub struct Config {
     pub agents: AgentsConfig,
     pub publish: PublishConfig,
     pub retention: RetentionConfig,
+    pub repair: RepairConfig,
     /// Signs markers and run links. Absent: made once, 0600, in the state directory.
     pub secret_key: Option<SecretString>,
 }
@@ -375,6 +376,20 @@ impl Default for RetentionConfig {
     }
 }
 
+/// Looking after what the forge could not tell.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RepairConfig {
+    /// Minutes between two looks for deliveries that did not arrive; 0: never.
+    pub minutes: i64,
+}
+
+impl Default for RepairConfig {
+    fn default() -> Self {
+        Self { minutes: 5 }
+    }
+}
+
 impl PublishConfig {
     /// The mode of a repository: its own entry, else its owner's, else the general one.
     pub fn mode_of(&self, repo: &RepoName) -> PushMode {
@@ -431,6 +446,7 @@ impl Default for Config {
             agents: AgentsConfig::default(),
             publish: PublishConfig::default(),
             retention: RetentionConfig::default(),
+            repair: RepairConfig::default(),
             secret_key: None,
         }
     }
@@ -731,6 +747,7 @@ const SECTIONS: &[(&str, &str)] = &[
         "What becomes of a result. A pushed branch starts the repository's workflows, with its secrets: see `zeblit help modes`.",
     ),
     ("retention", "Days after which things are thrown away; runs, the ledger and the audit log stay."),
+    ("repair", "Asking GitHub for what it could not deliver."),
     ("budget", "Dollars for models, all runs together. A request that might pass one is not sent."),
     ("agents", "Which agent serves which command, and your own agents and skills."),
 ];
@@ -1223,6 +1240,13 @@ const KEYS: &[Key] = &[
         "",
         |c| plain(c.retention.sessions_days)
     ),
+    key!(
+        "repair.minutes",
+        Integer,
+        "Minutes between two looks for deliveries that did not arrive; 0: never.",
+        "",
+        |c| plain(c.repair.minutes)
+    ),
     key!("agents.fix", Text, "The agent of `fix`, `continue` and plain words.", "", |c| text(&c.agents.fix)),
     key!("agents.review", Text, "The agent of `review`.", "", |c| text(&c.agents.review)),
     key!("agents.ask", Text, "The agent of `ask`.", "", |c| text(&c.agents.ask)),
@@ -1355,6 +1379,9 @@ impl Config {
         self.validate_limits(&mut found);
         self.validate_publish(&mut found);
         self.validate_retention(&mut found);
+        if !(0..=24 * 60).contains(&self.repair.minutes) {
+            found.add("repair.minutes", "needs a number from 0 (never) to 1440");
+        }
         for (name, agent) in
             [("fix", &self.agents.fix), ("review", &self.agents.review), ("ask", &self.agents.ask)]
         {

@@ -113,6 +113,10 @@ pub const MODEL_TROUBLES: &str = "zeblit_model_troubles_total";
 pub const RUN_RETRIES: &str = "zeblit_run_retries_total";
 /// What is handled no more because workers died on it, by `what`: run, delivery.
 pub const DEAD_LETTERS: &str = "zeblit_dead_letters_total";
+/// Deliveries that the forge could not hand over, by `result`: found, asked, arrived, given_up.
+pub const MISSED_DELIVERIES: &str = "zeblit_missed_deliveries_total";
+/// Runs that were ended because nobody went on with them, by `state`.
+pub const STUCK_RUNS: &str = "zeblit_stuck_runs_total";
 /// 1 while the operator has paused everything.
 pub const PAUSED: &str = "zeblit_paused";
 /// 1 when the counts of this scrape were read from the database, else they are old.
@@ -148,6 +152,16 @@ pub const METRICS: &[Metric] = &[
         name: DEAD_LETTERS,
         kind: MetricKind::Counter,
         about: "Runs and deliveries given up because workers died on them",
+    },
+    Metric {
+        name: MISSED_DELIVERIES,
+        kind: MetricKind::Counter,
+        about: "Deliveries that the forge could not hand over, by result",
+    },
+    Metric {
+        name: STUCK_RUNS,
+        kind: MetricKind::Counter,
+        about: "Runs ended because nobody went on with them, by state",
     },
     Metric { name: PAUSED, kind: MetricKind::Gauge, about: "1 while the operator has paused everything" },
     Metric {

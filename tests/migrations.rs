@@ -52,6 +52,13 @@ const SAMPLES: &[(i64, &[&str])] = &[
         ],
     ),
     (8, &["INSERT INTO duties VALUES ('ingest', 'n:1', 1)"]),
+    (
+        11,
+        &[
+            "INSERT INTO missed VALUES ('github', 'd', 1, 'push', 1, 0, 1)",
+            "INSERT INTO looks VALUES ('clock', 1)",
+        ],
+    ),
 ];
 
 fn folder() -> &'static Path {

@@ -184,6 +184,50 @@ pub fn waited_too_long(hours: i64) -> String {
 /// Why a run on a stranger's code was stopped by a push; stands where otherwise a person's name does.
 pub const APPROVAL_VOID: &str = "approval void";
 
+/// Why the runs of a repository stop that was deleted, or taken from the App; stands where otherwise a name does.
+pub const REPOSITORY_GONE: &str = "the repository is gone";
+
+/// Why the runs of an issue or pull request stop; `subject_was_closed` knows it by its first character.
+pub fn was_closed(number: i64) -> String {
+    format!("#{number} was closed")
+}
+
+/// The same for one that does not exist any more, or lives elsewhere.
+pub fn was_deleted(number: i64) -> String {
+    format!("#{number} was deleted or moved")
+}
+
+/// The verdict on a delivery that nobody survived.
+pub fn deadly_delivery(deaths: i64) -> String {
+    format!(
+        "the server died {deaths} times while it handled only this delivery; `zeblit replay` tries it again"
+    )
+}
+
+/// A run that was begun and that nobody goes on with.
+pub fn abandoned(hours: i64) -> String {
+    format!("It was begun, and for {hours} h no worker went on with it.")
+}
+
+/// A run whose work is pushed and whose pull request does not come.
+pub fn no_pull_request(hours: i64, last_error: Option<&str>) -> String {
+    let why = last_error.map_or(String::new(), |error| format!(" ({})", sanitize::one_line(error, 200)));
+    format!("The pull request could not be opened within {hours} h{why}.")
+}
+
+/// A run whose pull request was asked for in vain, and the refusal reached nobody.
+pub fn pull_request_lost(last_error: Option<&str>) -> String {
+    match last_error {
+        Some(error) => {
+            format!(
+                "The pull request could not be opened: {}.",
+                sanitize::one_line(error, 300).trim_end_matches('.')
+            )
+        }
+        None => "Nothing says any more that a pull request is to be opened.".into(),
+    }
+}
+
 /// The bot's account has no fork of the repository (any more).
 pub fn fork_is_missing(fork: &RepoName) -> String {
     format!("There is no fork `{fork}` of this repository that the App may push to.")
@@ -403,11 +447,11 @@ pub fn blocker_failed(number: i64) -> String {
 
 /// Somebody pushed what this run would not build on.
 pub fn superseded(head: &Sha) -> String {
-    format!("{SUPERSEDED} {}", head.short())
+    format!("{NEWER_PUSH} {}", head.short())
 }
 
 /// How the request to cancel a superseded run begins.
-pub const SUPERSEDED: &str = "a newer push:";
+pub const NEWER_PUSH: &str = "a newer push:";
 
 /// `--after` names something that nothing is known of.
 pub fn after_unknown(number: i64) -> String {
@@ -1120,7 +1164,7 @@ pub fn subject_was_closed(run: &Run) -> bool {
 
 /// The run was cancelled because somebody pushed to the pull request.
 fn was_superseded(run: &Run) -> bool {
-    run.cancel_requested.as_deref().is_some_and(|by| by.starts_with(SUPERSEDED))
+    run.cancel_requested.as_deref().is_some_and(|by| by.starts_with(NEWER_PUSH))
 }
 
 /// Why a run was cancelled: who asked, or what happened.
@@ -1132,7 +1176,10 @@ pub fn cancel_reason(run: &Run) -> String {
     if by == APPROVAL_VOID {
         return "Somebody pushed to the pull request after its commit was approved.".into();
     }
-    if let Some(head) = by.strip_prefix(SUPERSEDED) {
+    if by == REPOSITORY_GONE {
+        return "The repository was deleted, or the App may not see it any more.".into();
+    }
+    if let Some(head) = by.strip_prefix(NEWER_PUSH) {
         return format!(
             "Somebody pushed to the pull request meanwhile ({}): this was for the head before.",
             head.trim()

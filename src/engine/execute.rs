@@ -101,7 +101,8 @@ impl Live {
     fn report_is_due(&self, run: &RunId, now: DateTime<Utc>, every: chrono::Duration) -> bool {
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         match runs.get_mut(run) {
-            Some(holding) if now - holding.reported_at >= every => {
+            // A clock that was set back must not silence it.
+            Some(holding) if (now - holding.reported_at).abs() >= every => {
                 holding.reported_at = now;
                 true
             }

@@ -32,6 +32,7 @@ use crate::store::inbox::{Delivery, InboxState};
 use crate::store::nodes::InstallationState;
 use crate::store::runs::NewRun;
 use crate::store::{self, Tx};
+use crate::telemetry;
 use chrono::{DateTime, Duration, Utc};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -45,30 +46,97 @@ const PATIENCE: Duration = Duration::minutes(15);
 /// Files of a repository's own agents and skills that are read, at most.
 const MAX_AGENT_FILES: usize = 50;
 
+/// A delivery that was begun with others when somebody died is begun alone from then on; when somebody died of it so
+/// often while it was alone, it is given up.
+const MAX_DEATHS: i64 = 3;
+
+/// A delivery of which somebody died waits so long before the next try, times its deaths: the others go first.
+const AFTER_DEATH: Duration = Duration::seconds(10);
+
 /// Takes what is pending and due. Gives the number of deliveries that were ended or put off.
 pub async fn tick(app: &App) -> Result<usize, EngineError> {
     let pending = store::inbox::pending(&app.store, app.clock.now(), BATCH).await?;
     let count = pending.len();
-    // Most deliveries lead to nothing: their verdicts share one commit, so that they cost the inbox little.
-    let mut ended = Vec::new();
-    // A label put on many issues at once comes as many deliveries: they are planned together and share a commit, too.
-    let mut batch = Batch::default();
-    for delivery in pending {
-        if !is_label(&delivery) {
-            flush(app, &mut batch, &mut ended).await?;
+    let (suspects, fresh): (Vec<_>, Vec<_>) = pending.into_iter().partition(|delivery| delivery.taken > 0);
+    for delivery in suspects {
+        if delivery.taken > MAX_DEATHS {
+            give_up_deadly(app, &delivery).await?;
+        } else {
+            together(app, vec![delivery]).await?;
         }
-        let taken = take(app, &delivery, &mut batch).await;
-        settle(app, delivery, taken, &mut ended).await?;
     }
-    flush(app, &mut batch, &mut ended).await?;
+    together(app, fresh).await?;
+    Ok(count)
+}
+
+/// Handles deliveries that share two commits: that they are begun (a death counts from there on), and the verdicts of
+/// those that lead to nothing, which are most.
+async fn together(app: &App, deliveries: Vec<Delivery>) -> Result<(), EngineError> {
+    if deliveries.is_empty() {
+        return Ok(());
+    }
+    let now = app.clock.now();
+    let mut tx = app.store.write_tx().await?;
+    for delivery in &deliveries {
+        let deaths = i32::try_from(delivery.taken).unwrap_or(i32::MAX);
+        store::inbox::begun(&mut tx, &delivery.id, now + AFTER_DEATH * deaths).await?;
+    }
+    tx.commit().await?;
+    let mut ended = Vec::new();
+    let done = all(app, &deliveries, &mut ended).await;
+    if let Err(EngineError::Store(error)) = done {
+        // The database is down: nothing can be recorded, the deliveries stay pending.
+        nobody_died(app, &deliveries).await;
+        return Err(EngineError::Store(error));
+    }
+    done?;
     if !ended.is_empty() {
         let mut tx = app.store.write_tx().await?;
-        for (id, state, verdict) in &ended {
-            store::inbox::finish(&mut tx, id, *state, verdict).await?;
+        for (id, state, verdict) in ended {
+            store::inbox::finish(&mut tx, &id, state, &verdict).await?;
         }
         tx.commit().await?;
     }
-    Ok(count)
+    Ok(())
+}
+
+async fn all(app: &App, deliveries: &[Delivery], ended: &mut Ended) -> Result<(), EngineError> {
+    // A label put on many issues at once comes as many deliveries: they are planned together and share a commit, too.
+    let mut batch = Batch::default();
+    for delivery in deliveries {
+        if !is_label(delivery) {
+            flush(app, &mut batch, ended).await?;
+        }
+        let taken = take(app, delivery, &mut batch).await;
+        settle(app, delivery, taken, ended).await?;
+    }
+    flush(app, &mut batch, ended).await
+}
+
+/// The database failed, not a delivery. Where it fails here, too, they are begun one by one next time, that is all.
+async fn nobody_died(app: &App, deliveries: &[Delivery]) {
+    let undone = async {
+        let mut tx = app.store.write_tx().await?;
+        for delivery in deliveries {
+            store::inbox::not_begun(&mut tx, &delivery.id, app.clock.now()).await?;
+        }
+        tx.commit().await
+    };
+    if let Err(error) = undone.await {
+        tracing::warn!(error = %error, "deliveries stay marked as begun");
+    }
+}
+
+/// Whoever took this delivery died, again and again: it is left alone, and somebody must look.
+async fn give_up_deadly(app: &App, delivery: &Delivery) -> Result<(), EngineError> {
+    let why = wording::deadly_delivery(MAX_DEATHS);
+    tracing::error!(delivery.id = %delivery.delivery_id, inbox.id = %delivery.id, "{why}");
+    let mut tx = app.store.write_tx().await?;
+    store::inbox::finish(&mut tx, &delivery.id, InboxState::Failed, &why).await?;
+    audit(app, &mut tx, None, "dead_letter", &delivery.delivery_id, &why).await?;
+    tx.commit().await?;
+    metrics::counter!(telemetry::DEAD_LETTERS, "what" => "delivery").increment(1);
+    Ok(())
 }
 
 type Ended = Vec<(InboxId, InboxState, String)>;
@@ -76,14 +144,14 @@ type Ended = Vec<(InboxId, InboxState, String)>;
 /// Records what became of a delivery, as far as that was not done with its consequences.
 async fn settle(
     app: &App,
-    delivery: Delivery,
+    delivery: &Delivery,
     taken: Result<Taken, EngineError>,
     ended: &mut Ended,
 ) -> Result<(), EngineError> {
     match taken {
         Ok(Taken::Ended(state, verdict)) => {
             tracing::debug!(delivery.id = %delivery.delivery_id, verdict, "delivery ended");
-            ended.push((delivery.id, state, verdict));
+            ended.push((delivery.id.clone(), state, verdict));
         }
         Ok(Taken::Stored | Taken::Batched) => {}
         // The database is down: nothing can be recorded, the delivery stays pending.
@@ -181,7 +249,7 @@ async fn flush(app: &App, batch: &mut Batch, ended: &mut Ended) -> Result<(), En
     for one in planned {
         let mut alone = Batch::default();
         let taken = take(app, &one.delivery, &mut alone).await;
-        settle(app, one.delivery, taken, ended).await?;
+        settle(app, &one.delivery, taken, ended).await?;
         for one in alone.planned {
             let taken = commit(app, one).await;
             if !taken? {
@@ -279,7 +347,6 @@ async fn handle(
     batch: &mut Batch,
 ) -> Result<Taken, EngineError> {
     let done = |verdict: &str| Taken::Ended(InboxState::Done, verdict.to_owned());
-    let remote = app.forge.name();
     match &event.kind {
         EventKind::Ping => Ok(done("the hook works")),
         EventKind::InstallationCreated { account, repos } => {
@@ -303,25 +370,13 @@ async fn handle(
         }
         EventKind::RepoMoved { from } => {
             let Some(repo) = &event.repo else { return Ok(done("names no repository")) };
-            app.forge.forget(repo.installation);
-            let mut tx = app.store.write_tx().await?;
-            let moved = store::tasks::repo_moved(&mut tx, remote, repo, &repo.name).await?;
-            audit(
-                app,
-                &mut tx,
-                event.sender.as_ref(),
-                "repository.moved",
-                repo.name.as_str(),
-                &format!("from {from}"),
-            )
-            .await?;
-            tx.commit().await?;
+            let moved = repo_moved(app, repo, from, event.sender.as_ref()).await?;
             Ok(done(&format!("{from} is now {}; {moved} rows follow", repo.name)))
         }
         EventKind::RepoDeleted => {
             let Some(repo) = &event.repo else { return Ok(done("names no repository")) };
-            app.forge.forget(repo.installation);
-            Ok(done("repository deleted"))
+            let stopped = repo_gone(app, repo, event.sender.as_ref()).await?;
+            Ok(done(&format!("repository deleted: {stopped} run(s) stop")))
         }
         EventKind::PullPushed { number, head, at } => {
             pull_pushed(app, delivery, event, *number, head, *at).await
@@ -375,6 +430,38 @@ async fn installation(
     Ok(())
 }
 
+/// A repository has another name: everything that is not ended follows. Gives the number of rows.
+pub(super) async fn repo_moved(
+    app: &App,
+    repo: &Repo,
+    from: &RepoName,
+    by: Option<&Actor>,
+) -> Result<u64, EngineError> {
+    app.forge.forget(repo.installation);
+    let mut tx = app.store.write_tx().await?;
+    let moved = store::tasks::repo_moved(&mut tx, app.forge.name(), repo, &repo.name).await?;
+    audit(app, &mut tx, by, "repository.moved", repo.name.as_str(), &format!("from {from}")).await?;
+    tx.commit().await?;
+    Ok(moved)
+}
+
+/// A repository was deleted, or is not ours to see any more: its runs and tasks end. Gives the number of runs.
+pub(super) async fn repo_gone(app: &App, repo: &Repo, by: Option<&Actor>) -> Result<usize, EngineError> {
+    app.forge.forget(repo.installation);
+    let mut stopped = 0;
+    let tasks = store::tasks::open_of_repo(&app.store, app.forge.name(), repo.id).await?;
+    for task in &tasks {
+        stopped += end_task(app, task, task.number, wording::REPOSITORY_GONE, None).await?.unwrap_or(0);
+    }
+    if !tasks.is_empty() {
+        let mut tx = app.store.write_tx().await?;
+        let what = format!("{} task(s) end", tasks.len());
+        audit(app, &mut tx, by, "repository.gone", repo.name.as_str(), &what).await?;
+        tx.commit().await?;
+    }
+    Ok(stopped)
+}
+
 /// An issue or pull request was closed: its runs end, its task ends; the next command starts a new one.
 async fn closed(
     app: &App,
@@ -389,11 +476,31 @@ async fn closed(
     let Some(task) = store::tasks::open_for(&app.store, app.forge.name(), repo.id, number).await? else {
         return Ok(Taken::Ended(InboxState::Ignored, "no task of ours".into()));
     };
+    let stopped = end_task(app, &task, number, &wording::was_closed(number), None).await?.unwrap_or(0);
+    let what = match (kind, merged) {
+        (SubjectKind::PullRequest, true) => "merged",
+        _ => "closed",
+    };
+    Ok(Taken::Ended(InboxState::Done, format!("#{number} was {what}: {stopped} run(s) stop")))
+}
+
+/// Ends a task because issue or pull request `number` ended, and asks its runs to stop, with the reason. Where a run is newer than `seen_at`, what was seen is older
+/// than the newest command and nothing is done: `None`. Else the number of runs that stop.
+pub(super) async fn end_task(
+    app: &App,
+    task: &Task,
+    number: i64,
+    why: &str,
+    seen_at: Option<DateTime<Utc>>,
+) -> Result<Option<usize>, EngineError> {
     let runs = store::runs::of_task(&app.store, &task.id).await?;
+    if seen_at.is_some_and(|seen| runs.iter().any(|run| run.created_at >= seen)) {
+        return Ok(None);
+    }
     let cancelled = plan::cancelled_by_close(&runs);
     let mut tx = app.store.write_tx().await?;
     for run in &cancelled {
-        store::runs::request_cancel(&mut tx, run, &format!("#{number} was closed")).await?;
+        store::runs::request_cancel(&mut tx, run, why).await?;
     }
     store::tasks::close(&mut tx, &task.id, app.clock.now()).await?;
     if let Some(last) = runs.iter().rev().find(|run| run.outcome.head.is_some()) {
@@ -402,11 +509,7 @@ async fn closed(
     tx.commit().await?;
     app.wakeup.notify(Topic::Runs);
     app.wakeup.notify(Topic::Effects);
-    let what = match (kind, merged) {
-        (SubjectKind::PullRequest, true) => "merged",
-        _ => "closed",
-    };
-    Ok(Taken::Ended(InboxState::Done, format!("#{number} was {what}: {} run(s) stop", cancelled.len())))
+    Ok(Some(cancelled.len()))
 }
 
 /// New commits on a pull request: what was approved before them is approved no more, and a run on the very
@@ -423,53 +526,84 @@ async fn pull_pushed(
         return Ok(Taken::Ended(InboxState::Failed, "names no repository".into()));
     };
     let checked = config_check::check(app, repo, number, head).await?;
-    let remote = app.forge.name();
-    let key = PullKey { remote, repo_id: repo.id, number };
-    let task = store::tasks::open_for(&app.store, remote, repo.id, number).await?;
-    let runs = match &task {
-        Some(task) => store::runs::of_task(&app.store, &task.id).await?,
-        None => Vec::new(),
-    };
+    let runs = runs_on(app, repo, number).await?;
     let ours = pushed_by_us(app, event.sender.as_ref(), &runs, head).await?;
+    let seen = HeadMoved { repo, number, head, by: event.sender.as_ref(), ours };
+    let key = PullKey { remote: app.forge.name(), repo_id: repo.id, number };
     let mut tx = app.store.write_tx().await?;
     let void = store::approvals::pushed(&mut tx, key, head, at.unwrap_or(delivery.received_at)).await?;
-    let subject = format!("{}#{number}", repo.name);
-    for old in &void {
-        audit(
-            app,
-            &mut tx,
-            event.sender.as_ref(),
-            "approve.void",
-            &subject,
-            &format!("{old}: pushed {head}"),
-        )
-        .await?;
-    }
-    let on_it = |run: &&Run| {
-        run.spec.needs_ok().is_some_and(|pull| pull.head_sha == *head) && !run.state.is_terminal()
-    };
-    if void.contains(head) {
-        for run in runs.iter().filter(on_it) {
-            store::runs::request_cancel(&mut tx, &run.id, wording::APPROVAL_VOID).await?;
-        }
-    }
-    let superseded = plan::superseded_by_push(&runs, number, head, ours);
-    for run in &superseded {
-        store::runs::request_cancel(&mut tx, run, &wording::superseded(head)).await?;
-    }
+    let superseded = head_moved(app, &mut tx, &seen, &void, &runs).await?;
     store::inbox::finish(
         &mut tx,
         &delivery.id,
         InboxState::Done,
         &checked.unwrap_or_else(|| {
-            let (void, stopped) = (void.len(), superseded.len());
-            format!("pushed {}; {void} approval(s) void, {stopped} run(s) superseded", head.short())
+            let void = void.len();
+            format!("pushed {}; {void} approval(s) void, {superseded} run(s) superseded", head.short())
         }),
     )
     .await?;
     tx.commit().await?;
     app.wakeup.notify(Topic::Runs);
     Ok(Taken::Stored)
+}
+
+/// The head of a pull request as it is now, when nobody told of the push. Gives the number of void approvals.
+pub(super) async fn head_seen(app: &App, repo: &Repo, number: i64, head: &Sha) -> Result<usize, EngineError> {
+    let runs = runs_on(app, repo, number).await?;
+    let key = PullKey { remote: app.forge.name(), repo_id: repo.id, number };
+    let ours = pushed_by_us(app, None, &runs, head).await?;
+    let mut tx = app.store.write_tx().await?;
+    let void = store::approvals::moved(&mut tx, key, head, app.clock.now()).await?;
+    head_moved(app, &mut tx, &HeadMoved { repo, number, head, by: None, ours }, &void, &runs).await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Runs);
+    Ok(void.len())
+}
+
+/// A pull request that has a new head.
+struct HeadMoved<'a> {
+    repo: &'a Repo,
+    number: i64,
+    head: &'a Sha,
+    by: Option<&'a Actor>,
+    /// A run of ours made it.
+    ours: bool,
+}
+
+async fn runs_on(app: &App, repo: &Repo, number: i64) -> Result<Vec<Run>, EngineError> {
+    Ok(match store::tasks::open_for(&app.store, app.forge.name(), repo.id, number).await? {
+        Some(task) => store::runs::of_task(&app.store, &task.id).await?,
+        None => Vec::new(),
+    })
+}
+
+/// What a new head leads to. Gives the number of runs that it makes pointless.
+async fn head_moved(
+    app: &App,
+    tx: &mut Tx,
+    seen: &HeadMoved<'_>,
+    void: &[Sha],
+    runs: &[Run],
+) -> Result<usize, EngineError> {
+    let head = seen.head;
+    let subject = format!("{}#{}", seen.repo.name, seen.number);
+    for old in void {
+        audit(app, tx, seen.by, "approve.void", &subject, &format!("{old}: pushed {head}")).await?;
+    }
+    let on_it = |run: &&Run| {
+        run.spec.needs_ok().is_some_and(|pull| pull.head_sha == *head) && !run.state.is_terminal()
+    };
+    if void.contains(head) {
+        for run in runs.iter().filter(on_it) {
+            store::runs::request_cancel(tx, &run.id, wording::APPROVAL_VOID).await?;
+        }
+    }
+    let superseded = plan::superseded_by_push(runs, seen.number, head, seen.ours);
+    for run in &superseded {
+        store::runs::request_cancel(tx, run, &wording::superseded(head)).await?;
+    }
+    Ok(superseded.len())
 }
 
 /// Whether we made this head: by what runs recorded, or by a push whose outcome nobody has recorded yet.

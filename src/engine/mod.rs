@@ -8,6 +8,7 @@
 //! - `publish`: what came back is imported, checked and pushed.
 //! - `deliver`: effects are sent in order, under the rate governor, and reconciled when a reply was unclear.
 //! - `sweep`: repairs what a crash left.
+//! - `repair`: finds out what the forge could not tell, and ends what nobody goes on with.
 
 pub mod config_check;
 mod context;
@@ -18,6 +19,7 @@ pub mod ingest;
 pub mod load;
 pub mod operate;
 pub mod publish;
+pub mod repair;
 pub mod report;
 mod resume;
 mod setup;
@@ -69,6 +71,9 @@ const AFTER_ERROR: Duration = Duration::from_secs(2);
 /// How often the sweeper looks.
 const SWEEP_EVERY: Duration = Duration::from_secs(3);
 
+/// How often repair asks itself what is due.
+const REPAIR_EVERY: Duration = Duration::from_secs(10);
+
 /// Boots (reconciles what a crash left) and runs every loop until `stop` is cancelled.
 /// Deliveries are accepted meanwhile: the HTTP side does not wait for any of it.
 pub async fn run(app: Arc<App>, stop: CancellationToken) {
@@ -84,6 +89,7 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
         until(&stop, deliver_loop(&app)),
         execute::work(&app, &stop),
         until(&stop, sweep_loop(&app)),
+        until(&stop, repair_loop(&app)),
     );
 }
 
@@ -120,6 +126,17 @@ async fn sweep_loop(app: &App) {
             after_error("sweep", &error).await;
         }
         tokio::time::sleep(SWEEP_EVERY).await;
+    }
+}
+
+async fn repair_loop(app: &App) {
+    let mut look = repair::Look::Boot;
+    loop {
+        match repair::tick(app, look).await {
+            Ok(()) => look = repair::Look::Due,
+            Err(error) => after_error("repair", &error).await,
+        }
+        tokio::time::sleep(REPAIR_EVERY).await;
     }
 }
 

@@ -194,6 +194,12 @@ pub trait Forge: Remote {
     /// Short-lived access for Git, for this repository and permission only.
     async fn git_access(&self, repo: &Repo, permission: GitPermission) -> Result<GitAccess, RemoteError>;
 
+    /// Deliveries since a time that no attempt brought to us, oldest first; empty on a forge that keeps none.
+    async fn missed_deliveries(&self, since: DateTime<Utc>) -> Result<Vec<Missed>, RemoteError>;
+
+    /// Asks for one more attempt of a delivery, by the number of an earlier one.
+    async fn redeliver(&self, attempt: i64) -> Result<(), RemoteError>;
+
     /// One cheap authenticated call: does the forge answer us?
     async fn check(&self) -> Result<String, RemoteError>;
 
@@ -202,6 +208,19 @@ pub trait Forge: Remote {
 
     /// Where people see a repository, issue or comment, e.g. `https://github.com`.
     fn web_url(&self) -> &str;
+}
+
+/// A delivery that the forge tried in vain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missed {
+    /// The delivery id, the same in every attempt.
+    pub guid: String,
+    /// The newest attempt.
+    pub attempt: i64,
+    /// `event.action`, for the log.
+    pub event: String,
+    /// When the newest attempt failed.
+    pub at: DateTime<Utc>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

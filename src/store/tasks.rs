@@ -1,6 +1,6 @@
 //! Tasks.
 
-use super::rows::{RowReader, json, millis, plain, sql};
+use super::rows::{MAX_ROWS, RowReader, json, millis, plain, row_limit, sql};
 use super::{DatabaseKind, Store, StoreError, Tx};
 use crate::domain::event::{Repo, SubjectKind};
 use crate::domain::ids::{BranchName, RepoName, TaskId};
@@ -126,6 +126,48 @@ pub async fn open_for(
     .await
     .map_err(sql("read the open task of a subject"))?;
     row.as_ref().map(read_task).transpose()
+}
+
+/// Open tasks of one repository, oldest first.
+pub async fn open_of_repo(store: &Store, remote: &str, repo_id: i64) -> Result<Vec<Task>, StoreError> {
+    let rows = sqlx::query(select!(
+        "WHERE remote = $1 AND repo_id = $2 AND closed_at IS NULL ORDER BY created_at, id LIMIT $3"
+    ))
+    .bind(remote)
+    .bind(repo_id)
+    .bind(MAX_ROWS)
+    .fetch_all(&store.pool)
+    .await
+    .map_err(sql("list the open tasks of a repository"))?;
+    rows.iter().map(read_task).collect()
+}
+
+/// Open tasks that nobody compared with the forge since a time: with a run that has not ended (`since`), without
+/// one (`idle_since`). Those with a run first, then the longest not looked at. The look's name is `task:<id>`.
+pub async fn to_compare(
+    store: &Store,
+    remote: &str,
+    since: DateTime<Utc>,
+    idle_since: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<Task>, StoreError> {
+    let rows = sqlx::query(select!(
+        "LEFT JOIN (SELECT name AS look, at AS looked_at FROM looks) l ON l.look = 'task:' || id \
+         LEFT JOIN (SELECT task AS busy FROM runs WHERE state = 'queued' \
+         UNION SELECT task FROM runs WHERE state IN ('preparing', 'running', 'collecting', 'publishing', 'reporting') \
+         UNION SELECT task FROM runs WHERE state = 'held') r ON r.busy = id \
+         WHERE remote = $1 AND closed_at IS NULL \
+         AND COALESCE(looked_at, 0) <= CASE WHEN busy IS NULL THEN $3 ELSE $2 END \
+         ORDER BY CASE WHEN busy IS NULL THEN 1 ELSE 0 END, COALESCE(looked_at, 0), created_at, id LIMIT $4"
+    ))
+    .bind(remote)
+    .bind(millis(since))
+    .bind(millis(idle_since))
+    .bind(row_limit(limit))
+    .fetch_all(&store.pool)
+    .await
+    .map_err(sql("list tasks to compare"))?;
+    rows.iter().map(read_task).collect()
 }
 
 /// As `open_for`; on Postgres the row stays locked until the transaction ends.
@@ -305,6 +347,38 @@ mod tests {
     use super::super::{effects, runs};
     use super::*;
     use crate::domain::ids::EffectId;
+
+    #[tokio::test]
+    async fn tasks_with_a_run_are_compared_more_often_than_those_without() {
+        each_database(async |database| {
+            let store = &database.store;
+            let mut tx = store.write_tx().await.unwrap();
+            for (id, number) in [("busy", 1), ("idle", 2), ("closed", 3), ("elsewhere", 4)] {
+                let repo_id = if id == "elsewhere" { 2 } else { 1 };
+                insert(&mut tx, &task(id, repo_id, number)).await.unwrap();
+            }
+            close(&mut tx, &TaskId::new("closed"), at(1)).await.unwrap();
+            let run = runs::NewRun { task: TaskId::new("busy"), ..new_run("run") };
+            runs::insert(&mut tx, &run).await.unwrap();
+            tx.commit().await.unwrap();
+            let due = async |since, idle_since| {
+                let due = to_compare(store, "github", at(since), at(idle_since), 9).await.unwrap();
+                due.into_iter().map(|task| task.id.to_string()).collect::<Vec<_>>()
+            };
+            assert_eq!(due(0, 0).await, ["busy", "elsewhere", "idle"]);
+            let of_repo = open_of_repo(store, "github", 1).await.unwrap();
+            assert_eq!(of_repo.iter().map(|task| task.id.as_str()).collect::<Vec<_>>(), ["busy", "idle"]);
+            let mut tx = store.write_tx().await.unwrap();
+            for (name, seconds) in [("task:busy", 10), ("task:idle", 5), ("task:elsewhere", 9)] {
+                super::super::repair::set_looked(&mut tx, name, at(seconds)).await.unwrap();
+            }
+            tx.commit().await.unwrap();
+            assert_eq!(due(9, 4).await, Vec::<String>::new());
+            assert_eq!(due(10, 5).await, ["busy", "idle"]);
+            assert_eq!(to_compare(store, "github", at(10), at(9), 2).await.unwrap().len(), 2);
+        })
+        .await;
+    }
 
     #[tokio::test]
     async fn a_subject_has_one_open_task() {

@@ -10,7 +10,8 @@ mod tokens;
 mod wire;
 
 use super::{
-    Forge, GitAccess, GitPermission, LogTail, OwnIdentity, Remote, RemoteError, RepoInfo, ThreadComment,
+    Forge, GitAccess, GitPermission, LogTail, Missed, OwnIdentity, Remote, RemoteError, RepoInfo,
+    ThreadComment,
 };
 use crate::clock::Clock;
 use crate::domain::attachment::Link;
@@ -31,7 +32,7 @@ use hyper::Method;
 use secrecy::SecretString;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokens::{AppKey, PermissionSet, TokenCache, TokenKey};
@@ -40,6 +41,8 @@ use tokens::{AppKey, PermissionSet, TokenCache, TokenKey};
 const PAGE: usize = 100;
 /// Pages read when looking for something we made: 3 000 comments since a moment ago are no conversation.
 const FIND_PAGES: usize = 30;
+/// Pages of deliveries that are looked through, at most: 20 000 attempts.
+const DELIVERY_PAGES: usize = 200;
 /// Pages read for the context of a prompt.
 const THREAD_PAGES: usize = 10;
 /// How much older than our intent a comment may be: clocks run apart.
@@ -1325,6 +1328,43 @@ impl Forge for GithubForge {
             username: "x-access-token".into(),
             token: Some(granted.token),
         })
+    }
+
+    async fn missed_deliveries(&self, since: DateTime<Utc>) -> Result<Vec<Missed>, RemoteError> {
+        const OPERATION: &str = "list deliveries";
+        let mut path = format!("/app/hook/deliveries?per_page={PAGE}");
+        // Attempts come newest first, and every attempt of a delivery has its `guid`.
+        let mut found: BTreeMap<String, (Missed, bool)> = BTreeMap::new();
+        for page in 1..=DELIVERY_PAGES {
+            let call = Call::get(OPERATION, path, Credentials::App).limit(LIST_BYTES);
+            let reply = self.client.call(call).await?;
+            let attempts: Vec<wire::HookAttempt> = reply.json()?;
+            let beyond = attempts.last().is_none_or(|oldest| oldest.delivered_at < since);
+            for attempt in attempts.into_iter().filter(|attempt| attempt.delivered_at >= since) {
+                let arrived = (200..300).contains(&attempt.status_code);
+                let known = found.entry(attempt.guid.clone()).or_insert_with(|| (attempt.missed(), false));
+                known.1 |= arrived;
+            }
+            match reply.next {
+                Some(next) if !beyond && page < DELIVERY_PAGES => path = next,
+                Some(_) if !beyond => {
+                    tracing::warn!(since = %since, pages = DELIVERY_PAGES, "more deliveries than are looked through");
+                    break;
+                }
+                _ => break,
+            }
+        }
+        let mut missed: Vec<Missed> =
+            found.into_values().filter(|(_, arrived)| !arrived).map(|(missed, _)| missed).collect();
+        missed.sort_by_key(|missed| (missed.at, missed.attempt));
+        Ok(missed)
+    }
+
+    async fn redeliver(&self, attempt: i64) -> Result<(), RemoteError> {
+        let path = format!("/app/hook/deliveries/{attempt}/attempts");
+        // Whatever comes twice is known by its id.
+        let call = Call::write("deliver again", Method::POST, path, json!({}), Credentials::App).harmless();
+        self.client.call(call).await.map(|_| ())
     }
 
     async fn check(&self) -> Result<String, RemoteError> {

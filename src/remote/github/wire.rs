@@ -2,7 +2,7 @@
 
 use crate::domain::event::{Actor, ActorKind, PullHead, Subject, SubjectKind};
 use crate::domain::ids::{BranchName, RepoName, Sha};
-use crate::remote::RemoteError;
+use crate::remote::{Missed, RemoteError};
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
@@ -269,4 +269,25 @@ pub struct Entry {
     pub size: Option<u64>,
     pub encoding: Option<String>,
     pub content: Option<String>,
+}
+
+/// One attempt to hand over a delivery.
+#[derive(Deserialize)]
+pub struct HookAttempt {
+    pub id: i64,
+    pub guid: String,
+    pub delivered_at: DateTime<Utc>,
+    pub status_code: i64,
+    pub event: String,
+    pub action: Option<String>,
+}
+
+impl HookAttempt {
+    pub fn missed(self) -> Missed {
+        let event = match self.action {
+            Some(action) => format!("{}.{action}", self.event),
+            None => self.event,
+        };
+        Missed { guid: self.guid, attempt: self.id, event, at: self.delivered_at }
+    }
 }

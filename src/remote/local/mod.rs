@@ -17,7 +17,8 @@ pub use state::{BOT_LOGIN, OWNER_LOGIN};
 pub use webhook::Webhook;
 
 use super::{
-    Forge, GitAccess, GitPermission, LogTail, OwnIdentity, Remote, RemoteError, RepoInfo, ThreadComment,
+    Forge, GitAccess, GitPermission, LogTail, Missed, OwnIdentity, Remote, RemoteError, RepoInfo,
+    ThreadComment,
 };
 use crate::clock::Clock;
 use crate::domain::attachment::{self, Link};
@@ -1569,6 +1570,18 @@ impl Forge for LocalForge {
             }
             Err(error) => Err(RemoteError::Unavailable { operation, detail: format!("{folder}: {error}") }),
         }
+    }
+
+    async fn missed_deliveries(
+        &self,
+        _since: chrono::DateTime<chrono::Utc>,
+    ) -> Result<Vec<Missed>, RemoteError> {
+        // A delivery is handed to whoever caused it, and that one posts it: the forge keeps none.
+        Ok(Vec::new())
+    }
+
+    async fn redeliver(&self, _attempt: i64) -> Result<(), RemoteError> {
+        Err(RemoteError::NotFound { operation: "deliver again" })
     }
 
     fn forget(&self, _installation: i64) {
