@@ -52,6 +52,13 @@ const SAMPLES: &[(i64, &[&str])] = &[
         ],
     ),
     (8, &["INSERT INTO duties VALUES ('ingest', 'n:1', 1)"]),
+    (
+        10,
+        &[
+            "INSERT INTO node_capabilities VALUES ('n', 'arm64')",
+            "INSERT INTO run_needs VALUES ('r', 'arm64')",
+        ],
+    ),
 ];
 
 fn folder() -> &'static Path {

@@ -572,6 +572,7 @@ mod tests {
             config: RepoConfig::default(),
             previous: None,
             resume: false,
+            needs: Vec::new(),
         }
     }
 

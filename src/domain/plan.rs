@@ -5,6 +5,7 @@ use super::command::{self, Command, CommandError, Verb};
 use super::egress::{self, AllowList};
 use super::event::{Actor, ActorKind, Comment, CommentAction, PullHead, Repo, SubjectKind};
 use super::ids::{BranchName, RepoName, RunId, Sha};
+use super::node;
 use super::policy::{self, Permission, PushMode, Role};
 use super::repo_config::{ConfigProblem, RepoConfig};
 use super::run::{Origin, Publish, Run, RunMode, RunSpec, RunState};
@@ -63,6 +64,8 @@ pub struct AgentFacts {
     pub model: Option<String>,
     pub minutes: Option<i64>,
     pub budget_micros: Option<i64>,
+    /// What a node must have to run it.
+    pub needs: Vec<String>,
     pub description: String,
 }
 
@@ -487,6 +490,7 @@ fn spec(
         config: config.clone(),
         previous: previous.map(|run| run.id.clone()),
         resume: command.verb == Verb::Continue,
+        needs: node::union(&config.needs, &agent.needs),
     })
 }
 
@@ -667,6 +671,7 @@ mod tests {
             model: None,
             minutes: None,
             budget_micros: None,
+            needs: Vec::new(),
             description: "x".into(),
         }
     }

@@ -2,6 +2,7 @@
 
 use super::command::Verb;
 use super::egress::{self, AllowList};
+use super::node;
 use super::policy::{PushMode, Role};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -36,6 +37,8 @@ pub struct RepoConfig {
     pub staged: bool,
     /// Patterns of files that are kept beside the commits.
     pub artifacts: Vec<String>,
+    /// What a node must have to take a run of this repository.
+    pub needs: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +110,7 @@ impl Default for RepoConfig {
             push: PushMode::default(),
             staged: false,
             artifacts: Vec::new(),
+            needs: Vec::new(),
         }
     }
 }
@@ -177,6 +181,9 @@ staged = false
 # `gate.protected`: reports, screenshots, coverage. At most 20 patterns, 100 files of 16 MiB, 64 MiB in all.
 artifacts = []
 # artifacts = ["coverage/**", "report.html"]
+# What the machine must have that works here: capabilities of the server's nodes, as `zeblit nodes` lists them.
+needs = []
+# needs = ["arm64"]
 
 # Which role a command needs: read, triage, write, maintain or admin. Commands that start runs, and `cancel`,
 # need at least triage.
@@ -229,6 +236,7 @@ const KEYS: &[&str] = &[
     "push",
     "staged",
     "artifacts",
+    "needs",
     "permissions",
     "limits",
     "gate",
@@ -275,6 +283,7 @@ struct File {
     push: Option<toml::Spanned<String>>,
     staged: Option<bool>,
     artifacts: Vec<toml::Spanned<String>>,
+    needs: Vec<toml::Spanned<String>>,
     permissions: BTreeMap<toml::Spanned<String>, toml::Spanned<String>>,
     limits: FileLimits,
     gate: FileGate,
@@ -363,6 +372,16 @@ pub fn parse(text: &str) -> Result<RepoConfig, ConfigProblem> {
             return Err(wrong(value.span(), format!("`{key}` is not a name I can use")));
         }
         *slot = Some(value.into_inner());
+    }
+    if let Some(extra) = file.needs.get(node::MAX_CAPABILITIES) {
+        return Err(wrong(extra.span(), format!("`needs` has more than {} entries", node::MAX_CAPABILITIES)));
+    }
+    for need in file.needs {
+        if !node::is_capability(need.get_ref()) {
+            let problem = "`needs` lists capabilities of nodes, like `arm64`: lower-case letters, digits, `.`, `_`, `-`";
+            return Err(wrong(need.span(), problem.into()));
+        }
+        config.needs.push(need.into_inner());
     }
     for (name, role) in file.permissions {
         let span = name.span();

@@ -159,6 +159,9 @@ pub struct RunSpec {
     /// It may go on with the conversation of that run's agent; a retry begins anew.
     #[serde(default)]
     pub resume: bool,
+    /// What a node must have to take it: sorted, each once.
+    #[serde(default)]
+    pub needs: Vec<String>,
 }
 
 impl RunSpec {
@@ -314,6 +317,24 @@ pub struct Progress {
     /// Going on with a session was tried in vain: the run begins anew.
     #[serde(default)]
     pub no_resume: bool,
+    /// While queued: no node that lives would take it.
+    #[serde(default)]
+    pub no_node: bool,
+}
+
+impl Progress {
+    /// Forgets what is true of a container and workspace that the run goes on without.
+    fn begin_elsewhere(&mut self) {
+        let kept = Progress {
+            cost_micros: self.cost_micros,
+            tokens: self.tokens,
+            peak: self.peak,
+            no_resume: self.no_resume,
+            warnings: std::mem::take(&mut self.warnings),
+            ..Progress::default()
+        };
+        *self = kept;
+    }
 }
 
 /// What a container uses.
@@ -446,6 +467,8 @@ pub enum RunInput {
     SetupDone,
     /// The agent could not go on with its session: it is started once more, without.
     Anew,
+    /// Another node took the run over; what the container and its workspace held is out of its reach.
+    Moved,
     AgentGone(AgentEnd),
     Collected,
     /// Pushed and the pull request was asked for.
@@ -498,6 +521,7 @@ impl Run {
             (Preparing, RunInput::AgentStarted) => Running,
             (Preparing, RunInput::Requeued) => Queued,
             (Running, RunInput::SetupDone | RunInput::Anew) => Preparing,
+            (Running | Collecting | Publishing, RunInput::Moved) => Preparing,
             (Preparing | Running, RunInput::AgentGone(_)) => Collecting,
             (Collecting, RunInput::Collected) => Publishing,
             (Publishing, RunInput::Pushed) => Reporting,
@@ -517,6 +541,10 @@ impl Run {
         };
         if let RunInput::AgentGone(end) = input {
             self.agent_end = Some(end.clone());
+        }
+        if *input == RunInput::Moved {
+            self.agent_end = None;
+            self.progress.begin_elsewhere();
         }
         if next == Preparing && self.started_at.is_none() {
             self.started_at = Some(now);
@@ -567,6 +595,8 @@ pub struct Attempt {
     pub ended_at: Option<DateTime<Utc>>,
     /// Lines of the container's output already stored: where a reader goes on after a crash.
     pub log_cursor: i64,
+    /// The node whose container engine has it.
+    pub node: String,
 }
 
 #[cfg(test)]
@@ -630,6 +660,7 @@ pub(crate) mod tests {
                 config: RepoConfig::default(),
                 previous: None,
                 resume: false,
+                needs: Vec::new(),
             },
             state: RunState::Queued,
             priority: 1,
@@ -654,6 +685,7 @@ pub(crate) mod tests {
             RunInput::AgentStarted,
             RunInput::SetupDone,
             RunInput::Anew,
+            RunInput::Moved,
             RunInput::AgentGone(AgentEnd::Finished),
             RunInput::Collected,
             RunInput::Pushed,
@@ -720,6 +752,24 @@ pub(crate) mod tests {
                 let mut run = run();
                 run.state = state;
                 assert!(run.apply(&input, at(1)).is_err(), "{state:?} took {input:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_that_moved_begins_anew_and_keeps_what_it_cost() {
+        for state in RunState::ALL {
+            let mut run = run();
+            run.state = state;
+            run.agent_end = Some(AgentEnd::Finished);
+            run.progress =
+                Progress { cost_micros: 7, collected: true, setup: SetupState::Done, ..Progress::default() };
+            let has_begun = matches!(state, RunState::Running | RunState::Collecting | RunState::Publishing);
+            assert_eq!(run.apply(&RunInput::Moved, at(1)).is_ok(), has_begun, "{state:?}");
+            if has_begun {
+                assert_eq!(run.state, RunState::Preparing);
+                assert_eq!(run.agent_end, None);
+                assert_eq!(run.progress, Progress { cost_micros: 7, ..Progress::default() });
             }
         }
     }

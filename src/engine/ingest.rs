@@ -128,7 +128,7 @@ async fn put_off(
 ) -> Result<(), EngineError> {
     let now = app.clock.now();
     let waited = now - delivery.received_at;
-    let mut tx = app.store.write_tx().await?;
+    let Some(mut tx) = begin(app, &delivery.id).await? else { return Ok(()) };
     let passing = !matches!(error.retry(), crate::remote::Retry::Never);
     if passing && waited < PATIENCE {
         let asked = match error.retry() {
@@ -162,22 +162,33 @@ async fn put_off(
     Ok(())
 }
 
+/// A transaction in which the delivery is still pending: `None` when another process has ended it meanwhile. Whatever a
+/// delivery leads to is written in one of these, so that two readers of the inbox do it once.
+async fn begin(app: &App, id: &InboxId) -> Result<Option<Tx>, EngineError> {
+    let mut tx = app.store.write_tx().await?;
+    if store::inbox::is_pending(&mut tx, id).await? {
+        return Ok(Some(tx));
+    }
+    tracing::info!(delivery = %id, "another process has handled this delivery");
+    Ok(None)
+}
+
 async fn handle(app: &App, delivery: &Delivery, event: &Event) -> Result<Taken, EngineError> {
     let done = |verdict: &str| Taken::Ended(InboxState::Done, verdict.to_owned());
     let remote = app.forge.name();
     match &event.kind {
         EventKind::Ping => Ok(done("the hook works")),
         EventKind::InstallationCreated { account, repos } => {
-            installation(app, event, account, InstallationState::Active).await?;
+            installation(app, delivery, event, account, InstallationState::Active).await?;
             Ok(done(&format!("installed for {account}, {} repositories", repos.len())))
         }
         EventKind::InstallationDeleted => {
-            installation(app, event, "", InstallationState::Deleted).await?;
+            installation(app, delivery, event, "", InstallationState::Deleted).await?;
             Ok(done("uninstalled"))
         }
         EventKind::InstallationSuspended { suspended } => {
             let state = if *suspended { InstallationState::Suspended } else { InstallationState::Active };
-            installation(app, event, "", state).await?;
+            installation(app, delivery, event, "", state).await?;
             Ok(done(if *suspended { "suspended" } else { "unsuspended" }))
         }
         EventKind::InstallationReposChanged { added, removed } => {
@@ -189,7 +200,7 @@ async fn handle(app: &App, delivery: &Delivery, event: &Event) -> Result<Taken, 
         EventKind::RepoMoved { from } => {
             let Some(repo) = &event.repo else { return Ok(done("names no repository")) };
             app.forge.forget(repo.installation);
-            let mut tx = app.store.write_tx().await?;
+            let Some(mut tx) = begin(app, &delivery.id).await? else { return Ok(Taken::Stored) };
             let moved = store::tasks::repo_moved(&mut tx, remote, repo, &repo.name).await?;
             audit(
                 app,
@@ -239,13 +250,14 @@ async fn handle(app: &App, delivery: &Delivery, event: &Event) -> Result<Taken, 
 
 async fn installation(
     app: &App,
+    delivery: &Delivery,
     event: &Event,
     account: &str,
     state: InstallationState,
 ) -> Result<(), EngineError> {
     let Some(id) = event.installation else { return Ok(()) };
     app.forge.forget(id);
-    let mut tx = app.store.write_tx().await?;
+    let Some(mut tx) = begin(app, &delivery.id).await? else { return Ok(()) };
     store::nodes::set_installation(&mut tx, app.forge.name(), id, account, state, app.clock.now()).await?;
     audit(
         app,
@@ -311,7 +323,7 @@ async fn pull_pushed(
         Some(task) => store::runs::of_task(&app.store, &task.id).await?,
         None => Vec::new(),
     };
-    let mut tx = app.store.write_tx().await?;
+    let Some(mut tx) = begin(app, &delivery.id).await? else { return Ok(Taken::Stored) };
     let void = store::approvals::pushed(&mut tx, key, head, at.unwrap_or(delivery.received_at)).await?;
     let subject = format!("{}#{number}", repo.name);
     for old in &void {
@@ -366,7 +378,7 @@ async fn rerequested(
     let role = app.forge.role_of(repo, sender).await?;
     let granted =
         policy::permission(Verb::Retry, role, repo.private, &run.spec.config) == policy::Permission::Granted;
-    let mut tx = app.store.write_tx().await?;
+    let Some(mut tx) = begin(app, &delivery.id).await? else { return Ok(Taken::Stored) };
     let action = if granted { "grant" } else { "refuse" };
     audit(
         app,
@@ -660,6 +672,7 @@ fn facts_of(spec: &AgentSpec) -> AgentFacts {
         model: spec.model.clone(),
         minutes: spec.minutes,
         budget_micros: spec.budget_micros,
+        needs: spec.needs.clone(),
         description: spec.description.clone(),
     }
 }
@@ -788,7 +801,7 @@ async fn refuse_all(
 ) -> Result<Taken, EngineError> {
     let role = app.forge.role_of(repo, &comment.author).await?;
     let heard = policy::is_heard(role, repo.private, &RepoConfig::default());
-    let mut tx = app.store.write_tx().await?;
+    let Some(mut tx) = begin(app, &delivery.id).await? else { return Ok(Taken::Stored) };
     if heard {
         put_reply(app, &mut tx, repo, comment, format!("reply:{}:all", comment.node_id), text).await?;
     }
@@ -807,7 +820,7 @@ async fn commit(
     task: &Task,
     plan: Plan,
 ) -> Result<Taken, EngineError> {
-    let mut tx = app.store.write_tx().await?;
+    let Some(mut tx) = begin(app, &delivery.id).await? else { return Ok(Taken::Stored) };
     let mut seen = false;
     let mut confused = false;
     let starts = plan.actions.iter().any(|action| matches!(action, Action::Start { .. }));
