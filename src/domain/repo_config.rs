@@ -716,7 +716,9 @@ mod tests {
         }
         let on: String = EXAMPLE
             .lines()
-            .filter(|line| !matches!(*line, "protected = []" | "allow = []" | "artifacts = []"))
+            .filter(|line| {
+                !matches!(*line, "protected = []" | "allow = []" | "artifacts = []" | "needs = []")
+            })
             .map(|line| match line.strip_prefix("# ") {
                 Some(code) if code.contains(" = ") => format!("{code}\n"),
                 _ => format!("{line}\n"),
@@ -739,6 +741,7 @@ mod tests {
         assert_eq!(config.limits, limits);
         assert_eq!(config.gate.protected, ["infra/**", "*.lock"]);
         assert_eq!(config.artifacts, ["coverage/**", "report.html"]);
+        assert_eq!(config.needs, ["arm64"]);
         assert_eq!(config.egress, ["crates", "registry.example.com"]);
         let setup = config.setup.unwrap();
         assert_eq!(

@@ -18,7 +18,7 @@ use crate::domain::run::{
 };
 use crate::domain::{sanitize, wording};
 use crate::git::{Access, GitError, Workspace, WorkspaceSpec};
-use crate::queue::Topic;
+use crate::queue::{LogLines, Topic};
 use crate::remote::{GitPermission, RemoteError, Retry};
 use crate::sandbox::{CollectJob, Duty, Job, Limits, LineSource, Polled, SandboxSpec, Status};
 use crate::store::approvals::PullKey;
@@ -1057,13 +1057,16 @@ async fn take_lines(app: &App, run: &mut Run, attempt: &Attempt, polled: &Polled
     run.progress.result = app.secrets.mask(&run.progress.result);
     run.progress.last = app.secrets.mask(&run.progress.last);
     let mut tx = app.store.write_tx().await?;
-    if !text.is_empty() {
-        store::logs::append(&mut tx, &run.id, attempt.n, &text, app.clock.now()).await?;
-    }
+    let seq = match text.is_empty() {
+        true => None,
+        false => Some(store::logs::append(&mut tx, &run.id, attempt.n, &text, app.clock.now()).await?),
+    };
     store::attempts::set_cursor(&mut tx, &attempt.slot, cursor).await?;
     store::runs::save_progress(&mut tx, run).await?;
     tx.commit().await?;
-    app.wakeup.notify(Topic::Logs);
+    if let Some(seq) = seq {
+        app.wakeup.lines(LogLines { run: run.id.to_string(), seq, text: text.into() });
+    }
     Ok(())
 }
 

@@ -822,6 +822,8 @@ async fn commit(
 ) -> Result<Taken, EngineError> {
     let Some(mut tx) = begin(app, &delivery.id).await? else { return Ok(Taken::Stored) };
     let mut seen = false;
+    // What nobody asked to run may be about a run that is live.
+    let mut most_urgent = 1;
     let mut confused = false;
     let starts = plan.actions.iter().any(|action| matches!(action, Action::Start { .. }));
     let mut task_id = task.id.clone();
@@ -855,6 +857,7 @@ async fn commit(
                     priority: 1,
                     created_at: app.clock.now(),
                 };
+                most_urgent = most_urgent.min(new.priority);
                 store_run(app, &mut tx, &new).await?;
             }
             Action::Cancel { run } => {
@@ -894,7 +897,7 @@ async fn commit(
     store::inbox::finish(&mut tx, &delivery.id, InboxState::Done, &plan.verdict).await?;
     tx.commit().await?;
     app.wakeup.notify(Topic::Effects);
-    app.wakeup.notify(Topic::Runs);
+    app.wakeup.notify(Topic::runs(most_urgent));
     Ok(Taken::Stored)
 }
 
