@@ -5,6 +5,7 @@ use crate::domain::egress::AllowList;
 use crate::domain::event::Source;
 use crate::domain::ids::RepoName;
 use crate::domain::model_api::ModelApi;
+use crate::domain::node::{self, Role};
 use crate::domain::policy::PushMode;
 use crate::domain::secrets::SecretScan;
 use figment::providers::{Format, Serialized, Toml};
@@ -26,6 +27,7 @@ pub struct Config {
     /// Where state lives: database, mirrors, seeds, workspaces, the secret key.
     pub state_dir: PathBuf,
     pub server: ServerConfig,
+    pub node: NodeConfig,
     pub database: DatabaseConfig,
     /// Wake-ups between processes on one database.
     pub redis: RedisConfig,
@@ -67,6 +69,21 @@ pub struct ServerConfig {
     pub inflight_bytes: usize,
     pub max_connections: usize,
     pub log_format: LogFormat,
+}
+
+/// What this process is among several on one database.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeConfig {
+    /// For people; absent: the machine's name.
+    pub name: Option<String>,
+    pub role: Role,
+    /// What this machine can, besides what is found by itself.
+    pub capabilities: Vec<String>,
+    /// Runs at one time on this node; absent: as many as `limits.runs`.
+    pub slots: Option<i64>,
+    /// Where a node without web pages answers `/healthz`, `/readyz` and `/metrics`; absent: nowhere.
+    pub health: Option<SocketAddr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -314,6 +331,8 @@ pub struct LimitsConfig {
     pub write_spacing_ms: i64,
     /// Seconds between two edits of one progress comment.
     pub progress_seconds: i64,
+    /// Seconds that a run stays with a worker that does not say that it lives.
+    pub lease_seconds: i64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -430,6 +449,7 @@ impl Default for Config {
         Self {
             state_dir: PathBuf::from("state"),
             server: ServerConfig::default(),
+            node: NodeConfig::default(),
             database: DatabaseConfig::default(),
             redis: RedisConfig::default(),
             github: None,
@@ -543,6 +563,7 @@ impl Default for LimitsConfig {
             writes_per_hour: 400,
             write_spacing_ms: 1000,
             progress_seconds: 15,
+            lease_seconds: 60,
         }
     }
 }
@@ -577,6 +598,8 @@ pub const DEFAULT_FILE: &str = "zeblit-server.toml";
 const ENV_PREFIX: &str = "ZEBLIT_";
 /// Variables with our prefix that are not configuration keys: the CLI's own, the log filter, tests and the demo.
 const OTHER_VARIABLES: &[&str] = &["LOG", "URL", "TOKEN", "CONFIG", "SHIM"];
+/// Stands for `node.role`.
+const ROLE_VARIABLE: &str = "ROLE";
 const OTHER_VARIABLE_PREFIXES: &[&str] = &["TEST_", "DEMO_"];
 /// Shortest webhook secret, in characters: 16 random characters are out of reach of guessing.
 const MIN_WEBHOOK_SECRET_CHARS: usize = 16;
@@ -724,6 +747,7 @@ fn table(rows: Vec<String>) -> Shown {
 const SECTIONS: &[(&str, &str)] = &[
     ("", ""),
     ("server", "How the server listens and how it is reached."),
+    ("node", "Several processes on one Postgres database, each with its role; see deploy/README.md."),
     ("database", "Where the truth is kept: SQLite (default) or Postgres."),
     ("redis", "Wake-ups between processes on one database; only hints."),
     (
@@ -766,7 +790,7 @@ const KEYS: &[Key] = &[
     key!(
         "secret_key",
         Text,
-        "Signs comment markers and run links: at least 32 characters. Unset: made once, readable by the owner only, as secret.key in the state directory. Several nodes need the same one.",
+        "Signs comment markers and run links: at least 32 characters. Unset: made once, readable by the owner only, as secret.key in the state directory. Several nodes need the same one: then it must be set.",
         "\"a long random text, at least 32 characters\"",
         |c| secret(c.secret_key.as_ref())
     ),
@@ -819,6 +843,41 @@ const KEYS: &[Key] = &[
         LogFormat::Text => "text",
         LogFormat::Json => "json",
     })),
+    key!(
+        "node.name",
+        Text,
+        "The name of this node for people; unset: the machine's name.",
+        "\"worker-1\"",
+        |c| { optional(c.node.name.as_deref()) }
+    ),
+    key!(
+        "node.role",
+        Text,
+        "\"all\", or a part: \"web\" (webhooks, API, run pages), \"deliver\" (deliveries become runs, comments are written), \"worker\" (agents). Parts need Postgres and `secret_key`. `serve --role` and ZEBLIT_ROLE win.",
+        "",
+        |c| text(c.node.role.as_str())
+    ),
+    key!(
+        "node.capabilities",
+        List,
+        "What repositories and agents may ask for with `needs`, besides the processor (amd64, arm64), `docker` and `gvisor`, which are found.",
+        "",
+        |c| texts(&c.node.capabilities)
+    ),
+    key!(
+        "node.slots",
+        Integer,
+        "Runs at one time on this node; unset: as many as `limits.runs`, which counts all nodes.",
+        "4",
+        |c| c.node.slots.map_or(Shown::Unset, plain)
+    ),
+    key!(
+        "node.health",
+        Text,
+        "Where a node without web pages answers /healthz, /readyz and /metrics; unset: nowhere.",
+        "\"127.0.0.1:9090\"",
+        |c| optional(c.node.health.map(|address| address.to_string()).as_deref())
+    ),
     key!(
         "database.url",
         Text,
@@ -1183,6 +1242,13 @@ const KEYS: &[Key] = &[
         plain(c.limits.progress_seconds)
     }),
     key!(
+        "limits.lease_seconds",
+        Integer,
+        "Seconds until another node takes over the run of a worker that does not say that it lives.",
+        "",
+        |c| plain(c.limits.lease_seconds)
+    ),
+    key!(
         "publish.mode",
         Text,
         "\"trusted\" pushes branches at once, \"approve-first\" waits for `/zeblit ok` by somebody with write access, \"fork\" pushes to a fork. Repositories may only be stricter.",
@@ -1275,9 +1341,15 @@ impl Config {
     /// Reads `file` (default: `zeblit-server.toml` in the working directory, if there), then `ZEBLIT_*`
     /// (`ZEBLIT_SERVER__LISTEN`), and validates.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::load_as(file, None)
+    }
+
+    /// `load` with another role than the configured one.
+    pub fn load_as(file: Option<&Path>, role: Option<Role>) -> Result<Self, ConfigError> {
         let default_file = Path::new(DEFAULT_FILE);
         let file = file.or_else(|| default_file.is_file().then_some(default_file));
-        let config = Self::read(file, std::env::vars())?;
+        let mut config = Self::read(file, std::env::vars())?;
+        config.node.role = role.unwrap_or(config.node.role);
         config.validate()?;
         Ok(config)
     }
@@ -1315,7 +1387,10 @@ impl Config {
             if foreign || value.is_empty() {
                 continue;
             }
-            let path = rest.to_ascii_lowercase().replace("__", ".");
+            let path = match rest {
+                ROLE_VARIABLE => "node.role".to_owned(),
+                rest => rest.to_ascii_lowercase().replace("__", "."),
+            };
             let Some(key) = key_of(&path) else {
                 problems.push(format!("`{name}`: there is no key `{path}`{}", nearest(&path)));
                 continue;
@@ -1353,6 +1428,7 @@ impl Config {
             );
         }
         self.validate_server(&mut found);
+        self.validate_node(&mut found);
         if let Some(url) = &self.database.url {
             let url = url.expose_secret();
             if url.contains(":memory:") || !(url.starts_with("sqlite:") || is_postgres(url)) {
@@ -1368,7 +1444,7 @@ impl Config {
         }
         self.validate_forges(&mut found);
         for (name, source) in [("jira", &self.jira), ("sentry", &self.sentry)] {
-            if !source.webhook_secrets.is_empty() {
+            if !source.webhook_secrets.is_empty() && self.node.role.serves_web() {
                 found.webhook_secrets(&format!("{name}.webhook_secrets"), &source.webhook_secrets);
             }
             found.positive(&format!("{name}.max_body_bytes"), source.max_body_bytes > 0);
@@ -1409,6 +1485,87 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    fn validate_node(&self, found: &mut Problems) {
+        let node = &self.node;
+        if node.name.as_ref().is_some_and(|name| {
+            !(1..=64).contains(&name.len()) || !name.bytes().all(|c| c.is_ascii_graphic())
+        }) {
+            found.add("node.name", "needs a name of at most 64 characters without spaces");
+        }
+        if node.capabilities.len() > node::MAX_CAPABILITIES
+            || !node.capabilities.iter().all(|word| node::is_capability(word))
+        {
+            found.add(
+                "node.capabilities",
+                format!(
+                    "needs at most {} words of lower-case letters, digits, `.`, `_` and `-`",
+                    node::MAX_CAPABILITIES
+                ),
+            );
+        }
+        if node.slots.is_some_and(|slots| !(1..=1000).contains(&slots)) {
+            found.add("node.slots", "needs a number from 1 to 1000");
+        }
+        if node.role == Role::All {
+            return;
+        }
+        let role = node.role.as_str();
+        if !self.database.url.as_ref().is_some_and(|url| is_postgres(url.expose_secret())) {
+            found.add(
+                "database.url",
+                format!("the role `{role}` shares its database with other nodes: write `postgres://USER@HOST/NAME` (SQLite is for one process)"),
+            );
+        }
+        if self.secret_key.is_none() {
+            found.add(
+                "secret_key",
+                format!("the role `{role}` needs the key that all nodes share: write the same text of at least {MIN_SECRET_KEY_CHARS} characters on each"),
+            );
+        }
+        if self.local_forge.is_some() {
+            found.add(
+                "local_forge",
+                format!("the built-in forge lives in one process: remove it, or the role `{role}`"),
+            );
+        }
+    }
+
+    /// The same configuration without the credentials that its role does not use, and their keys.
+    pub fn narrowed(mut self) -> (Self, Vec<&'static str>) {
+        let role = self.node.role;
+        let mut removed = Vec::new();
+        let mut remove = |key: &'static str, there: bool| {
+            if there {
+                removed.push(key);
+            }
+        };
+        if !role.serves_web() {
+            for (key, source) in
+                [("jira.webhook_secrets", &mut self.jira), ("sentry.webhook_secrets", &mut self.sentry)]
+            {
+                remove(key, !std::mem::take(&mut source.webhook_secrets).is_empty());
+            }
+        }
+        if let Some(github) = &mut self.github {
+            if !role.serves_web() {
+                remove("github.webhook_secrets", !std::mem::take(&mut github.webhook_secrets).is_empty());
+            }
+            if !role.is_the_app() {
+                remove("github.private_key", github.private_key.take().is_some());
+                remove("github.private_key_file", github.private_key_file.take().is_some());
+            }
+        }
+        if !role.works() {
+            let models = &mut self.models;
+            remove("models.anthropic_api_key", models.anthropic_api_key.take().is_some());
+            remove("models.openai_api_key", models.openai_api_key.take().is_some());
+            remove("models.gemini_api_key", models.gemini_api_key.take().is_some());
+            let keys = models.providers.values_mut().filter_map(|provider| provider.api_key.take());
+            remove("models.providers", keys.count() > 0);
+        }
+        (self, removed)
     }
 
     fn validate_server(&self, found: &mut Problems) {
@@ -1453,6 +1610,7 @@ impl Config {
                 found.add("github.app_id", "needs the App ID from the settings page of your GitHub App");
             }
             match (&github.private_key, &github.private_key_file) {
+                _ if !self.node.role.is_the_app() => {}
                 (None, None) => found.add(
                     "github.private_key_file",
                     "needs the path of the App's private key (or write the key itself as `github.private_key`)",
@@ -1470,7 +1628,9 @@ impl Config {
                     .into_iter()
                     .for_each(|problem| found.add("github.private_key_file", problem)),
             }
-            found.webhook_secrets("github.webhook_secrets", &github.webhook_secrets);
+            if self.node.role.serves_web() {
+                found.webhook_secrets("github.webhook_secrets", &github.webhook_secrets);
+            }
             found.url("github.api_url", &github.api_url);
             found.url("github.git_url", &github.git_url);
             for url in &github.storage_urls {
@@ -1493,7 +1653,9 @@ impl Config {
 
     fn validate_sandbox(&self, found: &mut Problems) {
         let sandbox = &self.sandbox;
-        if sandbox.kind == SandboxKind::Process && self.github.is_some() {
+        if sandbox.kind == SandboxKind::Process
+            && self.github.as_ref().is_some_and(|github| !is_on_this_machine(&github.api_url))
+        {
             found.add(
                 "sandbox.kind",
                 "`process` has no isolation and is refused with `github`: write `docker`",
@@ -1663,6 +1825,9 @@ impl Config {
             ("progress_seconds", limits.progress_seconds),
         ] {
             found.positive(&format!("limits.{name}"), value > 0);
+        }
+        if !(4..=600).contains(&limits.lease_seconds) {
+            found.add("limits.lease_seconds", "needs a number of seconds from 4 to 600");
         }
         if limits.write_spacing_ms < 0 {
             found.add("limits.write_spacing_ms", "needs zero or more");
@@ -1844,6 +2009,27 @@ impl Config {
         }
     }
 
+    /// What tells this state directory from all others: `node-id` in it, made once (0600).
+    pub fn node_id(&self) -> Result<String, ConfigError> {
+        let path = self.state_dir.join("node-id");
+        let problem = |error: std::io::Error| {
+            ConfigError::one(format!("state_dir: `{}` cannot be read or made: {error}", path.display()))
+        };
+        if !path.exists() {
+            fs::create_dir_all(&self.state_dir).map_err(problem)?;
+            let id = random_hex().map_err(problem)?;
+            make_once(&path, id.get(..16).unwrap_or(&id)).map_err(problem)?;
+        }
+        let id = read_capped(&path).map_err(problem)?.trim().to_owned();
+        if id.is_empty() || id.len() > 64 || !id.bytes().all(|c| c.is_ascii_alphanumeric()) {
+            return Err(ConfigError::one(format!(
+                "state_dir: `{}` is not an id that Zeblit made: remove it to have a new one made",
+                path.display()
+            )));
+        }
+        Ok(id)
+    }
+
     /// The file with the key that this server made; `None` when the configuration holds the key.
     pub fn secret_key_file(&self) -> Option<PathBuf> {
         self.secret_key.is_none().then(|| self.secret_key_path())
@@ -2015,6 +2201,15 @@ impl Problems {
     }
 }
 
+/// A forge at a loopback address is a test's: whoever may command there owns this machine already.
+fn is_on_this_machine(url: &str) -> bool {
+    match Url::parse(url).as_ref().ok().and_then(Url::host) {
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        Some(url::Host::Domain(_)) | None => false,
+    }
+}
+
 fn private_key_file_problem(path: &Path) -> Option<String> {
     let shown = path.display();
     let metadata = match fs::metadata(path) {
@@ -2036,12 +2231,15 @@ fn private_key_file_problem(path: &Path) -> Option<String> {
     }
 }
 
-/// Makes the key file so that nobody ever sees half of it and the first of two makers wins.
 fn make_secret_key(path: &Path) -> std::io::Result<()> {
-    let key = random_hex()?;
+    make_once(path, &random_hex()?)
+}
+
+/// Makes a file of our own so that nobody ever sees half of it and the first of two makers wins.
+fn make_once(path: &Path, text: &str) -> std::io::Result<()> {
     let part = path.with_extension(format!("part-{}", std::process::id()));
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
-    file.write_all(key.as_bytes())?;
+    file.write_all(text.as_bytes())?;
     file.write_all(b"\n")?;
     file.sync_all()?;
     let linked = fs::hard_link(&part, path);
@@ -2457,6 +2655,114 @@ mod tests {
             let sections =
                 fields.iter().filter(|field| SECTIONS.iter().any(|(name, _)| name == *field)).count();
             assert_eq!(rows + if section.is_empty() { sections } else { 0 }, fields.len(), "{section}");
+        }
+    }
+
+    /// What a role needs, and nothing else.
+    fn least(role: &str) -> String {
+        let github = match role {
+            "web" => "webhook_secrets = [\"a webhook secret of some length\"]\n",
+            _ => "private_key = \"-----BEGIN RSA PRIVATE KEY-----\"\n",
+        };
+        let models = if role == "worker" { "[models]\nanthropic_api_key = \"sk-ant-key\"\n" } else { "" };
+        format!(
+            "secret_key = \"{}\"\n[node]\nrole = \"{role}\"\n[server]\npublic_url = \"https://z.example\"\n\
+             [database]\nurl = \"postgres://z@db/z\"\n[github]\napp_id = 1\n{github}{models}",
+            "k".repeat(40)
+        )
+    }
+
+    #[test]
+    fn each_role_needs_only_its_own_credentials() {
+        for role in ["web", "deliver", "worker"] {
+            let config = from(&least(role), &[]).unwrap();
+            config.validate_for_serve().unwrap();
+            let (config, removed) = config.narrowed();
+            assert_eq!(config.node.role.as_str(), role);
+            assert_eq!(removed, Vec::<&str>::new(), "{role}");
+        }
+        assert_eq!(
+            problems(&least("web"), &[("ZEBLIT_ROLE", "worker")]),
+            [
+                "github.private_key_file: needs the path of the App's private key (or write the key itself as `github.private_key`)"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_role_does_not_use_is_taken_out_and_named() {
+        let everything = format!(
+            "{}[models.providers]\nx = {{ api = \"openai\", url = \"http://x\", api_key = \"provider-key\", models = [\"m\"] }}\n\
+             [jira]\nwebhook_secrets = [\"the secret of the Jira hook\"]\n",
+            least("worker")
+                .replace("app_id = 1", "app_id = 1\nwebhook_secrets = [\"a webhook secret of some length\"]")
+        );
+        let secrets_of = |role: &str| {
+            let (config, removed) = from(&everything, &[("ZEBLIT_ROLE", role)]).unwrap().narrowed();
+            let all = config.all_secrets().concat();
+            (String::from_utf8(all).unwrap(), removed)
+        };
+        for (role, kept, gone, named) in [
+            ("all", vec!["sk-ant-key", "provider-key", "webhook secret", "RSA", "Jira hook"], vec![], vec![]),
+            (
+                "web",
+                vec!["webhook secret", "Jira hook"],
+                vec!["sk-ant-key", "provider-key", "RSA"],
+                vec!["github.private_key", "models.anthropic_api_key", "models.providers"],
+            ),
+            (
+                "deliver",
+                vec!["RSA"],
+                vec!["sk-ant-key", "provider-key", "webhook secret", "Jira hook"],
+                vec![
+                    "jira.webhook_secrets",
+                    "github.webhook_secrets",
+                    "models.anthropic_api_key",
+                    "models.providers",
+                ],
+            ),
+            (
+                "worker",
+                vec!["sk-ant-key", "provider-key", "RSA"],
+                vec!["webhook secret", "Jira hook"],
+                vec!["jira.webhook_secrets", "github.webhook_secrets"],
+            ),
+        ] {
+            let (secrets, removed) = secrets_of(role);
+            assert!(kept.iter().all(|text| secrets.contains(text)), "{role}: {kept:?}");
+            assert!(!gone.iter().any(|text| secrets.contains(text)), "{role}: {gone:?}");
+            assert_eq!(removed, named, "{role}");
+        }
+    }
+
+    #[test]
+    fn several_nodes_need_a_common_database_and_key() {
+        let found = problems(
+            "[node]\nrole = \"worker\"\nname = \"a b\"\ncapabilities = [\"ARM\"]\nslots = 0\n\
+             [local_forge]\nwebhook_secret = \"a webhook secret of some length\"\n[limits]\nlease_seconds = 1",
+            &[],
+        );
+        insta::assert_snapshot!(found.join("\n"), @r"
+        node.name: needs a name of at most 64 characters without spaces
+        node.capabilities: needs at most 20 words of lower-case letters, digits, `.`, `_` and `-`
+        node.slots: needs a number from 1 to 1000
+        database.url: the role `worker` shares its database with other nodes: write `postgres://USER@HOST/NAME` (SQLite is for one process)
+        secret_key: the role `worker` needs the key that all nodes share: write the same text of at least 32 characters on each
+        local_forge: the built-in forge lives in one process: remove it, or the role `worker`
+        limits.lease_seconds: needs a number of seconds from 4 to 600
+        ");
+        assert!(problems("[node]\nrole = \"queen\"", &[])[0].starts_with("node.role"));
+    }
+
+    #[test]
+    fn plain_processes_work_for_a_forge_on_this_machine_only() {
+        let with = |api: &str| {
+            let rest = least("worker").replace("app_id = 1", &format!("app_id = 1\napi_url = \"{api}\""));
+            problems(&format!("{rest}[sandbox]\nkind = \"process\"\n"), &[])
+        };
+        assert_eq!(with("http://127.0.0.1:4000"), Vec::<String>::new());
+        for api in ["https://api.github.com", "http://localhost", "http://127.0.0.1.example.com"] {
+            assert!(with(api)[0].starts_with("sandbox.kind"), "{api}");
         }
     }
 

@@ -581,6 +581,7 @@ mod tests {
             config: RepoConfig::default(),
             previous: None,
             resume: false,
+            needs: Vec::new(),
         }
     }
 

@@ -8,10 +8,11 @@ use crate::domain::budget;
 use crate::domain::ids::RunId;
 use crate::domain::run::RunState;
 use crate::engine::operate::{self, OperateError};
-use crate::http::api::{Changed, PauseBody, pause_text};
+use crate::http::api::{Changed, DrainBody, Drained, PauseBody, pause_text};
 use crate::http::error::{Envelope, chain};
 use crate::http::view::{
-    self, ArtifactView, AuditView, BudgetView, DeliveryView, LogView, RunCostView, RunView, StatusView,
+    self, ArtifactView, AuditView, BudgetView, DeliveryView, LogView, NodesView, RunCostView, RunView,
+    StatusView,
 };
 use crate::store::{self, Store, StoreError};
 use secrecy::ExposeSecret;
@@ -285,6 +286,30 @@ impl Backend {
                 hidden(found.iter().map(DeliveryView::of).collect())
             }
             Self::Remote(remote) => remote.get("deliveries", &[("limit", limit.to_string())]).await,
+        }
+    }
+
+    pub async fn nodes(&self) -> Result<NodesView, CliError> {
+        match self {
+            Self::Local(local) => NodesView::read(&local.store, SystemClock.now())
+                .await
+                .map_err(|error| store_error(&error))
+                .and_then(hidden),
+            Self::Remote(remote) => remote.get("nodes", &[]).await,
+        }
+    }
+
+    /// Drains the nodes of a name or id, or lets them claim again; gives how many there are.
+    pub async fn drain(&self, node: &str, drain: bool) -> Result<u64, CliError> {
+        match self {
+            Self::Local(local) => {
+                operate::drain(local.app().await?, node, drain, &actor()).await.map_err(operate_error)
+            }
+            Self::Remote(remote) => {
+                let body = DrainBody { node: node.to_owned(), drain };
+                let request = remote.client.post(remote.address("nodes/drain")?).json(&body);
+                remote.answer::<Drained>(request).await.map(|drained| drained.nodes)
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use super::command::{self, Command, CommandError, Verb};
 use super::egress::{self, AllowList};
 use super::event::{Actor, ActorKind, Comment, CommentAction, PullHead, Repo, SubjectKind, Surface};
 use super::ids::{BranchName, RepoName, RunId, Sha, TaskId};
+use super::node;
 use super::policy::{self, Permission, PushMode, Role};
 use super::repo_config::{ConfigProblem, RepoConfig};
 use super::run::{Origin, Priority, Publish, Run, RunMode, RunSpec, RunState};
@@ -63,6 +64,8 @@ pub struct AgentFacts {
     pub model: Option<String>,
     pub minutes: Option<i64>,
     pub budget_micros: Option<i64>,
+    /// What a node must have to run it.
+    pub needs: Vec<String>,
     pub description: String,
 }
 
@@ -198,6 +201,15 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Of its most urgent run. What starts none may be about one that is live.
+    pub fn priority(&self) -> Priority {
+        let of = |action: &Action| match action {
+            Action::Start { priority, .. } => Some(*priority),
+            _ => None,
+        };
+        self.actions.iter().filter_map(of).min().unwrap_or_default()
+    }
+
     /// Whether it makes a run.
     pub fn starts(&self) -> bool {
         self.actions.iter().any(|action| matches!(action, Action::Start { .. }))
@@ -557,6 +569,7 @@ fn spec(
         config: config.clone(),
         previous: previous.map(|run| run.id.clone()),
         resume: command.verb == Verb::Continue,
+        needs: node::union(&config.needs, &agent.needs),
     })
 }
 
@@ -748,6 +761,7 @@ mod tests {
             model: None,
             minutes: None,
             budget_micros: None,
+            needs: Vec::new(),
             description: "x".into(),
         }
     }

@@ -2,6 +2,7 @@
 
 use super::command::Verb;
 use super::egress::{self, AllowList};
+use super::node;
 use super::policy::{PushMode, Role};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -42,6 +43,8 @@ pub struct RepoConfig {
     pub request_review: bool,
     /// Our own branch goes when its pull request is merged or closed.
     pub delete_branch: bool,
+    /// What a node must have to take a run of this repository.
+    pub needs: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,6 +119,7 @@ impl Default for RepoConfig {
             state_labels: false,
             request_review: false,
             delete_branch: false,
+            needs: Vec::new(),
         }
     }
 }
@@ -186,6 +190,9 @@ staged = false
 # `gate.protected`: reports, screenshots, coverage. At most 20 patterns, 100 files of 16 MiB, 64 MiB in all.
 artifacts = []
 # artifacts = ["coverage/**", "report.html"]
+# What the machine must have that works here: capabilities of the server's nodes, as `zeblit nodes` lists them.
+needs = []
+# needs = ["arm64"]
 
 # `true`: a label on the issue or pull request shows where its run is: zeblit:queued, zeblit:running,
 # zeblit:needs-input, zeblit:done.
@@ -249,6 +256,7 @@ const KEYS: &[&str] = &[
     "state_labels",
     "request_review",
     "delete_branch",
+    "needs",
     "permissions",
     "limits",
     "gate",
@@ -298,6 +306,7 @@ struct File {
     state_labels: Option<bool>,
     request_review: Option<bool>,
     delete_branch: Option<bool>,
+    needs: Vec<toml::Spanned<String>>,
     permissions: BTreeMap<toml::Spanned<String>, toml::Spanned<String>>,
     limits: FileLimits,
     gate: FileGate,
@@ -389,6 +398,16 @@ pub fn parse(text: &str) -> Result<RepoConfig, ConfigProblem> {
             return Err(wrong(value.span(), format!("`{key}` is not a name I can use")));
         }
         *slot = Some(value.into_inner());
+    }
+    if let Some(extra) = file.needs.get(node::MAX_CAPABILITIES) {
+        return Err(wrong(extra.span(), format!("`needs` has more than {} entries", node::MAX_CAPABILITIES)));
+    }
+    for need in file.needs {
+        if !node::is_capability(need.get_ref()) {
+            let problem = "`needs` lists capabilities of nodes, like `arm64`: lower-case letters, digits, `.`, `_`, `-`";
+            return Err(wrong(need.span(), problem.into()));
+        }
+        config.needs.push(need.into_inner());
     }
     for (name, role) in file.permissions {
         let span = name.span();
@@ -723,7 +742,9 @@ mod tests {
         }
         let on: String = EXAMPLE
             .lines()
-            .filter(|line| !matches!(*line, "protected = []" | "allow = []" | "artifacts = []"))
+            .filter(|line| {
+                !matches!(*line, "protected = []" | "allow = []" | "artifacts = []" | "needs = []")
+            })
             .map(|line| match line.strip_prefix("# ") {
                 Some(code) if code.contains(" = ") => format!("{code}\n"),
                 _ => format!("{line}\n"),
@@ -746,6 +767,7 @@ mod tests {
         assert_eq!(config.limits, limits);
         assert_eq!(config.gate.protected, ["infra/**", "*.lock"]);
         assert_eq!(config.artifacts, ["coverage/**", "report.html"]);
+        assert_eq!(config.needs, ["arm64"]);
         assert_eq!(config.egress, ["crates", "registry.example.com"]);
         let setup = config.setup.unwrap();
         assert_eq!(

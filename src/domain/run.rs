@@ -159,6 +159,9 @@ pub struct RunSpec {
     /// It may go on with the conversation of that run's agent; a retry begins anew.
     #[serde(default)]
     pub resume: bool,
+    /// What a node must have to take it: sorted, each once.
+    #[serde(default)]
+    pub needs: Vec<String>,
 }
 
 impl RunSpec {
@@ -375,6 +378,24 @@ pub struct Progress {
     /// Numbers of the issues and pull requests that it still waits for, while queued.
     #[serde(default)]
     pub after: Vec<i64>,
+    /// While queued: no node that lives would take it.
+    #[serde(default)]
+    pub no_node: bool,
+}
+
+impl Progress {
+    /// Forgets what is true of a container and workspace that the run goes on without.
+    fn begin_elsewhere(&mut self) {
+        let kept = Progress {
+            cost_micros: self.cost_micros,
+            tokens: self.tokens,
+            peak: self.peak,
+            no_resume: self.no_resume,
+            warnings: std::mem::take(&mut self.warnings),
+            ..Progress::default()
+        };
+        *self = kept;
+    }
 }
 
 /// Why a run waits to be tried again by itself; `Run::not_before` says until when.
@@ -519,6 +540,8 @@ pub enum RunInput {
     SetupDone,
     /// The agent could not go on with its session: it is started once more, without.
     Anew,
+    /// Another node took the run over; what the container and its workspace held is out of its reach.
+    Moved,
     AgentGone(AgentEnd),
     Collected,
     /// Pushed and the pull request was asked for.
@@ -571,6 +594,7 @@ impl Run {
             (Preparing, RunInput::AgentStarted) => Running,
             (Preparing | Running, RunInput::Later) => Queued,
             (Running, RunInput::SetupDone | RunInput::Anew) => Preparing,
+            (Running | Collecting | Publishing, RunInput::Moved) => Preparing,
             (Preparing | Running, RunInput::AgentGone(_)) => Collecting,
             (Collecting, RunInput::Collected) => Publishing,
             (Publishing, RunInput::Pushed) => Reporting,
@@ -590,6 +614,10 @@ impl Run {
         };
         if let RunInput::AgentGone(end) = input {
             self.agent_end = Some(end.clone());
+        }
+        if *input == RunInput::Moved {
+            self.agent_end = None;
+            self.progress.begin_elsewhere();
         }
         if next == Preparing && self.started_at.is_none() {
             self.started_at = Some(now);
@@ -640,6 +668,8 @@ pub struct Attempt {
     pub ended_at: Option<DateTime<Utc>>,
     /// Lines of the container's output already stored: where a reader goes on after a crash.
     pub log_cursor: i64,
+    /// The node whose container engine has it.
+    pub node: String,
 }
 
 #[cfg(test)]
@@ -703,6 +733,7 @@ pub(crate) mod tests {
                 config: RepoConfig::default(),
                 previous: None,
                 resume: false,
+                needs: Vec::new(),
             },
             state: RunState::Queued,
             priority: 1,
@@ -728,6 +759,7 @@ pub(crate) mod tests {
             RunInput::AgentStarted,
             RunInput::SetupDone,
             RunInput::Anew,
+            RunInput::Moved,
             RunInput::AgentGone(AgentEnd::Finished),
             RunInput::Collected,
             RunInput::Pushed,
@@ -794,6 +826,24 @@ pub(crate) mod tests {
                 let mut run = run();
                 run.state = state;
                 assert!(run.apply(&input, at(1)).is_err(), "{state:?} took {input:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_that_moved_begins_anew_and_keeps_what_it_cost() {
+        for state in RunState::ALL {
+            let mut run = run();
+            run.state = state;
+            run.agent_end = Some(AgentEnd::Finished);
+            run.progress =
+                Progress { cost_micros: 7, collected: true, setup: SetupState::Done, ..Progress::default() };
+            let has_begun = matches!(state, RunState::Running | RunState::Collecting | RunState::Publishing);
+            assert_eq!(run.apply(&RunInput::Moved, at(1)).is_ok(), has_begun, "{state:?}");
+            if has_begun {
+                assert_eq!(run.state, RunState::Preparing);
+                assert_eq!(run.agent_end, None);
+                assert_eq!(run.progress, Progress { cost_micros: 7, ..Progress::default() });
             }
         }
     }

@@ -821,6 +821,15 @@ fn money(run: &Run) -> String {
     format!(" · {} of {}", dollars(run.progress.cost_micros), dollars(run.spec.budget_micros))
 }
 
+/// Why a run stays in the queue although nothing is ahead of it.
+fn no_node(needs: &[String]) -> String {
+    if needs.is_empty() {
+        return " · no worker is running".into();
+    }
+    let needs: Vec<String> = needs.iter().map(|need| format!("`{need}`")).collect();
+    format!(" · waits for a worker with {}: none is running", needs.join(", "))
+}
+
 /// The first line of the sticky comment, and the title of the check.
 pub fn headline(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
     let outcome = &run.outcome;
@@ -844,6 +853,8 @@ pub fn headline(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
             }
             if links.paused.is_some() {
                 line.push_str(" · the server is paused by its operator");
+            } else if run.progress.no_node {
+                line.push_str(&no_node(&run.spec.needs));
             }
             line
         }

@@ -20,7 +20,7 @@ use crate::domain::run::{
 };
 use crate::domain::{sanitize, wording};
 use crate::git::{Access, GitError, Workspace, WorkspaceSpec};
-use crate::queue::Topic;
+use crate::queue::{LogLines, Topic};
 use crate::remote::{GitPermission, RemoteError, Retry};
 use crate::sandbox::{CollectJob, Duty, Job, Limits, LineSource, Polled, SandboxSpec, Status};
 use crate::store::approvals::PullKey;
@@ -36,14 +36,14 @@ use tokio_util::sync::CancellationToken;
 
 /// Requests that a budget did not reach for, until the agent is stopped.
 const BUDGET_REFUSALS: u32 = 3;
-/// How long a claim is good without a heartbeat.
+/// How long a claim is good without a heartbeat, by default.
 pub const LEASE: Duration = Duration::from_secs(60);
 
 /// Between two heartbeats of a live run; also how fast a cancel is seen.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// Between two heartbeats within one step: well below the lease, so that one may fail.
-const LONG_STEP: Duration = Duration::from_secs(15);
+/// Heartbeats within one step that fit into a lease: some may fail.
+const BEATS_PER_LEASE: u32 = 4;
 
 /// A run that lost its worker this often before its agent ended is given up.
 const MAX_ATTEMPTS: i64 = 3;
@@ -53,6 +53,9 @@ const POLL: Duration = Duration::from_millis(500);
 
 /// A collector has to commit and bundle; it may not take longer.
 const COLLECT_SECONDS: i64 = 120;
+
+/// What the name of a collector's slot has more than that of its attempt.
+pub(super) const COLLECTOR: &str = "-c";
 
 /// A step that the forge did not answer is tried this often in all.
 const MAX_TROUBLES: u32 = 5;
@@ -111,6 +114,11 @@ impl Live {
     }
 }
 
+/// How long a claim is good without a heartbeat.
+pub fn lease(app: &App) -> Duration {
+    Duration::from_secs(u64::try_from(app.config.limits.lease_seconds).unwrap_or(LEASE.as_secs()))
+}
+
 /// Whether a run wants another step, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -124,12 +132,22 @@ pub enum Step {
 }
 
 /// Claims runs while there is room, and gives each to its own task until `stop`.
-/// On `stop` nothing is claimed and tasks end between two steps; containers go on for adoption.
-pub async fn work(app: &Arc<App>, stop: &CancellationToken) {
+/// On `drain` nothing more is claimed, and it ends when the last run has; on `stop` tasks end between two steps, and
+/// containers go on for adoption.
+pub async fn work(app: &Arc<App>, drain: &CancellationToken, stop: &CancellationToken) {
     let mut workers = JoinSet::new();
+    let slots = usize::try_from(slots(app)).unwrap_or(1);
     loop {
-        if stop.is_cancelled() {
+        if stop.is_cancelled() || drain.is_cancelled() {
             break;
+        }
+        if workers.len() >= slots {
+            tokio::select! {
+                Some(_) = workers.join_next() => {}
+                () = drain.cancelled() => break,
+                () = stop.cancelled() => break,
+            }
+            continue;
         }
         match claim(app).await {
             Ok(Some(run)) => {
@@ -147,6 +165,7 @@ pub async fn work(app: &Arc<App>, stop: &CancellationToken) {
         tokio::select! {
             () = super::nap(app, Topic::Runs, due.filter(|due| *due > app.clock.now())) => {}
             Some(ended) = workers.join_next(), if !workers.is_empty() => note_panic(ended),
+            () = drain.cancelled() => break,
             () = stop.cancelled() => break,
         }
     }
@@ -162,11 +181,17 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-/// Claims the next due run, unless the operator paused everything.
+/// Runs at one time on this node.
+pub(super) fn slots(app: &App) -> i64 {
+    app.config.node.slots.unwrap_or(app.config.limits.runs)
+}
+
+/// Claims the next due run, unless the operator paused everything or drains this node.
 pub async fn claim(app: &App) -> Result<Option<Run>, EngineError> {
     let limits = &app.config.limits;
     // Runs that are live already must go on while paused: only their lease is taken over.
-    let paused = store::settings::get(&app.store, store::settings::PAUSED).await?.is_some();
+    let paused = store::settings::get(&app.store, store::settings::PAUSED).await?.is_some()
+        || store::nodes::is_draining(&app.store, &app.node.id).await?;
     let caps = if paused {
         Caps { global: 0, per_owner: 0, per_repo: 0, per_user: 0 }
     } else {
@@ -177,7 +202,7 @@ pub async fn claim(app: &App) -> Result<Option<Run>, EngineError> {
             per_user: limits.runs_per_user,
         }
     };
-    Ok(store::runs::claim(&app.store, &app.boot, app.clock.now(), LEASE, caps).await?)
+    Ok(store::runs::claim(&app.store, &app.boot, app.clock.now(), lease(app), caps).await?)
 }
 
 /// Steps one claimed run until it needs no worker, its lease is lost, or `stop`.
@@ -190,10 +215,10 @@ pub async fn drive(app: &App, mut run: Run, stop: &CancellationToken) {
         // A clock that was set back must not keep the lease from being extended.
         if now < beat || (now - beat).to_std().unwrap_or_default() >= HEARTBEAT {
             beat = now;
-            match store::runs::heartbeat(&app.store, &run.id, run.fence, now + LEASE).await {
+            match store::runs::heartbeat(&app.store, &run.id, run.fence, now + lease(app)).await {
                 Ok(cancel) => run.cancel_requested = cancel,
                 Err(StoreError::Fenced { .. }) => {
-                    tracing::warn!(run.id = %run.id, "somebody else has this run now");
+                    lost(app, &run.id).await;
                     break;
                 }
                 Err(error) => tracing::error!(run.id = %run.id, error = %error, "heartbeat failed"),
@@ -212,7 +237,7 @@ pub async fn drive(app: &App, mut run: Run, stop: &CancellationToken) {
         let stepped = tokio::select! {
             stepped = advance(app, &mut run, POLL, &mut troubles) => stepped,
             () = kept => {
-                tracing::warn!(run.id = %run.id, "somebody else has this run now");
+                lost(app, &run.id).await;
                 break;
             }
         };
@@ -220,6 +245,10 @@ pub async fn drive(app: &App, mut run: Run, stop: &CancellationToken) {
             Ok(Step::Again | Step::Idle) => {}
             Ok(Step::Wait(pause)) => wait_until = Some(std::time::Instant::now() + pause),
             Ok(Step::Done) => break,
+            Err(EngineError::Store(StoreError::Fenced { .. })) => {
+                lost(app, &run.id).await;
+                break;
+            }
             Err(error) => {
                 tracing::error!(run.id = %run.id, error = %error, "the run is let go");
                 break;
@@ -230,11 +259,20 @@ pub async fn drive(app: &App, mut run: Run, stop: &CancellationToken) {
     app.wakeup.notify(Topic::Runs);
 }
 
+/// Somebody else has the run now: its broker answers no more at once, and its container goes unless it was adopted.
+async fn lost(app: &App, run: &RunId) {
+    tracing::warn!(run.id = %run, "somebody else has this run now");
+    app.live.release(run);
+    if let Err(error) = super::sweep::containers(app, Some(run)).await {
+        tracing::warn!(run.id = %run, error = %error, "its container stays for the sweeper");
+    }
+}
+
 /// Extends the lease while one step takes long (a first clone, an import). Ends when the lease is lost.
 async fn keep_lease(app: &App, run: RunId, fence: i64) {
     loop {
-        tokio::time::sleep(LONG_STEP).await;
-        match store::runs::heartbeat(&app.store, &run, fence, app.clock.now() + LEASE).await {
+        tokio::time::sleep(lease(app) / BEATS_PER_LEASE).await;
+        match store::runs::heartbeat(&app.store, &run, fence, app.clock.now() + lease(app)).await {
             // A cancel is seen after the step.
             Ok(_) => {}
             Err(StoreError::Fenced { .. }) => return,
@@ -382,6 +420,9 @@ pub async fn step(app: &App, run: &mut Run, patience: Duration) -> Result<Step, 
     if let Some(repo) = store::runs::repo_of(&app.store, &run.id).await? {
         run.repo = repo;
     }
+    if is_out_of_reach(app, run).await? {
+        return begin_elsewhere(app, run).await;
+    }
     match run.state {
         RunState::Preparing => prepare(app, run).await,
         RunState::Running => watch(app, run, patience).await,
@@ -396,6 +437,37 @@ pub async fn step(app: &App, run: &mut Run, patience: Duration) -> Result<Step, 
         | RunState::Failed
         | RunState::Cancelled => Ok(Step::Done),
     }
+}
+
+/// Whether what the run goes on from is on another node: its container, its workspace.
+async fn is_out_of_reach(app: &App, run: &Run) -> Result<bool, EngineError> {
+    if !matches!(run.state, RunState::Running | RunState::Collecting | RunState::Publishing)
+        || run.outcome.kept.is_some()
+        || app.live.is_held(&run.id)
+    {
+        return Ok(false);
+    }
+    let attempt = store::attempts::latest(&app.store, &run.id).await?;
+    if attempt.is_none_or(|attempt| attempt.node.is_empty() || attempt.node == app.node.id) {
+        return Ok(false);
+    }
+    // What was imported and kept can be published from anywhere.
+    Ok(run.state != RunState::Publishing || !publish::is_stored(app, run).await?)
+}
+
+/// Starts a run anew that another node had: there is nothing of it here.
+async fn begin_elsewhere(app: &App, run: &mut Run) -> Result<Step, EngineError> {
+    tracing::warn!(run.id = %run.id, state = run.state.as_str(), "its node is gone: the run begins anew here");
+    run.apply(&RunInput::Moved, app.clock.now())?;
+    let mut tx = app.store.write_tx().await?;
+    if let Some(attempt) = store::attempts::latest_tx(&mut tx, &run.id).await? {
+        store::attempts::end(&mut tx, &attempt.slot, app.clock.now()).await?;
+    }
+    store::runs::save(&mut tx, run).await?;
+    report::report(app, &mut tx, run, Urgency::State).await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Effects);
+    Ok(Step::Again)
 }
 
 /// Stores the run as it is, with its report, in one transaction.
@@ -505,9 +577,7 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         // A crash between the attempt's row and the agent's start: that slot is burnt.
         app.sandbox.remove(&old.slot).await?;
         remove_sockets(app, &old.slot);
-        let mut tx = app.store.write_tx().await?;
-        store::attempts::end(&mut tx, &old.slot, app.clock.now()).await?;
-        tx.commit().await?;
+        end_attempt(app, run, &old.slot).await?;
     }
     // The setup has an attempt of its own, and an agent that begins anew after all has all of them once more.
     let containers = 1 + i64::from(run.has_setup());
@@ -594,6 +664,7 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         started_at: now,
         ended_at: None,
         log_cursor: 0,
+        node: app.node.id.clone(),
     };
     let known = serde_json::to_vec(&spec.context).map_err(|error| EngineError::Defect(error.to_string()))?;
     let mut tx = app.store.write_tx().await?;
@@ -633,6 +704,15 @@ async fn note_in_log(app: &App, tx: &mut store::Tx, run: &Run, notes: &[String])
     if !text.is_empty() {
         store::logs::append(tx, &run.id, run.attempts, &text, app.clock.now()).await?;
     }
+    Ok(())
+}
+
+/// Writes that an attempt has ended, which only who holds the run may.
+async fn end_attempt(app: &App, run: &Run, slot: &SlotId) -> Result<(), EngineError> {
+    let mut tx = app.store.write_tx().await?;
+    store::runs::check_fence(&mut tx, run).await?;
+    store::attempts::end(&mut tx, slot, app.clock.now()).await?;
+    tx.commit().await?;
     Ok(())
 }
 
@@ -1095,13 +1175,16 @@ async fn take_lines(app: &App, run: &mut Run, attempt: &Attempt, polled: &Polled
     run.progress.result = app.secrets.mask(&run.progress.result);
     run.progress.last = app.secrets.mask(&run.progress.last);
     let mut tx = app.store.write_tx().await?;
-    if !text.is_empty() {
-        store::logs::append(&mut tx, &run.id, attempt.n, &text, app.clock.now()).await?;
-    }
+    let seq = match text.is_empty() {
+        true => None,
+        false => Some(store::logs::append(&mut tx, &run.id, attempt.n, &text, app.clock.now()).await?),
+    };
     store::attempts::set_cursor(&mut tx, &attempt.slot, cursor).await?;
     store::runs::save_progress(&mut tx, run).await?;
     tx.commit().await?;
-    app.wakeup.notify(Topic::Logs);
+    if let Some(seq) = seq {
+        app.wakeup.lines(LogLines { run: run.id.to_string(), seq, text: text.into() });
+    }
     Ok(())
 }
 
@@ -1347,9 +1430,7 @@ async fn collect(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     if let Some(attempt) = &attempt {
         app.sandbox.remove(&attempt.slot).await?;
         remove_sockets(app, &attempt.slot);
-        let mut tx = app.store.write_tx().await?;
-        store::attempts::end(&mut tx, &attempt.slot, app.clock.now()).await?;
-        tx.commit().await?;
+        end_attempt(app, run, &attempt.slot).await?;
     }
     if attempt.is_some() && run.progress.setup != SetupState::Running {
         extras::take(app, run).await?;
@@ -1368,7 +1449,7 @@ async fn run_collector(
     attempt: &Attempt,
     workspace: &Workspace,
 ) -> Result<bool, EngineError> {
-    let slot = SlotId::new(format!("{}-c", attempt.slot));
+    let slot = SlotId::new(format!("{}{COLLECTOR}", attempt.slot));
     let mut collect = collect_job(run);
     collect.session = resume::patterns(app, adapter_of(app, run).await?);
     let spec = SandboxSpec {
@@ -1397,7 +1478,7 @@ async fn run_collector(
             Status::Running if app.clock.now() >= deadline => break false,
             Status::Running => {
                 // Collecting may outlast a lease's heartbeat.
-                store::runs::heartbeat(&app.store, &run.id, run.fence, app.clock.now() + LEASE).await?;
+                store::runs::heartbeat(&app.store, &run.id, run.fence, app.clock.now() + lease(app)).await?;
             }
         }
     };
@@ -1422,18 +1503,14 @@ pub(super) async fn clean_up(app: &App, run: &Run) {
     app.loads.forget(&run.id);
     app.live.release(&run.id);
     match store::attempts::latest(&app.store, &run.id).await {
-        Ok(Some(attempt)) if attempt.ended_at.is_none() => {
+        // That of another node is not ours to end, whoever has the run now.
+        Ok(Some(attempt)) if attempt.ended_at.is_none() && attempt.node == app.node.id => {
             if let Err(error) = app.sandbox.remove(&attempt.slot).await {
                 tracing::warn!(run.id = %run.id, error = %error, "container stays behind");
                 return;
             }
             remove_sockets(app, &attempt.slot);
-            let ended = async {
-                let mut tx = app.store.write_tx().await?;
-                store::attempts::end(&mut tx, &attempt.slot, app.clock.now()).await?;
-                tx.commit().await
-            };
-            if let Err(error) = ended.await {
+            if let Err(error) = end_attempt(app, run, &attempt.slot).await {
                 tracing::warn!(run.id = %run.id, error = %error, "attempt stays open");
             }
         }

@@ -242,7 +242,8 @@ async fn flush(app: &App, batch: &mut Batch, ended: &mut Ended) -> Result<(), En
     if stored {
         tx.commit().await?;
         app.wakeup.notify(Topic::Effects);
-        app.wakeup.notify(Topic::Runs);
+        let most_urgent = planned.iter().map(|one| one.plan.priority()).min().unwrap_or_default();
+        app.wakeup.notify(Topic::runs(most_urgent.as_i64()));
         return Ok(());
     }
     drop(tx);
@@ -306,7 +307,7 @@ async fn put_off(
 ) -> Result<(), EngineError> {
     let now = app.clock.now();
     let waited = now - delivery.received_at;
-    let mut tx = app.store.write_tx().await?;
+    let Some(mut tx) = begin(app, &delivery.id).await? else { return Ok(()) };
     let passing = !matches!(error.retry(), crate::remote::Retry::Never);
     if passing && waited < PATIENCE {
         let asked = match error.retry() {
@@ -340,6 +341,17 @@ async fn put_off(
     Ok(())
 }
 
+/// A transaction in which the delivery is still pending: `None` when another process has ended it meanwhile. Whatever a
+/// delivery leads to is written in one of these, so that two readers of the inbox do it once.
+async fn begin(app: &App, id: &InboxId) -> Result<Option<Tx>, EngineError> {
+    let mut tx = app.store.write_tx().await?;
+    if store::inbox::is_pending(&mut tx, id).await? {
+        return Ok(Some(tx));
+    }
+    tracing::info!(delivery = %id, "another process has handled this delivery");
+    Ok(None)
+}
+
 async fn handle(
     app: &App,
     delivery: &Delivery,
@@ -350,16 +362,16 @@ async fn handle(
     match &event.kind {
         EventKind::Ping => Ok(done("the hook works")),
         EventKind::InstallationCreated { account, repos } => {
-            installation(app, event, account, InstallationState::Active).await?;
+            installation(app, delivery, event, account, InstallationState::Active).await?;
             Ok(done(&format!("installed for {account}, {} repositories", repos.len())))
         }
         EventKind::InstallationDeleted => {
-            installation(app, event, "", InstallationState::Deleted).await?;
+            installation(app, delivery, event, "", InstallationState::Deleted).await?;
             Ok(done("uninstalled"))
         }
         EventKind::InstallationSuspended { suspended } => {
             let state = if *suspended { InstallationState::Suspended } else { InstallationState::Active };
-            installation(app, event, "", state).await?;
+            installation(app, delivery, event, "", state).await?;
             Ok(done(if *suspended { "suspended" } else { "unsuspended" }))
         }
         EventKind::InstallationReposChanged { added, removed } => {
@@ -409,13 +421,14 @@ async fn handle(
 
 async fn installation(
     app: &App,
+    delivery: &Delivery,
     event: &Event,
     account: &str,
     state: InstallationState,
 ) -> Result<(), EngineError> {
     let Some(id) = event.installation else { return Ok(()) };
     app.forge.forget(id);
-    let mut tx = app.store.write_tx().await?;
+    let Some(mut tx) = begin(app, &delivery.id).await? else { return Ok(()) };
     store::nodes::set_installation(&mut tx, app.forge.name(), id, account, state, app.clock.now()).await?;
     audit(
         app,
@@ -530,7 +543,7 @@ async fn pull_pushed(
     let ours = pushed_by_us(app, event.sender.as_ref(), &runs, head).await?;
     let seen = HeadMoved { repo, number, head, by: event.sender.as_ref(), ours };
     let key = PullKey { remote: app.forge.name(), repo_id: repo.id, number };
-    let mut tx = app.store.write_tx().await?;
+    let Some(mut tx) = begin(app, &delivery.id).await? else { return Ok(Taken::Stored) };
     let void = store::approvals::pushed(&mut tx, key, head, at.unwrap_or(delivery.received_at)).await?;
     let superseded = head_moved(app, &mut tx, &seen, &void, &runs).await?;
     store::inbox::finish(
@@ -650,7 +663,7 @@ async fn rerequested(
     let role = app.forge.role_of(repo, sender).await?;
     let granted =
         policy::permission(Verb::Retry, role, repo.private, &run.spec.config) == policy::Permission::Granted;
-    let mut tx = app.store.write_tx().await?;
+    let Some(mut tx) = begin(app, &delivery.id).await? else { return Ok(Taken::Stored) };
     let action = if granted { "grant" } else { "refuse" };
     audit(
         app,
@@ -1012,6 +1025,7 @@ fn facts_of(spec: &AgentSpec) -> AgentFacts {
         model: spec.model.clone(),
         minutes: spec.minutes,
         budget_micros: spec.budget_micros,
+        needs: spec.needs.clone(),
         description: spec.description.clone(),
     }
 }
@@ -1140,7 +1154,7 @@ async fn refuse_all(
 ) -> Result<Taken, EngineError> {
     let role = app.forge.role_of(repo, &comment.author).await?;
     let heard = policy::is_heard(role, repo.private, &RepoConfig::default());
-    let mut tx = app.store.write_tx().await?;
+    let Some(mut tx) = begin(app, &delivery.id).await? else { return Ok(Taken::Stored) };
     if heard {
         put_reply(app, &mut tx, repo, comment, format!("reply:{}:all", comment.node_id), text).await?;
     }
@@ -1159,13 +1173,17 @@ async fn commit(app: &App, planned: Planned) -> Result<bool, EngineError> {
     }
     tx.commit().await?;
     app.wakeup.notify(Topic::Effects);
-    app.wakeup.notify(Topic::Runs);
+    app.wakeup.notify(Topic::runs(planned.plan.priority().as_i64()));
     Ok(true)
 }
 
 /// Writes what was planned; false when it was planned for a task that is not the subject's.
 async fn store_plan(app: &App, tx: &mut Tx, planned: &Planned) -> Result<bool, EngineError> {
     let Planned { delivery, repo, comment, task, plan } = planned;
+    if !store::inbox::is_pending(tx, &delivery.id).await? {
+        tracing::info!(delivery = %delivery.id, "another process has handled this delivery");
+        return Ok(true);
+    }
     let mut seen = false;
     let mut confused = false;
     let starts = plan.starts();

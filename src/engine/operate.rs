@@ -101,6 +101,21 @@ pub async fn replay(app: &App, id: &str, by: &str) -> Result<String, OperateErro
     Ok(delivery.id.to_string())
 }
 
+/// Lets the nodes of a name or id claim nothing (their live runs go on), or claim again; gives how many there are.
+pub async fn drain(app: &App, node: &str, drain: bool, by: &str) -> Result<u64, OperateError> {
+    let mut tx = app.store.write_tx().await?;
+    let nodes = store::nodes::set_draining(&mut tx, node, drain).await?;
+    if nodes == 0 {
+        let id: String = node.chars().take(100).collect();
+        return Err(OperateError::NotFound { what: "node", id });
+    }
+    let action = if drain { "drain" } else { "undrain" };
+    ingest::audit_by(app, &mut tx, by, action, node, "").await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Runs);
+    Ok(nodes)
+}
+
 /// The pause-all switch: while set, nothing new is claimed; deliveries are still taken. `None` resumes.
 pub async fn pause(app: &App, why: Option<&str>, by: &str) -> Result<(), OperateError> {
     let mut tx = app.store.write_tx().await?;

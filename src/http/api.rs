@@ -3,7 +3,8 @@
 use super::Http;
 use super::error::HttpError;
 use super::view::{
-    self, ArtifactView, AuditView, BudgetView, DeliveryView, LogView, RunCostView, RunView, StatusView,
+    self, ArtifactView, AuditView, BudgetView, DeliveryView, LogView, NodesView, RunCostView, RunView,
+    StatusView,
 };
 use crate::app::App;
 use crate::clock::IdKind;
@@ -64,6 +65,8 @@ pub(super) fn routes(http: &Http) -> Router<Http> {
         .route("/deliveries", get(deliveries))
         .route("/replay/{id}", post(replay))
         .route("/audit", get(audit))
+        .route("/nodes", get(nodes))
+        .route("/nodes/drain", post(drain))
         .route_layer(axum::middleware::from_fn_with_state(http.clone(), authenticate))
 }
 
@@ -366,6 +369,43 @@ async fn resume(State(http): State<Http>, Extension(caller): Extension<Caller>) 
         .await
         .map_err(|error| HttpError::operate(app, "resume", &error))?;
     Ok(Json(PauseBody::default()))
+}
+
+async fn nodes(State(http): State<Http>) -> Answer<NodesView> {
+    let app = http.app();
+    NodesView::read(&app.store, app.clock.now())
+        .await
+        .map(Json)
+        .map_err(|error| HttpError::store(app, "list the nodes", &error))
+}
+
+/// Which node, by name or id, and whether it shall claim nothing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainBody {
+    pub node: String,
+    pub drain: bool,
+}
+
+/// How many nodes there are of the name.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Drained {
+    pub nodes: u64,
+}
+
+async fn drain(
+    State(http): State<Http>,
+    Extension(caller): Extension<Caller>,
+    body: Bytes,
+) -> Answer<Drained> {
+    let app = http.app();
+    let body: DrainBody = serde_json::from_slice(&body).map_err(|error| {
+        HttpError::bad_request(format!("the body is `{{\"node\": \"…\", \"drain\": true}}`: {error}"))
+    })?;
+    operate::drain(app, &body.node, body.drain, &caller.actor())
+        .await
+        .map(|nodes| Json(Drained { nodes }))
+        .map_err(|error| HttpError::operate(app, "drain a node", &error))
 }
 
 async fn deliveries(

@@ -155,7 +155,13 @@ async fn server_with(change: impl FnOnce(&mut Config), checks: Vec<Check>) -> Se
         secrets: SecretScan::new(&[SECRET.as_bytes()]),
         live: Default::default(),
         loads: Default::default(),
-        boot: "boot".into(),
+        node: crate::domain::node::Node {
+            id: "n1".into(),
+            name: "n1".into(),
+            role: Default::default(),
+            capabilities: Vec::new(),
+        },
+        boot: "n1:boot".into(),
         socket_root: folder.path().into(),
     });
     let stop = CancellationToken::new();
@@ -318,6 +324,7 @@ fn spec() -> RunSpec {
         config: RepoConfig::default(),
         previous: None,
         resume: false,
+        needs: Vec::new(),
     }
 }
 

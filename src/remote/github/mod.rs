@@ -57,7 +57,7 @@ const INSTALLATIONS_KEPT: usize = 1000;
 /// How to reach GitHub as an App.
 pub struct GithubSettings {
     pub app_id: u64,
-    /// The App's RSA key as GitHub gives it, PEM.
+    /// The App's RSA key as GitHub gives it, PEM; empty: a node that may not speak as the App, whose calls all fail.
     pub private_key: SecretString,
     /// `https://api.github.com`, or `https://HOST/api/v3` on GitHub Enterprise Server.
     pub api_url: String,

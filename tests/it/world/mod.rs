@@ -22,6 +22,7 @@ use zeblit::broker::Broker;
 use zeblit::clock::{Clock, IdKind, Ids};
 use zeblit::config::{Config, GithubConfig};
 use zeblit::domain::ids::RunId;
+use zeblit::domain::node::{Node, Role};
 use zeblit::domain::run::{Run, RunState};
 use zeblit::domain::secrets::SecretScan;
 use zeblit::engine::execute::{self, Step};
@@ -183,7 +184,7 @@ impl World {
             }
             None => sandbox.clone(),
         };
-        let app = build(folder.path(), &config, &hub, place, &clock, &ids, &database).await;
+        let app = build(node("n1"), folder.path(), &config, &hub, place, &clock, &ids, &database).await;
         sweep::boot(&app).await.expect("boots");
         let mut world = World {
             hub,
@@ -211,10 +212,22 @@ impl World {
             Some(engine) => engine.sandbox(self.folder.path(), &self.config),
             None => self.sandbox.clone(),
         };
+        let (folder, config) = (self.folder.path(), &self.config);
+        let node = node("n1");
         self.app =
-            build(self.folder.path(), &self.config, &self.hub, place, &self.clock, &self.ids, &self.database)
-                .await;
+            build(node, folder, config, &self.hub, place, &self.clock, &self.ids, &self.database).await;
         sweep::boot(&self.app).await.expect("boots");
+    }
+
+    /// One more process of this installation, on a machine of its own: same database, same forge.
+    pub async fn another(&self, node: Node, sandbox: Arc<FakeSandbox>) -> Arc<App> {
+        let folder = self.folder.path().join(&node.id);
+        std::fs::create_dir_all(&folder).expect("a folder of our own");
+        let app =
+            build(node, &folder, &self.config, &self.hub, sandbox, &self.clock, &self.ids, &self.database)
+                .await;
+        sweep::boot(&app).await.expect("boots");
+        app
     }
 
     /// Posts a delivery as GitHub would.
@@ -520,7 +533,13 @@ fn config(folder: &Path, hub: &FakeHub, database: &Database) -> Config {
     config
 }
 
+/// The node of a world, or one more.
+pub fn node(id: &str) -> Node {
+    Node { id: id.into(), name: id.into(), role: Role::All, capabilities: vec!["amd64".into()] }
+}
+
 async fn build(
+    node: Node,
     folder: &Path,
     config: &Config,
     hub: &FakeHub,
@@ -544,7 +563,7 @@ async fn build(
     .expect("a forge");
     let secrets = config.all_secrets();
     let secrets: Vec<&[u8]> = secrets.iter().map(Vec::as_slice).collect();
-    let boot = format!("world:{}", ids.next(IdKind::Boot));
+    let boot = format!("{}:{}", node.id, ids.next(IdKind::Boot));
     Arc::new(App {
         broker: Broker::new(broker_settings(config), store.clone(), clock.clone(), ids.clone()),
         store,
@@ -560,6 +579,7 @@ async fn build(
         secrets: SecretScan::new(&secrets),
         live: execute::Live::default(),
         loads: Loads::default(),
+        node,
         boot,
         socket_root: folder.join("sockets"),
         config: Arc::new(config.clone()),
