@@ -315,7 +315,8 @@ pub fn case(w: &World, kind: Kind, n: usize) -> Case {
             }
             Case {
                 payload: Payload::Remove(Twin::Review { number, id }),
-                write: "PUT /repos/*/*/pulls/*/reviews/*",
+                // The first of its steps.
+                write: "DELETE /repos/*/*/pulls/comments/*",
                 count: Box::new(move |hub| {
                     let reviews = hub.reviews(REPO, number);
                     is(hub.review_comments(REPO, number).is_empty()
