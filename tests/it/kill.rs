@@ -259,7 +259,7 @@ const KILLS: u32 = 50;
 const CONVERGES: Duration = Duration::from_secs(120);
 /// Between two commands that start a run, and between two other deliveries.
 const COMMAND_EVERY: Duration = Duration::from_millis(2400);
-const NOISE_EVERY: Duration = Duration::from_millis(350);
+const NOISE_EVERY: Duration = Duration::from_millis(150);
 /// GitHub gives up on an answer after 10 s; on this machine it comes at once or never.
 const ANSWER: Duration = Duration::from_secs(10);
 /// A delivery that nobody answered is sent again after so long: by hand, or because the App asked for it.
@@ -457,7 +457,7 @@ async fn proof(wanted: &str, seed: u64) -> Proven {
     let loading = tokio::spawn(load_until(load, Arc::clone(&stop)));
     let mut dice = Dice(seed);
     for _ in 0..kills {
-        tokio::time::sleep(Duration::from_millis(60 + dice.below(1500))).await;
+        tokio::time::sleep(Duration::from_millis(60 + dice.below(1000))).await;
         server.kill();
         server.start().await;
     }
