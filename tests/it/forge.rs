@@ -952,7 +952,6 @@ impl Bench {
             payload: Payload::Comment(comment),
             revision: 1,
             state: EffectState::Sending,
-            sender: None,
             intent_at: None,
             sender: None,
             not_before: None,

@@ -33,6 +33,7 @@ mod model;
 mod modes;
 mod policy;
 mod postgres;
+mod promises;
 mod pulls;
 mod queue;
 mod receive;
