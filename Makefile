@@ -111,6 +111,13 @@ prove-fsync: ## every accepted delivery is on the disk before its answer, by its
 	@ZEBLIT_PROVE_SECONDS=$(or $(SECONDS),10) $(SHELL) -c '$(PROVE_RUN) fsync::' > $(PROVE)-fsync.log 2>&1 || { tail -n 60 $(PROVE)-fsync.log; exit 1; }
 	@printf 'prove-fsync: '; cat $(PROVE)/$@/fsync.txt
 
+.PHONY: prove-nodes
+prove-nodes: ## five nodes under kills, pauses and Redis cuts end every run once (RUNS=200)
+	@deploy/setup.sh test
+	@rm -rf $(PROVE)/$@
+	@ZEBLIT_PROVE_RUNS=$(or $(RUNS),200) $(SHELL) -c '$(PROVE_RUN) five_nodes' > $(PROVE)-nodes.log 2>&1 || { tail -n 60 $(PROVE)-nodes.log; exit 1; }
+	@cat $(PROVE)/$@/nodes.txt
+
 clean: ## remove build output and the demo's state
 	$(CARGO) clean
 	rm -rf .demo
