@@ -143,6 +143,13 @@ prove-kill: ## the server is killed with SIGKILL again and again under load: not
 	  printf "prove-kill: %d kills, %d deliveries accepted, %d runs, %d lost, %d doubled, converged in %d s\n", kills, accepted, runs, lost, doubled, longest; \
 	  exit (NR < 2 || lost > 0 || doubled > 0 || longest > 120) }'
 
+.PHONY: prove-nodes
+prove-nodes: ## five nodes under kills, pauses and Redis cuts end every run once (RUNS=200)
+	@deploy/setup.sh test
+	@rm -rf $(PROVE)/$@
+	@ZEBLIT_PROVE_RUNS=$(or $(RUNS),200) $(SHELL) -c '$(PROVE_RUN) five_nodes' > $(PROVE)-nodes.log 2>&1 || { tail -n 60 $(PROVE)-nodes.log; exit 1; }
+	@cat $(PROVE)/$@/nodes.txt
+
 clean: ## remove build output and the demo's state
 	$(CARGO) clean
 	rm -rf .demo

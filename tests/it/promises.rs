@@ -18,7 +18,7 @@ const COMMENT: &str = "POST /repos/*/*/issues/*/comments";
 const LEASE: std::time::Duration = std::time::Duration::from_secs(60);
 
 fn caps() -> store::runs::Caps {
-    store::runs::Caps { global: 9, per_repo: 9, per_user: 9 }
+    store::runs::Caps { global: 9, per_owner: 9, per_repo: 9, per_user: 9 }
 }
 
 /// A live run, and what a worker knew of it that lost it to another one since.

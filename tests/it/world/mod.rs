@@ -3,6 +3,7 @@
 pub mod docker;
 pub mod hub;
 pub mod model;
+pub mod proxy;
 pub mod sandbox;
 pub mod time;
 
@@ -73,15 +74,22 @@ pub enum Database {
 }
 
 impl Database {
-    fn url(&self) -> &str {
+    pub fn url(&self) -> &str {
         match self {
             Database::Sqlite(url) | Database::Postgres { url, .. } => url,
+        }
+    }
+
+    /// Removes it from its server.
+    pub async fn remove(self) {
+        if let Database::Postgres { admin, name, .. } = self {
+            execute_sql(&admin, &format!("DROP DATABASE {name} WITH (FORCE)")).await;
         }
     }
 }
 
 /// A database of its own on the test server. CI must set `ZEBLIT_TEST_POSTGRES`.
-async fn postgres() -> Option<Database> {
+pub async fn postgres() -> Option<Database> {
     let admin = std::env::var("ZEBLIT_TEST_POSTGRES").ok()?;
     static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
@@ -91,7 +99,7 @@ async fn postgres() -> Option<Database> {
     Some(Database::Postgres { url: format!("{base}/{name}"), admin: admin.clone(), name })
 }
 
-async fn execute_sql(url: &str, sql: &str) {
+pub async fn execute_sql(url: &str, sql: &str) {
     use sqlx::Connection;
     let mut connection = sqlx::postgres::PgConnection::connect(url).await.expect("the test server answers");
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.expect("allowed");
