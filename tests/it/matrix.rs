@@ -407,23 +407,24 @@ impl Stop {
     }
 }
 
-/// The process dies at this point of sending the only open effect.
-async fn die(w: &mut World, key: &str, write: &str, stop: Stop) {
+/// The process dies at this point of sending the only open effect. `looks` is how often it looks at the clock before
+/// the commit of an intent: found out by the first one.
+async fn die(w: &mut World, key: &str, write: &str, stop: Stop, looks: &mut i32) {
     let watch = w.hub.watch();
     let before = watch.writes();
     match stop {
         Stop::BeforeSend => {
-            // It looks at the clock some times before it sends: one of them is after the commit.
-            for nth in 0.. {
-                let mut left = nth;
+            loop {
+                let mut left = *looks;
                 w.process.dies_when(move || {
                     left -= 1;
                     left < 0
                 });
-                assert!(!survives(w).await, "{key}: it was sent before it died at look {nth}");
+                assert!(!survives(w).await, "{key}: it was sent before it died at look {looks}");
                 if state(w, key).await == EffectState::Sending {
                     break;
                 }
+                *looks += 1;
                 w.restart().await;
             }
             assert_eq!(watch.writes(), before, "{key}");
@@ -461,13 +462,13 @@ fn note(lines: &mut Vec<String>, database: &str, kind: Kind, stop: Stop, count: 
 /// Every kind that is sent by `deliver`, with one stop.
 async fn kinds(w: &mut World, database: &str, stop: Stop) -> Vec<String> {
     w.hub.set_permission(REPO, "administration", Some(Level::Write));
-    let mut lines = Vec::new();
+    let (mut lines, mut looks) = (Vec::new(), 0);
     for (n, kind) in Kind::ALL.into_iter().enumerate().filter(|(_, kind)| *kind != Kind::Branch) {
         let case = case(w, kind, n);
         assert_eq!(case.payload.of_kind(), kind);
         let key = format!("case:{}", kind.as_str());
         put(w, &key, EffectPriority::Final, case.payload).await;
-        die(w, &key, case.write, stop).await;
+        die(w, &key, case.write, stop, &mut looks).await;
         w.settle().await;
         // Nothing turns up later.
         w.clock.advance(Duration::minutes(15));
