@@ -123,7 +123,7 @@ prove-crash: ## the process dies before, during and after the sending of every k
 	@cat $(PROVE)/$@/*.tsv | awk -F'\t' -v passed="$$(sed -n 's/^test result: ok\. \([0-9]*\) passed.*/\1/p' $(PROVE)-crash.log)" \
 	  '!($$2 in d) { d[$$2]; ds++ } !($$3 in k) { k[$$3]; ks++ } !($$4 in s) { s[$$4]; ss++ } $$1 == "once" { once++ } END { \
 	  printf "prove-crash: %d kinds x %d stops x %d databases: %d of %d exactly once; %d whole-job tests\n", ks, ss, ds, once, ks * ss * ds, passed - ss * ds; \
-	  exit (ks < 25 || ss != 3 || ds != 2 || once != ks * ss * ds) }'
+	  exit (ks < 31 || ss != 3 || ds != 2 || once != ks * ss * ds) }'
 	@exit "$$(cat $(PROVE)-crash.code)"
 
 prove-faults: ## effects of all kinds at a forge that breaks half of the time: none is doubled, all converge (EFFECTS=1000)

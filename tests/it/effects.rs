@@ -1,7 +1,7 @@
 //! Effects one by one: what is planned by configuration, several processes at one outbox, twins and who stays,
 //! and the governor to the millisecond.
 
-use crate::matrix::{case, put};
+use crate::matrix::{case, case_at, put, put_at};
 use crate::world::hub::Fault;
 use crate::world::hub::state::Write;
 use crate::world::sandbox::Script;
@@ -238,6 +238,104 @@ async fn an_edit_of_a_paused_process_does_not_stay_the_last_word() {
             assert_eq!(w.own(number), ["three"]);
         },
     )
+    .await;
+}
+
+// ---------------------------------------------------------------- Jira and Sentry
+
+#[tokio::test]
+async fn a_comment_on_a_ticket_is_edited_in_place_and_what_was_made_twice_is_taken_away() {
+    World::run(async |w| {
+        for (n, remote) in ["jira", "sentry"].into_iter().enumerate() {
+            let case = case_at(w, Kind::TicketComment, remote, n);
+            let Payload::TicketComment(note) = &case.payload else { unreachable!() };
+            let mut edited = note.clone();
+            w.hub.lag_lists_for(Duration::seconds(100));
+            w.hub.fail_next(case.write, Fault::ResetAfter);
+            put_at(w, remote, remote, EffectPriority::Final, case.payload.clone()).await;
+            w.settle().await;
+            assert_eq!((case.count)(&w.hub), 2, "{remote}: made again");
+            let kept = held(w, remote).await;
+            w.pass(Duration::minutes(3)).await;
+            edited.body = "Better.".into();
+            put_at(w, remote, remote, EffectPriority::Final, Payload::TicketComment(edited.clone())).await;
+            w.settle().await;
+            let notes = w.hub.ticket(&edited.ticket).notes;
+            assert_eq!(notes.len(), 1, "{remote}");
+            assert_eq!(notes[0].id.to_string(), kept, "{remote}");
+            assert!(notes[0].text.starts_with("Better."), "{remote}: {notes:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_status_that_cannot_be_had_is_refused_and_one_that_is_there_is_left_alone() {
+    World::run(async |w| {
+        w.hub.add_ticket("ABC-1", "To Do");
+        w.hub.add_ticket("77", "resolved");
+        let status = |ticket: &str, status: &str| Payload::TicketStatus {
+            ticket: ticket.into(),
+            status: status.into(),
+        };
+        let state = async |key: &str| {
+            let effect = store::effects::by_key(&w.app.store, key).await.unwrap().unwrap();
+            (effect.state, effect.last_error.unwrap_or_default())
+        };
+        for (key, remote, payload) in [
+            ("no way", "jira", status("ABC-1", "Rejected")),
+            ("as it is", "jira", status("ABC-1", "to do")),
+            ("no such status", "sentry", status("77", "fixed")),
+            ("resolved", "sentry", status("77", "resolved")),
+            ("no path", "sentry", status("77/../1", "resolved")),
+            ("no ticket", "github", status("ABC-1", "Done")),
+        ] {
+            put_at(w, remote, key, EffectPriority::Final, payload).await;
+        }
+        for _ in 0..6 {
+            deliver::tick(&w.app).await.unwrap();
+            w.clock.advance(Duration::seconds(2));
+        }
+        for (key, good, part) in [
+            ("no way", false, "no transition of ABC-1 leads to `Rejected`"),
+            ("as it is", true, ""),
+            ("no such status", false, "no status of Sentry"),
+            ("resolved", true, ""),
+            ("no path", false, "is no id"),
+            ("no ticket", false, "no effects of kind `ticket_status`"),
+        ] {
+            let wanted = if good { EffectState::Confirmed } else { EffectState::Failed };
+            let (found, error) = state(key).await;
+            assert!(found == wanted && error.contains(part), "{key}: {found:?} {error}");
+        }
+        assert!(w.hub.writes().is_empty(), "{}", w.hub.transcript());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn somebody_elses_comment_with_our_mark_is_not_adopted_at_jira() {
+    World::run(async |w| {
+        let case = case_at(w, Kind::TicketComment, "jira", 1);
+        let Payload::TicketComment(own) = &case.payload else { unreachable!() };
+        let mark = own.mark.clone();
+        w.hub.fail_next(case.write, Fault::Before(500));
+        put_at(w, "jira", "jira", EffectPriority::Final, case.payload.clone()).await;
+        deliver::tick(&w.app).await.unwrap();
+        {
+            let mut state = w.hub.state();
+            let id = state.id();
+            let properties = serde_json::json!([{ "key": "zeblit.intent", "value": { "mark": mark } }]);
+            let text = "copied".to_owned();
+            let note = crate::world::hub::tickets::Note { id, author: "mallory", text, properties };
+            state.tickets.get_mut(&own.ticket).unwrap().notes.push(note);
+        }
+        w.settle().await;
+        let notes = w.hub.ticket(&own.ticket).notes;
+        assert_eq!(notes.len(), 2, "ours is there besides theirs: {notes:?}");
+        assert_eq!(notes[0].text, "copied");
+        assert_eq!(held(w, "jira").await, notes[1].id.to_string());
+    })
     .await;
 }
 

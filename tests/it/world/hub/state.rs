@@ -328,6 +328,8 @@ pub struct State {
     pub storage: String,
     /// By number.
     pub uploads: BTreeMap<i64, Upload>,
+    /// Of Jira and Sentry, by key.
+    pub tickets: BTreeMap<String, super::tickets::Ticket>,
     next_id: i64,
 }
 
@@ -355,6 +357,7 @@ impl State {
             workflow_runs: Vec::new(),
             storage: String::new(),
             uploads: BTreeMap::new(),
+            tickets: BTreeMap::new(),
             next_id: 1000,
         };
         let bot = User { id: 9001, login: "zeblit[bot]".into(), kind: "Bot" };
