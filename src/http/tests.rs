@@ -146,6 +146,7 @@ async fn server_with(change: impl FnOnce(&mut Config), checks: Vec<Check>) -> Se
         store,
         wakeup: Arc::new(LocalWakeup::default()),
         forge,
+        remotes: Vec::new(),
         local: Some(local),
         sandbox: Arc::new(Checked(checks)),
         agents: AgentSet::default(),
