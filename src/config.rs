@@ -47,6 +47,7 @@ pub struct Config {
     pub agents: AgentsConfig,
     pub publish: PublishConfig,
     pub retention: RetentionConfig,
+    pub repair: RepairConfig,
     /// Signs markers and run links. Absent: made once, 0600, in the state directory.
     pub secret_key: Option<SecretString>,
 }
@@ -312,10 +313,15 @@ pub struct LimitsConfig {
     pub runs: i64,
     pub runs_per_repo: i64,
     pub runs_per_user: i64,
+    /// The same for all repositories of one account together.
+    pub runs_per_owner: i64,
     /// A run that waited so many hours in the queue ends.
     pub queue_hours: i64,
-    /// Commands that start runs, per user and hour.
+    /// A run that waits for other tasks ends after so many days.
+    pub blocked_days: i64,
+    /// Commands that start runs, per user and hour; and when they are given as labels, which come in bulk.
     pub commands_per_user_hour: i64,
+    pub labels_per_user_hour: i64,
     /// Dollars of one run that names no budget, and the most that a command may ask for.
     pub run_budget: f64,
     pub max_run_budget: f64,
@@ -389,6 +395,20 @@ impl Default for RetentionConfig {
     }
 }
 
+/// Looking after what the forge could not tell.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RepairConfig {
+    /// Minutes between two looks for deliveries that did not arrive; 0: never.
+    pub minutes: i64,
+}
+
+impl Default for RepairConfig {
+    fn default() -> Self {
+        Self { minutes: 5 }
+    }
+}
+
 impl PublishConfig {
     /// The mode of a repository: its own entry, else its owner's, else the general one.
     pub fn mode_of(&self, repo: &RepoName) -> PushMode {
@@ -446,6 +466,7 @@ impl Default for Config {
             agents: AgentsConfig::default(),
             publish: PublishConfig::default(),
             retention: RetentionConfig::default(),
+            repair: RepairConfig::default(),
             secret_key: None,
         }
     }
@@ -531,7 +552,10 @@ impl Default for LimitsConfig {
             runs: 4,
             runs_per_repo: 2,
             runs_per_user: 2,
+            runs_per_owner: 100,
             queue_hours: 24,
+            blocked_days: 30,
+            labels_per_user_hour: 100,
             commands_per_user_hour: 20,
             run_budget: 5.0,
             max_run_budget: 20.0,
@@ -747,6 +771,7 @@ const SECTIONS: &[(&str, &str)] = &[
         "What becomes of a result. A pushed branch starts the repository's workflows, with its secrets: see `zeblit help modes`.",
     ),
     ("retention", "Days after which things are thrown away; runs, the ledger and the audit log stay."),
+    ("repair", "Asking GitHub for what it could not deliver."),
     ("budget", "Dollars for models, all runs together. A request that might pass one is not sent."),
     ("agents", "Which agent serves which command, and your own agents and skills."),
 ];
@@ -1142,6 +1167,23 @@ const KEYS: &[Key] = &[
     key!("limits.runs_per_user", Integer, "Runs at one time asked for by one person.", "", |c| plain(
         c.limits.runs_per_user
     )),
+    key!("limits.runs_per_owner", Integer, "Runs at one time in all repositories of one account.", "", |c| {
+        plain(c.limits.runs_per_owner)
+    }),
+    key!(
+        "limits.blocked_days",
+        Integer,
+        "Days after which a run that waits for other tasks (`--after`) ends.",
+        "",
+        |c| plain(c.limits.blocked_days)
+    ),
+    key!(
+        "limits.labels_per_user_hour",
+        Integer,
+        "Runs per person and hour, when they are asked for by labels.",
+        "",
+        |c| plain(c.limits.labels_per_user_hour)
+    ),
     key!(
         "limits.queue_hours",
         Integer,
@@ -1263,6 +1305,13 @@ const KEYS: &[Key] = &[
         "Days in which `/zeblit continue` can go on with the agent's own conversation; 0: it always begins anew.",
         "",
         |c| plain(c.retention.sessions_days)
+    ),
+    key!(
+        "repair.minutes",
+        Integer,
+        "Minutes between two looks for deliveries that did not arrive; 0: never.",
+        "",
+        |c| plain(c.repair.minutes)
     ),
     key!("agents.fix", Text, "The agent of `fix`, `continue` and plain words.", "", |c| text(&c.agents.fix)),
     key!("agents.review", Text, "The agent of `review`.", "", |c| text(&c.agents.review)),
@@ -1406,6 +1455,9 @@ impl Config {
         self.validate_limits(&mut found);
         self.validate_publish(&mut found);
         self.validate_retention(&mut found);
+        if !(0..=24 * 60).contains(&self.repair.minutes) {
+            found.add("repair.minutes", "needs a number from 0 (never) to 1440");
+        }
         for (name, agent) in
             [("fix", &self.agents.fix), ("review", &self.agents.review), ("ask", &self.agents.ask)]
         {
@@ -1763,7 +1815,10 @@ impl Config {
             ("runs", limits.runs),
             ("runs_per_repo", limits.runs_per_repo),
             ("runs_per_user", limits.runs_per_user),
+            ("runs_per_owner", limits.runs_per_owner),
             ("queue_hours", limits.queue_hours),
+            ("blocked_days", limits.blocked_days),
+            ("labels_per_user_hour", limits.labels_per_user_hour),
             ("commands_per_user_hour", limits.commands_per_user_hour),
             ("writes_per_minute", limits.writes_per_minute),
             ("writes_per_hour", limits.writes_per_hour),

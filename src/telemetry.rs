@@ -109,6 +109,14 @@ pub const EFFECTS: &str = "zeblit_effects";
 pub const DELIVERIES: &str = "zeblit_deliveries";
 /// Model requests that a provider did not accept, by `class`: quota, auth, overload, timeout, other.
 pub const MODEL_TROUBLES: &str = "zeblit_model_troubles_total";
+/// Runs that were put back into the queue because something passes by itself, by `class`: quota, model.
+pub const RUN_RETRIES: &str = "zeblit_run_retries_total";
+/// What is handled no more because workers died on it, by `what`: run, delivery.
+pub const DEAD_LETTERS: &str = "zeblit_dead_letters_total";
+/// Deliveries that the forge could not hand over, by `result`: found, asked, arrived, given_up.
+pub const MISSED_DELIVERIES: &str = "zeblit_missed_deliveries_total";
+/// Runs that were ended because nobody went on with them, by `state`.
+pub const STUCK_RUNS: &str = "zeblit_stuck_runs_total";
 /// 1 while the operator has paused everything.
 pub const PAUSED: &str = "zeblit_paused";
 /// 1 when the counts of this scrape were read from the database, else they are old.
@@ -134,6 +142,26 @@ pub const METRICS: &[Metric] = &[
         name: MODEL_TROUBLES,
         kind: MetricKind::Counter,
         about: "Model requests that a provider did not accept, by class",
+    },
+    Metric {
+        name: RUN_RETRIES,
+        kind: MetricKind::Counter,
+        about: "Runs put back into the queue until something passes, by class",
+    },
+    Metric {
+        name: DEAD_LETTERS,
+        kind: MetricKind::Counter,
+        about: "Runs and deliveries given up because workers died on them",
+    },
+    Metric {
+        name: MISSED_DELIVERIES,
+        kind: MetricKind::Counter,
+        about: "Deliveries that the forge could not hand over, by result",
+    },
+    Metric {
+        name: STUCK_RUNS,
+        kind: MetricKind::Counter,
+        about: "Runs ended because nobody went on with them, by state",
     },
     Metric { name: PAUSED, kind: MetricKind::Gauge, about: "1 while the operator has paused everything" },
     Metric {

@@ -59,6 +59,13 @@ const SAMPLES: &[(i64, &[&str])] = &[
             "INSERT INTO run_needs VALUES ('r', 'arm64')",
         ],
     ),
+    (
+        11,
+        &[
+            "INSERT INTO missed VALUES ('github', 'd', 1, 'push', 1, 0, 1)",
+            "INSERT INTO looks VALUES ('clock', 1)",
+        ],
+    ),
 ];
 
 fn folder() -> &'static Path {

@@ -54,7 +54,7 @@ pub enum Command {
     Resume,
     /// List the newest deliveries
     Deliveries(ListArgs),
-    /// Handle a stored delivery again
+    /// Handle a delivery again, or queue the request of an ended run again
     Replay(DeliveryRef),
     /// List who did what
     Audit(ListArgs),
@@ -278,9 +278,9 @@ pub struct BackupArgs {
 
 #[derive(Debug, Args)]
 pub struct DeliveryRef {
-    /// Our id or the sender's delivery id
-    #[arg(value_name = "DELIVERY")]
-    pub delivery: String,
+    /// Our id or the sender's delivery id; or a run's
+    #[arg(value_name = "DELIVERY|RUN")]
+    pub id: String,
 }
 
 #[derive(Debug, Args)]

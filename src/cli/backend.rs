@@ -5,7 +5,7 @@ use crate::app::{App, Signer};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, RemoteServer};
 use crate::domain::budget;
-use crate::domain::ids::{InboxId, RunId};
+use crate::domain::ids::RunId;
 use crate::domain::run::RunState;
 use crate::engine::operate::{self, OperateError};
 use crate::http::api::{Changed, DrainBody, Drained, PauseBody, pause_text};
@@ -313,23 +313,15 @@ impl Backend {
         }
     }
 
-    /// By our id or by the sender's; gives ours.
+    /// A delivery by our id or by the sender's (gives ours), or a run (gives the new one's).
     pub async fn replay(&self, id: &str) -> Result<String, CliError> {
         match self {
             Self::Local(local) => {
-                let known = store::inbox::get(&local.store, id)
-                    .await
-                    .map_err(|error| store_error(&error))?
-                    .ok_or_else(|| {
-                    CliError::new(format!("there is no delivery `{id}`"))
-                        .hint("`zeblit deliveries` lists the newest")
-                })?;
-                let id = InboxId::new(known.id.as_str());
-                operate::replay(local.app().await?, &id, &actor()).await.map_err(operate_error)?;
-                Ok(id.to_string())
+                operate::replay(local.app().await?, id, &actor()).await.map_err(operate_error)
             }
-            Self::Remote(remote) => remote.change(&format!("deliveries/{}/replay", plain_id(id)?)).await,
+            Self::Remote(remote) => remote.change(&format!("replay/{}", plain_id(id)?)).await,
         }
+        .map_err(|error| error.hint("`zeblit deliveries` and `zeblit runs` list the newest"))
     }
 
     pub async fn audit(&self, limit: i64) -> Result<Vec<AuditView>, CliError> {

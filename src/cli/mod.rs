@@ -77,7 +77,7 @@ async fn command(cli: Cli, output: Output) -> Result<Exit, CliError> {
         Command::Pause(args) => operate::pause(&Backend::open(file).await?, &args.why, output).await,
         Command::Resume => operate::resume(&Backend::open(file).await?, output).await,
         Command::Deliveries(args) => operate::deliveries(&Backend::open(file).await?, &args, output).await,
-        Command::Replay(args) => operate::replay(&Backend::open(file).await?, &args.delivery, output).await,
+        Command::Replay(args) => operate::replay(&Backend::open(file).await?, &args.id, output).await,
         Command::Audit(args) => operate::audit(&Backend::open(file).await?, &args, output).await,
         Command::Nodes(args) => nodes::run(&Backend::open(file).await?, &args, output).await,
         Command::Backup(args) => backup::backup(file, &args, output).await,
@@ -176,7 +176,7 @@ mod tests {
           pause         Start no new runs; webhooks are still taken
           resume        Go on after a pause
           deliveries    List the newest deliveries
-          replay        Handle a stored delivery again
+          replay        Handle a delivery again, or queue the request of an ended run again
           audit         List who did what
           nodes         List the nodes of this installation, or let one claim no more runs
           backup        Write the whole database to one file, also while the server works

@@ -39,6 +39,12 @@ pub struct RepoConfig {
     pub artifacts: Vec<String>,
     /// What a node must have to take a run of this repository.
     pub needs: Vec<String>,
+    /// Issues and pull requests show by a label where their run is.
+    pub state_labels: bool,
+    /// Who asked is asked for a review of a pull request that is no draft.
+    pub request_review: bool,
+    /// Our own branch goes when its pull request is merged or closed.
+    pub delete_branch: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +117,9 @@ impl Default for RepoConfig {
             staged: false,
             artifacts: Vec::new(),
             needs: Vec::new(),
+            state_labels: false,
+            request_review: false,
+            delete_branch: false,
         }
     }
 }
@@ -185,6 +194,14 @@ artifacts = []
 needs = []
 # needs = ["arm64"]
 
+# `true`: a label on the issue or pull request shows where its run is: zeblit:queued, zeblit:running,
+# zeblit:needs-input, zeblit:done.
+state_labels = false
+# `true`: whoever asked is asked for a review when the pull request is opened as no draft.
+request_review = false
+# `true`: my own branch is deleted when its pull request is merged or closed, unless it holds other work.
+delete_branch = false
+
 # Which role a command needs: read, triage, write, maintain or admin. Commands that start runs, and `cancel`,
 # need at least triage.
 [permissions]
@@ -237,6 +254,9 @@ const KEYS: &[&str] = &[
     "staged",
     "artifacts",
     "needs",
+    "state_labels",
+    "request_review",
+    "delete_branch",
     "permissions",
     "limits",
     "gate",
@@ -284,6 +304,9 @@ struct File {
     staged: Option<bool>,
     artifacts: Vec<toml::Spanned<String>>,
     needs: Vec<toml::Spanned<String>>,
+    state_labels: Option<bool>,
+    request_review: Option<bool>,
+    delete_branch: Option<bool>,
     permissions: BTreeMap<toml::Spanned<String>, toml::Spanned<String>>,
     limits: FileLimits,
     gate: FileGate,
@@ -353,6 +376,9 @@ pub fn parse(text: &str) -> Result<RepoConfig, ConfigProblem> {
         enabled: file.enabled.unwrap_or(true),
         answer_strangers: file.answer_strangers.unwrap_or(false),
         staged: file.staged.unwrap_or(false),
+        state_labels: file.state_labels.unwrap_or(false),
+        request_review: file.request_review.unwrap_or(false),
+        delete_branch: file.delete_branch.unwrap_or(false),
         ..RepoConfig::default()
     };
     if let Some(mode) = file.push {

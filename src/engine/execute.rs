@@ -8,13 +8,15 @@ use crate::agent::adapter::{self, BRIDGE_PORT, EGRESS_PORT, LaunchContext, MASKE
 use crate::agent::prompt;
 use crate::agent::{AdapterKind, AgentEvent, AgentSpec};
 use crate::app::App;
+use crate::broker::trouble::Trouble;
 use crate::broker::{Allowance, BrokerError, Listener, tools};
 use crate::clock::IdKind;
 use crate::domain::budget::{self, BudgetKind};
 use crate::domain::event::Repo;
 use crate::domain::ids::{BranchName, RunId, Sha, SlotId};
 use crate::domain::run::{
-    AgentEnd, Attempt, FailureClass, LogKind, LogLine, Phase, Run, RunInput, RunState, SetupState,
+    Again, AgentEnd, Attempt, FailureClass, LogKind, LogLine, MAX_DEATHS, Phase, Run, RunInput, RunState,
+    SetupState,
 };
 use crate::domain::{sanitize, wording};
 use crate::git::{Access, GitError, Workspace, WorkspaceSpec};
@@ -61,6 +63,9 @@ const MAX_TROUBLES: u32 = 5;
 /// A forge that wants to be left alone for longer than this fails the run: it can be retried then.
 const LONGEST_TROUBLE: Duration = Duration::from_secs(120);
 
+/// Work that is ready to be pushed waits for so long for a limit of the forge to end.
+const LONGEST_LIMIT: Duration = Duration::from_secs(2 * 3600);
+
 /// Result text that is kept of an agent, bytes.
 const MAX_RESULT_BYTES: usize = 16 * 1024;
 
@@ -99,7 +104,8 @@ impl Live {
     fn report_is_due(&self, run: &RunId, now: DateTime<Utc>, every: chrono::Duration) -> bool {
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         match runs.get_mut(run) {
-            Some(holding) if now - holding.reported_at >= every => {
+            // A clock that was set back must not silence it.
+            Some(holding) if (now - holding.reported_at).abs() >= every => {
                 holding.reported_at = now;
                 true
             }
@@ -158,12 +164,21 @@ pub async fn work(app: &Arc<App>, drain: &CancellationToken, stop: &Cancellation
         let due = store::runs::next_due(&app.store).await.ok().flatten();
         tokio::select! {
             () = super::nap(app, Topic::Runs, due.filter(|due| *due > app.clock.now())) => {}
-            Some(_) = workers.join_next(), if !workers.is_empty() => {}
+            Some(ended) = workers.join_next(), if !workers.is_empty() => note_panic(ended),
             () = drain.cancelled() => break,
             () = stop.cancelled() => break,
         }
     }
-    while workers.join_next().await.is_some() {}
+    while let Some(ended) = workers.join_next().await {
+        note_panic(ended);
+    }
+}
+
+/// A defect in the steps of one run takes nothing else with it: its lease ends, and it counts as a death.
+fn note_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(error = %error, "the steps of a run broke off");
+    }
 }
 
 /// Runs at one time on this node.
@@ -178,9 +193,14 @@ pub async fn claim(app: &App) -> Result<Option<Run>, EngineError> {
     let paused = store::settings::get(&app.store, store::settings::PAUSED).await?.is_some()
         || store::nodes::is_draining(&app.store, &app.node.id).await?;
     let caps = if paused {
-        Caps { global: 0, per_repo: 0, per_user: 0 }
+        Caps { global: 0, per_owner: 0, per_repo: 0, per_user: 0 }
     } else {
-        Caps { global: limits.runs, per_repo: limits.runs_per_repo, per_user: limits.runs_per_user }
+        Caps {
+            global: limits.runs,
+            per_owner: limits.runs_per_owner,
+            per_repo: limits.runs_per_repo,
+            per_user: limits.runs_per_user,
+        }
     };
     Ok(store::runs::claim(&app.store, &app.boot, app.clock.now(), lease(app), caps).await?)
 }
@@ -189,9 +209,11 @@ pub async fn claim(app: &App) -> Result<Option<Run>, EngineError> {
 pub async fn drive(app: &App, mut run: Run, stop: &CancellationToken) {
     let mut beat = app.clock.now();
     let mut troubles = 0;
+    let mut wait_until = None;
     while !stop.is_cancelled() {
         let now = app.clock.now();
-        if (now - beat).to_std().unwrap_or_default() >= HEARTBEAT {
+        // A clock that was set back must not keep the lease from being extended.
+        if now < beat || (now - beat).to_std().unwrap_or_default() >= HEARTBEAT {
             beat = now;
             match store::runs::heartbeat(&app.store, &run.id, run.fence, now + lease(app)).await {
                 Ok(cancel) => run.cancel_requested = cancel,
@@ -202,6 +224,15 @@ pub async fn drive(app: &App, mut run: Run, stop: &CancellationToken) {
                 Err(error) => tracing::error!(run.id = %run.id, error = %error, "heartbeat failed"),
             }
         }
+        // A wait may be longer than a lease, and ends early for a cancel.
+        if let Some(until) = wait_until
+            && std::time::Instant::now() < until
+            && run.cancel_requested.is_none()
+        {
+            tokio::time::sleep(HEARTBEAT.min(until - std::time::Instant::now())).await;
+            continue;
+        }
+        wait_until = None;
         let kept = keep_lease(app, run.id.clone(), run.fence);
         let stepped = tokio::select! {
             stepped = advance(app, &mut run, POLL, &mut troubles) => stepped,
@@ -212,7 +243,7 @@ pub async fn drive(app: &App, mut run: Run, stop: &CancellationToken) {
         };
         match stepped {
             Ok(Step::Again | Step::Idle) => {}
-            Ok(Step::Wait(pause)) => tokio::time::sleep(pause).await,
+            Ok(Step::Wait(pause)) => wait_until = Some(std::time::Instant::now() + pause),
             Ok(Step::Done) => break,
             Err(EngineError::Store(StoreError::Fenced { .. })) => {
                 lost(app, &run.id).await;
@@ -258,9 +289,17 @@ pub async fn advance(
     patience: Duration,
     troubles: &mut u32,
 ) -> Result<Step, EngineError> {
+    if run.deaths >= MAX_DEATHS {
+        dead_letter(app, run).await?;
+        return Ok(Step::Done);
+    }
     let error = match step(app, run, patience).await {
         Ok(step) => {
             *troubles = 0;
+            if run.deaths > 0 {
+                run.deaths = 0;
+                store::runs::survived(&app.store, &run.id, run.fence).await?;
+            }
             return Ok(step);
         }
         Err(EngineError::Store(StoreError::Fenced { run })) => {
@@ -277,8 +316,26 @@ pub async fn advance(
         {
             Some(Duration::from_secs(5))
         }
+        // Once: the token may have been too old. Wrong credentials stay wrong.
+        EngineError::Remote(RemoteError::Auth { .. }) if *troubles > 1 => None,
         EngineError::Remote(remote) => match remote.retry() {
             Retry::After(pause) if pause <= LONGEST_TROUBLE && *troubles <= MAX_TROUBLES => Some(pause),
+            // Nothing is lost by waiting: the work is stored, and a limit is over at its reset.
+            Retry::After(pause)
+                if run.state == RunState::Publishing
+                    && pause <= LONGEST_LIMIT
+                    && matches!(remote, RemoteError::RateLimited { .. }) =>
+            {
+                Some(pause)
+            }
+            // A forge that is down for long is as good as one that wants to be left alone.
+            Retry::After(pause) if run.state == RunState::Preparing => {
+                let (_, reason) = classify(&error);
+                if put_back(app, run, FailureClass::Quota, reason, Some(pause)).await? {
+                    return Ok(Step::Done);
+                }
+                None
+            }
             _ => None,
         },
         _ => None,
@@ -293,6 +350,67 @@ pub async fn advance(
             Ok(Step::Done)
         }
     }
+}
+
+/// Back into the queue until something has passed, when it is of that kind and was not tried too often; else false, and
+/// nothing has changed. The container goes; workspace and session stay for the next attempt on this machine.
+async fn put_back(
+    app: &App,
+    run: &mut Run,
+    class: FailureClass,
+    reason: String,
+    reset: Option<Duration>,
+) -> Result<bool, EngineError> {
+    let times = run.progress.again.as_ref().map_or(0, |again| again.times);
+    let reset = reset.and_then(|reset| chrono::Duration::from_std(reset).ok());
+    let Some(pause) = class.pause_before_retry(times, reset) else { return Ok(false) };
+    let now = app.clock.now();
+    app.loads.forget(&run.id);
+    app.live.release(&run.id);
+    let attempt = store::attempts::latest(&app.store, &run.id).await?;
+    if let Some(attempt) = attempt.as_ref().filter(|attempt| attempt.ended_at.is_none()) {
+        app.sandbox.remove(&attempt.slot).await?;
+        remove_sockets(app, &attempt.slot);
+        count_money(app, run).await?;
+    }
+    metrics::counter!(crate::telemetry::RUN_RETRIES, "class" => class.name()).increment(1);
+    tracing::warn!(run.id = %run.id, class = class.name(), reason, minutes = pause.num_minutes(), "tried again later");
+    run.not_before = Some(now + pause);
+    let progress = &mut run.progress;
+    progress.again = Some(Again { class, reason: app.secrets.mask(&reason), times: times + 1 });
+    progress.error = None;
+    progress.exit_code = None;
+    progress.result.clear();
+    progress.prose = false;
+    progress.collected = false;
+    progress.session_lost = false;
+    progress.phase = None;
+    if progress.setup == SetupState::Running {
+        progress.setup = SetupState::Pending;
+    }
+    run.apply(&RunInput::Later, now)?;
+    let mut tx = app.store.write_tx().await?;
+    if let Some(attempt) = &attempt {
+        store::attempts::end(&mut tx, &attempt.slot, now).await?;
+    }
+    store::runs::save(&mut tx, run).await?;
+    report::report(app, &mut tx, run, Urgency::State).await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Effects);
+    app.wakeup.notify(Topic::Runs);
+    Ok(true)
+}
+
+/// Workers died on this run again and again: it ends here, so that it kills no more of them. What the agent left is
+/// still collected, unless that is what kills.
+async fn dead_letter(app: &App, run: &mut Run) -> Result<(), EngineError> {
+    metrics::counter!(crate::telemetry::DEAD_LETTERS, "what" => "run").increment(1);
+    tracing::error!(run.id = %run.id, state = run.state.as_str(), deaths = run.deaths, "a dead letter: workers die on this run");
+    let reason = wording::dead_letter(run);
+    let mut tx = app.store.write_tx().await?;
+    ingest::audit(app, &mut tx, None, "dead_letter", run.id.as_str(), &reason).await?;
+    tx.commit().await?;
+    fail(app, run, FailureClass::Poison, reason).await
 }
 
 /// One step of a claimed run. Waits for news of a running agent for at most `patience`.
@@ -463,24 +581,32 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     }
     // The setup has an attempt of its own, and an agent that begins anew after all has all of them once more.
     let containers = 1 + i64::from(run.has_setup());
-    if run.attempts >= MAX_ATTEMPTS - 1 + containers * (1 + i64::from(run.progress.no_resume)) {
+    let retries = run.progress.again.as_ref().map_or(0, |again| again.times);
+    if run.attempts >= MAX_ATTEMPTS - 1 + containers * (1 + retries + i64::from(run.progress.no_resume)) {
         let reason = format!("The server stopped {MAX_ATTEMPTS} times before the agent could start.");
         fail(app, run, FailureClass::Internal, reason).await?;
         return Ok(Step::Done);
     }
     save(app, run, Urgency::State).await?;
+    let started_from = run.start().clone();
     if let Some(reason) = settle_start(app, run).await? {
         fail(app, run, FailureClass::Conflict, reason).await?;
         return Ok(Step::Done);
     }
+    // Of the setup that just ran, or of an agent that was interrupted by something that has passed.
+    let interrupted = run.progress.again.is_some() && *run.start() == started_from;
     let kept = app
         .git
         .prepared(&run.remote, run.repo.id, &run.id)
-        .filter(|_| run.progress.setup == SetupState::Done);
+        .filter(|_| run.progress.setup == SetupState::Done || (interrupted && !run.has_setup()));
     let workspace = match kept {
         Some(workspace) => workspace,
         None => {
             run.progress.setup = SetupState::Pending;
+            if interrupted {
+                // It lay on another machine, or is gone: so is its session.
+                run.progress.session = None;
+            }
             phase(app, run, Phase::Clone).await?;
             workspace(app, run).await?
         }
@@ -592,25 +718,11 @@ async fn end_attempt(app: &App, run: &Run, slot: &SlotId) -> Result<(), EngineEr
 
 async fn cancel_before_start(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     run.outcome.step = Some(wording::current_phase(run));
-    run.outcome.reason = cancel_reason(run);
+    run.outcome.reason = wording::cancel_reason(run);
     run.apply(&RunInput::Cancelled, app.clock.now())?;
     clean_up(app, run).await;
     save(app, run, Urgency::State).await?;
     Ok(Step::Done)
-}
-
-pub(super) fn cancel_reason(run: &Run) -> String {
-    let by = run.cancel_requested.as_deref().unwrap_or("somebody");
-    if by == wording::NOT_APPROVED {
-        return "Nobody approved the change in time.".into();
-    }
-    if by == wording::APPROVAL_VOID {
-        return "Somebody pushed to the pull request after its commit was approved.".into();
-    }
-    if wording::subject_was_closed(run) {
-        return format!("{}.", sanitize::one_line(by, 80));
-    }
-    format!("Asked for by {}.", sanitize::one_line(by, 80))
 }
 
 /// Is the pinned commit still what it was? Our own earlier run may have moved the branch on: then the
@@ -756,7 +868,11 @@ async fn sandbox_spec(
         Start::Anew => {}
         Start::Instead(note) => began = Some(note),
         Start::Session(found) => {
-            began = Some(wording::session_resumed(&found.previous));
+            began = Some(if found.previous == run.id {
+                wording::session_taken_up(run)
+            } else {
+                wording::session_resumed(&found.previous)
+            });
             session = Some(found);
         }
     }
@@ -803,7 +919,9 @@ async fn sandbox_spec(
         bridge_port: launch.needs_model.then_some(BRIDGE_PORT),
         egress_port: reaches.then_some(EGRESS_PORT),
         links: setup::links(run),
-        mask_from: (run.progress.setup == SetupState::Done).then(|| run.spec.base_sha.to_string()),
+        // Whatever ran in this workspace before.
+        mask_from: (run.progress.setup == SetupState::Done || run.progress.again.is_some())
+            .then(|| run.spec.base_sha.to_string()),
         setup: false,
         collect,
     });
@@ -1229,12 +1347,48 @@ async fn agent_gone(app: &App, run: &mut Run, end: AgentEnd) -> Result<Step, Eng
             run.progress.warnings.retain(|(kind, _)| *kind != over);
             AgentEnd::Failed { class: FailureClass::Budget, detail: budget_detail(app, run) }
         }
+        AgentEnd::Failed { class, detail } if is_models(class) || class == FailureClass::Auth => {
+            match seen(app, run) {
+                Some(seen) if seen.passes => {
+                    if put_back(app, run, seen.class, seen.detail.clone(), seen.reset).await? {
+                        return Ok(Step::Done);
+                    }
+                    AgentEnd::Failed { class: seen.class, detail: wording::tried_in_vain(run, &seen.detail) }
+                }
+                Some(seen) => AgentEnd::Failed { class: seen.class, detail: seen.detail },
+                None => AgentEnd::Failed { class, detail },
+            }
+        }
         end => end,
     };
     tracing::info!(run.id = %run.id, end = ?end, "the agent is gone");
     run.apply(&RunInput::AgentGone(end), app.clock.now())?;
     save(app, run, Urgency::State).await?;
     Ok(Step::Again)
+}
+
+/// What the broker saw of the model endpoint, for an agent that gave up.
+struct Seen {
+    class: FailureClass,
+    detail: String,
+    /// It passes by itself, perhaps at a known time.
+    passes: bool,
+    reset: Option<Duration>,
+}
+
+/// The agent's own words are not enough to wait for anything: only an endpoint that was seen to be busy is waited for.
+fn seen(app: &App, run: &Run) -> Option<Seen> {
+    let (trouble, until) = app.broker.trouble(&run.id)?;
+    let reset = until.and_then(|until| (until - app.clock.now()).to_std().ok());
+    let (class, detail, passes) = match trouble {
+        Trouble::Auth => (FailureClass::Auth, wording::model_refused_key(), false),
+        // Nobody knows when somebody pays: only a named time is waited for.
+        Trouble::Quota => (FailureClass::Quota, wording::model_account_empty(), reset.is_some()),
+        Trouble::Overload => (FailureClass::Quota, wording::model_overloaded(), true),
+        Trouble::Timeout => (FailureClass::Model, wording::model_does_not_answer(), true),
+        Trouble::Other => return None,
+    };
+    Some(Seen { class, detail, passes, reset })
 }
 
 /// What an agent says when the broker refuses its requests, in whatever words.

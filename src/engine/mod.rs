@@ -8,6 +8,7 @@
 //! - `publish`: what came back is imported, checked and pushed.
 //! - `deliver`: effects are sent in order, under the rate governor, and reconciled when a reply was unclear.
 //! - `sweep`: repairs what a crash left.
+//! - `repair`: finds out what the forge could not tell, and ends what nobody goes on with.
 
 pub mod config_check;
 mod context;
@@ -18,6 +19,7 @@ pub mod ingest;
 pub mod load;
 pub mod operate;
 pub mod publish;
+pub mod repair;
 pub mod report;
 mod resume;
 mod setup;
@@ -69,6 +71,9 @@ const AFTER_ERROR: Duration = Duration::from_secs(2);
 /// How often the sweeper looks.
 const SWEEP_EVERY: Duration = Duration::from_secs(3);
 
+/// How often repair asks itself what is due.
+const REPAIR_EVERY: Duration = Duration::from_secs(10);
+
 /// Between two signs of life of a node.
 const SEEN_EVERY: Duration = Duration::from_secs(5);
 
@@ -110,6 +115,7 @@ pub async fn run_until(app: Arc<App>, drain: CancellationToken, stop: Cancellati
         until(&stop, only(role.delivers(), ingest_loop(&app))),
         until(&stop, only(role.delivers(), deliver_loop(&app))),
         until(&stop, only(role.works() || role.delivers(), sweep_loop(&app))),
+        until(&stop, only(role.delivers(), repair_loop(&app))),
         until(&stop, seen_loop(&app)),
         work,
     );
@@ -182,6 +188,17 @@ async fn seen_loop(app: &App) {
         if let Err(error) = sweep::seen(app).await {
             after_error("seen", &error).await;
         }
+    }
+}
+
+async fn repair_loop(app: &App) {
+    let mut look = repair::Look::Boot;
+    loop {
+        match repair::tick(app, look).await {
+            Ok(()) => look = repair::Look::Due,
+            Err(error) => after_error("repair", &error).await,
+        }
+        tokio::time::sleep(REPAIR_EVERY).await;
     }
 }
 

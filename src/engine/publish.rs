@@ -162,7 +162,7 @@ fn ended_by(run: &mut Run, end: &AgentEnd, good: RunInput) -> RunInput {
         AgentEnd::Finished => good,
         AgentEnd::Cancelled => {
             run.outcome.step = Some(Phase::Agent);
-            run.outcome.reason = execute::cancel_reason(run);
+            run.outcome.reason = wording::cancel_reason(run);
             RunInput::Cancelled
         }
         AgentEnd::Failed { class, detail } => {
@@ -182,7 +182,7 @@ fn ended_by(run: &mut Run, end: &AgentEnd, good: RunInput) -> RunInput {
 async fn released(app: &App, run: &mut Run, kept: &Kept) -> Result<Step, EngineError> {
     if run.cancel_requested.is_some() {
         run.outcome.step = Some(Phase::Push);
-        run.outcome.reason = execute::cancel_reason(run);
+        run.outcome.reason = wording::cancel_reason(run);
         finish(app, run, &RunInput::Cancelled).await?;
         return Ok(Step::Done);
     }
@@ -465,7 +465,7 @@ async fn intend(app: &App, run: &Run, key: &str, push: &BranchPush) -> Result<()
     if let Some(stored) = store::effects::by_key_tx(&mut tx, key).await?
         && stored.state == EffectState::Planned
     {
-        store::effects::sending(&mut tx, &stored.id, stored.revision, now).await?;
+        store::effects::sending(&mut tx, &stored.id, stored.revision, &app.boot, now).await?;
     }
     let detail = format!("{} to {}", push.new, push.branch);
     ingest::audit(app, &mut tx, None, "push", run.id.as_str(), &detail).await?;
@@ -478,7 +478,7 @@ async fn fail_branch(app: &App, run: &Run, key: &str, error: &str) -> Result<(),
     let mut tx = app.store.write_tx().await?;
     store::runs::check_fence(&mut tx, run).await?;
     if let Some(stored) = store::effects::by_key_tx(&mut tx, key).await? {
-        store::effects::fail(&mut tx, &stored.id, error).await?;
+        store::effects::fail(&mut tx, &stored, error).await?;
     }
     tx.commit().await?;
     Ok(())

@@ -39,7 +39,7 @@ pub async fn boot(app: &App) -> Result<(), EngineError> {
         false => 0,
     };
     let effects = match app.node.role.delivers() {
-        true => store::effects::orphaned_to_ambiguous(&mut tx, now).await?,
+        true => store::effects::orphaned_to_ambiguous(&mut tx, &app.boot, now).await?,
         false => 0,
     };
     tx.commit().await?;
@@ -55,8 +55,10 @@ pub async fn seen(app: &App) -> Result<(), EngineError> {
     Ok(store::nodes::seen(&app.store, &app.node, &app.boot, slots, app.clock.now()).await?)
 }
 
-/// An orderly end: what this process held is free at once. Its leases stay for its next boot, which adopts its containers.
+/// An orderly end: the duties of this process are free at once; its runs stay for its next boot, which adopts their
+/// containers.
 pub async fn end(app: &App) -> Result<(), EngineError> {
+    store::runs::put_down(&app.store, &app.boot).await?;
     store::duties::release_all(&app.store, &app.boot).await?;
     store::nodes::stopped(&app.store, &app.node.id, &app.boot).await?;
     Ok(())
@@ -89,6 +91,7 @@ pub async fn tick(app: &App) -> Result<(), EngineError> {
         unapproved(app).await?;
         expired(app).await?;
         retention(app).await?;
+        super::deliver::twins(app).await?;
         store::nodes::forget_unseen(&app.store, app.clock.now() - FORGOTTEN_AFTER).await?;
     }
     if app.node.role.works() {
@@ -102,17 +105,34 @@ async fn queued(app: &App) -> Result<(), EngineError> {
     let longest = chrono::Duration::hours(app.config.limits.queue_hours);
     let lost = app.clock.now() - LOST_AFTER;
     let without_node = store::nodes::without_node(&app.store, lost, PLACES).await?;
+    let longest_blocked = chrono::Duration::days(app.config.limits.blocked_days);
+    let blockers = store::tasks::blockers(&app.store).await?;
     for mut run in store::runs::queued(&app.store, PLACES).await? {
         if run.cancel_requested.is_some() {
-            run.outcome.reason = super::execute::cancel_reason(&run);
+            run.outcome.reason = wording::cancel_reason(&run);
             end_in_queue(app, run, &RunInput::Cancelled).await?;
-        } else if app.clock.now() - run.created_at >= longest {
+            continue;
+        }
+        let waits_for: Vec<_> = blockers.iter().filter(|blocker| blocker.child == run.task).collect();
+        let waited = app.clock.now() - run.created_at;
+        // What it waits for by order, ours or its own, is not the queue's fault.
+        let patient = !waits_for.is_empty() || run.progress.again.is_some();
+        if let Some(failed) = waits_for.iter().find(|blocker| blocker.failed) {
+            run.outcome.class = Some(FailureClass::Blocked);
+            run.outcome.reason = wording::blocker_failed(failed.number);
+            end_in_queue(app, run, &RunInput::Failed).await?;
+        } else if waited >= if patient { longest_blocked } else { longest } {
             run.outcome.class = Some(FailureClass::Timeout);
-            run.outcome.reason = wording::waited_too_long(app.config.limits.queue_hours);
+            run.outcome.reason = if patient {
+                wording::waited_too_long(app.config.limits.blocked_days * 24)
+            } else {
+                wording::waited_too_long(app.config.limits.queue_hours)
+            };
             end_in_queue(app, run, &RunInput::Failed).await?;
         } else {
-            let no_node = without_node.iter().any(|(id, _)| *id == run.id);
-            show_place(app, run, no_node).await?;
+            let without_node = without_node.iter().any(|(id, _)| *id == run.id);
+            let after = waits_for.iter().map(|blocker| blocker.number).collect();
+            show_place(app, run, after, without_node).await?;
         }
     }
     Ok(())
@@ -176,15 +196,19 @@ async fn expired(app: &App) -> Result<(), EngineError> {
     Ok(())
 }
 
-async fn show_place(app: &App, mut run: Run, no_node: bool) -> Result<(), EngineError> {
+async fn show_place(app: &App, mut run: Run, after: Vec<i64>, no_node: bool) -> Result<(), EngineError> {
     let Some(place) = store::runs::place(&app.store, &run.id).await? else { return Ok(()) };
+    // What waits by order asks for no node yet.
+    let no_node = no_node && after.is_empty();
     let progress = &run.progress;
     if progress.position == Some(place.position)
         && progress.waits_for == place.waits_for
+        && progress.after == after
         && progress.no_node == no_node
     {
         return Ok(());
     }
+    run.progress.after = after;
     run.progress.no_node = no_node;
     run.progress.position = Some(place.position);
     run.progress.waits_for = place.waits_for;

@@ -9,7 +9,6 @@ use super::view::{
 use crate::app::App;
 use crate::clock::IdKind;
 use crate::domain::budget::month;
-use crate::domain::ids::InboxId;
 use crate::domain::run::{Run, RunState};
 use crate::engine::operate;
 use crate::store;
@@ -64,7 +63,7 @@ pub(super) fn routes(http: &Http) -> Router<Http> {
         .route("/pause", post(pause))
         .route("/resume", post(resume))
         .route("/deliveries", get(deliveries))
-        .route("/deliveries/{id}/replay", post(replay))
+        .route("/replay/{id}", post(replay))
         .route("/audit", get(audit))
         .route("/nodes", get(nodes))
         .route("/nodes/drain", post(drain))
@@ -427,15 +426,10 @@ async fn replay(
     Path(id): Path<String>,
 ) -> Answer<Changed> {
     let app = http.app();
-    let known = store::inbox::get(&app.store, &id)
+    let id = operate::replay(app, &id, &caller.actor())
         .await
-        .map_err(|error| HttpError::store(app, "read a delivery", &error))?
-        .ok_or_else(|| HttpError::not_found("there is no delivery with this id"))?;
-    let id = InboxId::new(known.id.as_str());
-    operate::replay(app, &id, &caller.actor())
-        .await
-        .map_err(|error| HttpError::operate(app, "replay a delivery", &error))?;
-    Ok(Json(Changed { id: id.to_string() }))
+        .map_err(|error| HttpError::operate(app, "replay a delivery or run", &error))?;
+    Ok(Json(Changed { id }))
 }
 
 async fn audit(

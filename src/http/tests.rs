@@ -854,7 +854,7 @@ async fn every_route_asks_for_what_it_needs() {
         ("POST", "/api/v1/pause".into(), Needs::Token),
         ("POST", "/api/v1/resume".into(), Needs::Token),
         ("GET", "/api/v1/deliveries".into(), Needs::Token),
-        ("POST", "/api/v1/deliveries/none/replay".into(), Needs::Token),
+        ("POST", "/api/v1/replay/none".into(), Needs::Token),
         ("GET", "/api/v1/audit".into(), Needs::Token),
     ];
     for (method, path, needs) in &routes {
@@ -1004,7 +1004,7 @@ async fn pause_replay_and_audit_name_the_token() {
     server.deliver(Source::Jira, SECRET, "j-1", "{}").await;
     let listed = server.call("GET", "/api/v1/deliveries?limit=1", Some(&token)).await.json();
     assert_eq!((&listed[0]["delivery_id"], &listed[0]["state"]), (&"j-1".into(), &"pending".into()));
-    assert_eq!(server.call("POST", "/api/v1/deliveries/j-9/replay", Some(&token)).await.status, 404);
+    assert_eq!(server.call("POST", "/api/v1/replay/j-9", Some(&token)).await.status, 404);
     let audit = server.call("GET", "/api/v1/audit", Some(&token)).await.json();
     let actions: Vec<(&str, &str)> = audit
         .as_array()

@@ -95,6 +95,49 @@ pub async fn pushed(
         .collect()
 }
 
+/// The pull request stands at `head` now and nobody told of the push: voids approvals of other heads, and remembers the
+/// push as of now when there were any. Gives the heads that were approved until now.
+pub async fn moved(
+    tx: &mut Tx,
+    pull: PullKey<'_>,
+    head: &Sha,
+    now: DateTime<Utc>,
+) -> Result<Vec<Sha>, StoreError> {
+    let rows = sqlx::query(
+        "DELETE FROM approvals WHERE remote = $1 AND repo_id = $2 AND number = $3 AND head <> $4 RETURNING head",
+    )
+    .bind(pull.remote)
+    .bind(pull.repo_id)
+    .bind(pull.number)
+    .bind(head.as_str())
+    .fetch_all(&mut *tx.inner)
+    .await
+    .map_err(sql("void approvals of other heads"))?;
+    let void = rows
+        .iter()
+        .map(|row| RowReader::new(row, "approvals", "head").word("head", |text| Sha::parse(text).ok()))
+        .collect::<Result<Vec<_>, _>>()?;
+    // Where this very head is approved, what it was given for is there.
+    if !void.is_empty() && !approved(tx, pull, head).await? {
+        pushed(tx, pull, head, now).await?;
+    }
+    Ok(void)
+}
+
+async fn approved(tx: &mut Tx, pull: PullKey<'_>, head: &Sha) -> Result<bool, StoreError> {
+    let row = sqlx::query(
+        "SELECT head FROM approvals WHERE remote = $1 AND repo_id = $2 AND number = $3 AND head = $4",
+    )
+    .bind(pull.remote)
+    .bind(pull.repo_id)
+    .bind(pull.number)
+    .bind(head.as_str())
+    .fetch_optional(&mut *tx.inner)
+    .await
+    .map_err(sql("look for an approval"))?;
+    Ok(row.is_some())
+}
+
 /// Whether a push at or after `since` is known.
 pub async fn pushed_since(
     store: &Store,
@@ -159,6 +202,28 @@ mod tests {
             assert_eq!(pushed(&mut tx, PULL, &sha('a'), at(20)).await.unwrap(), []);
             tx.commit().await.unwrap();
             assert_eq!(of_pull(store, PULL).await.unwrap(), [sha('a')]);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_head_that_moved_unseen_voids_approvals_of_other_heads() {
+        each_database(async |database| {
+            let store = &database.store;
+            let mut tx = store.write_tx().await.unwrap();
+            assert_eq!(moved(&mut tx, PULL, &sha('a'), at(50)).await.unwrap(), []);
+            for (head, seconds) in [('a', 10), ('b', 30)] {
+                approve(&mut tx, PULL, &sha(head), &actor(7, "ada"), at(seconds)).await.unwrap();
+            }
+            assert_eq!(moved(&mut tx, PULL, &sha('b'), at(50)).await.unwrap(), [sha('a')]);
+            assert_eq!(moved(&mut tx, PULL, &sha('b'), at(51)).await.unwrap(), []);
+            tx.commit().await.unwrap();
+            assert_eq!(of_pull(store, PULL).await.unwrap(), [sha('b')]);
+            assert!(!pushed_since(store, PULL, at(0)).await.unwrap(), "what was approved is there");
+            let mut tx = store.write_tx().await.unwrap();
+            assert_eq!(moved(&mut tx, PULL, &sha('c'), at(60)).await.unwrap(), [sha('b')]);
+            tx.commit().await.unwrap();
+            assert!(pushed_since(store, PULL, at(60)).await.unwrap());
         })
         .await;
     }

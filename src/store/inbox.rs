@@ -84,6 +84,8 @@ pub struct Delivery {
     pub state: InboxState,
     pub verdict: String,
     pub tries: i64,
+    /// How often it was begun and neither ended nor put off: whoever began it died.
+    pub taken: i64,
 }
 
 /// What an insert found.
@@ -263,8 +265,8 @@ pub async fn insert(store: &Store, delivery: NewDelivery) -> Result<Inserted, St
 macro_rules! select {
     ($rest:literal) => {
         concat!(
-            "SELECT id, source, delivery_id, event, headers, raw, raw_bytes, received_at, state, verdict, tries \
-             FROM inbox ",
+            "SELECT id, source, delivery_id, event, headers, raw, raw_bytes, received_at, state, verdict, tries, \
+             taken FROM inbox ",
             $rest
         )
     };
@@ -283,6 +285,7 @@ fn read_delivery(row: &AnyRow, with_body: bool) -> Result<Delivery, StoreError> 
         state: row.word("state", InboxState::parse)?,
         verdict: row.text("verdict")?,
         tries: row.integer("tries")?,
+        taken: row.integer("taken")?,
     })
 }
 
@@ -340,7 +343,7 @@ pub async fn get(store: &Store, id: &str) -> Result<Option<Delivery>, StoreError
 /// Newest first, without bodies.
 pub async fn list(store: &Store, limit: i64) -> Result<Vec<Delivery>, StoreError> {
     let rows = sqlx::query(
-        "SELECT id, source, delivery_id, event, headers, received_at, state, verdict, tries FROM inbox \
+        "SELECT id, source, delivery_id, event, headers, received_at, state, verdict, tries, taken FROM inbox \
          ORDER BY received_at DESC, id DESC LIMIT $1",
     )
     .bind(row_limit(limit))
@@ -384,7 +387,8 @@ pub async fn defer(
     why: &str,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE inbox SET not_before = $2, verdict = $3, tries = tries + 1 WHERE id = $1 AND state = 'pending'",
+        "UPDATE inbox SET not_before = $2, verdict = $3, tries = tries + 1, taken = 0 \
+         WHERE id = $1 AND state = 'pending'",
     )
     .bind(id.as_str())
     .bind(millis(not_before))
@@ -395,10 +399,46 @@ pub async fn defer(
     Ok(())
 }
 
+/// Counts that a delivery is begun now. If whoever does it dies, it is not looked at before a time.
+pub async fn begun(tx: &mut Tx, id: &InboxId, not_before: DateTime<Utc>) -> Result<(), StoreError> {
+    sqlx::query("UPDATE inbox SET taken = taken + 1, not_before = $2 WHERE id = $1 AND state = 'pending'")
+        .bind(id.as_str())
+        .bind(millis(not_before))
+        .execute(&mut *tx.inner)
+        .await
+        .map_err(sql("begin a delivery"))?;
+    Ok(())
+}
+
+/// It was begun and not ended, and nobody died of it: the last beginning does not count.
+pub async fn not_begun(tx: &mut Tx, id: &InboxId, not_before: DateTime<Utc>) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE inbox SET taken = taken - 1, not_before = $2 \
+         WHERE id = $1 AND state = 'pending' AND taken > 0",
+    )
+    .bind(id.as_str())
+    .bind(millis(not_before))
+    .execute(&mut *tx.inner)
+    .await
+    .map_err(sql("let a delivery go"))?;
+    Ok(())
+}
+
+/// Whether this delivery of a source was stored, whatever became of it.
+pub async fn knows(store: &Store, source: Source, delivery_id: &str) -> Result<bool, StoreError> {
+    let row = sqlx::query("SELECT id FROM inbox WHERE delivery_id = $1 AND source = $2")
+        .bind(plain(delivery_id).as_ref())
+        .bind(source.as_str())
+        .fetch_optional(&store.pool)
+        .await
+        .map_err(sql("look for a delivery"))?;
+    Ok(row.is_some())
+}
+
 /// Makes an ended delivery pending again (`zeblit replay`). False when there is no such delivery.
 pub async fn replay(tx: &mut Tx, id: &InboxId, now: DateTime<Utc>) -> Result<bool, StoreError> {
     let done = sqlx::query(
-        "UPDATE inbox SET state = 'pending', verdict = '', not_before = $2, tries = 0 WHERE id = $1",
+        "UPDATE inbox SET state = 'pending', verdict = '', not_before = $2, tries = 0, taken = 0 WHERE id = $1",
     )
     .bind(id.as_str())
     .bind(millis(now))
@@ -610,6 +650,44 @@ mod tests {
                 counts(store).await.unwrap(),
                 [("ignored".to_owned(), 1), ("not_yet_handled".to_owned(), 1), ("pending".to_owned(), 2)]
             );
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_delivery_counts_how_often_it_was_begun_in_vain() {
+        each_database(async |database| {
+            let store = &database.store;
+            insert(store, delivery(1)).await.unwrap();
+            assert!(knows(store, Source::Github, "delivery-1").await.unwrap());
+            assert!(!knows(store, Source::Sentry, "delivery-1").await.unwrap());
+            let id = InboxId::new("inbox-0001");
+            let taken = async || get(store, "inbox-0001").await.unwrap().unwrap().taken;
+            let mut tx = store.write_tx().await.unwrap();
+            begun(&mut tx, &id, at(0)).await.unwrap();
+            begun(&mut tx, &id, at(30)).await.unwrap();
+            tx.commit().await.unwrap();
+            assert_eq!(taken().await, 2);
+            assert!(pending(store, at(29), 9).await.unwrap().is_empty());
+            let mut tx = store.write_tx().await.unwrap();
+            not_begun(&mut tx, &id, at(5)).await.unwrap();
+            tx.commit().await.unwrap();
+            assert_eq!(taken().await, 1);
+            assert_eq!(pending(store, at(5), 9).await.unwrap().len(), 1);
+            let mut tx = store.write_tx().await.unwrap();
+            defer(&mut tx, &id, at(9), "later").await.unwrap();
+            tx.commit().await.unwrap();
+            assert_eq!(taken().await, 0);
+            let mut tx = store.write_tx().await.unwrap();
+            begun(&mut tx, &id, at(0)).await.unwrap();
+            finish(&mut tx, &id, InboxState::Failed, "it killed us").await.unwrap();
+            begun(&mut tx, &id, at(0)).await.unwrap();
+            tx.commit().await.unwrap();
+            assert_eq!(taken().await, 1, "one that has ended is not begun");
+            let mut tx = store.write_tx().await.unwrap();
+            replay(&mut tx, &id, at(9)).await.unwrap();
+            tx.commit().await.unwrap();
+            assert_eq!(taken().await, 0);
         })
         .await;
     }

@@ -22,6 +22,7 @@ pub mod logs;
 pub mod nodes;
 mod open;
 pub mod questions;
+pub mod repair;
 pub mod retention;
 mod rows;
 pub mod runs;

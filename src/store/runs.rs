@@ -29,6 +29,8 @@ pub struct NewRun {
 #[derive(Debug, Clone, Copy)]
 pub struct Caps {
     pub global: i64,
+    /// Of one account's repositories together.
+    pub per_owner: i64,
     pub per_repo: i64,
     pub per_user: i64,
 }
@@ -65,7 +67,7 @@ macro_rules! select {
     ($($rest:expr),+) => {
         concat!(
             "SELECT id, task, key, remote, repo, spec, state, priority, not_before, created_at, started_at, \
-             finished_at, lease_owner, lease_until, fence, cancel_requested, attempts, progress, agent_end, outcome \
+             finished_at, lease_owner, lease_until, fence, cancel_requested, deaths, attempts, progress, agent_end, outcome \
              FROM runs ",
             $($rest),+
         )
@@ -82,7 +84,14 @@ macro_rules! working {
 /// A live run that an earlier boot of the owner's node left, see `inherit_leases`.
 macro_rules! left_to {
     ($owner:literal) => {
-        concat!("lease_owner = ", $owner, " || '/left'")
+        concat!("lease_owner IN (", $owner, " || '/left', ", $owner, " || '/down')")
+    };
+}
+
+/// A live run whose owner ended in an orderly way, see `put_down`.
+macro_rules! put_down {
+    () => {
+        "SUBSTR(lease_owner, LENGTH(lease_owner) - 4) = '/down'"
     };
 }
 
@@ -131,6 +140,7 @@ fn read_run(row: &AnyRow) -> Result<Run, StoreError> {
         lease_until: row.time_or_null("lease_until")?,
         fence: row.integer("fence")?,
         cancel_requested: row.text_or_null("cancel_requested")?,
+        deaths: row.integer("deaths")?,
         attempts: row.integer("attempts")?,
         progress: row.json("progress")?,
         agent_end: row.json_or_null("agent_end")?,
@@ -147,8 +157,8 @@ pub async fn insert(tx: &mut Tx, run: &NewRun) -> Result<bool, StoreError> {
     const OPERATION: &str = "insert a run";
     let done = sqlx::query(
         "INSERT INTO runs (id, task, key, remote, repo_id, repo_name, repo, requester, lock_key, spec, state, \
-         priority, not_before, created_at, fence, attempts, progress, outcome) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'queued', $11, 0, $12, 0, 0, $13, $14) \
+         priority, not_before, created_at, fence, attempts, progress, outcome, owner) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'queued', $11, 0, $12, 0, 0, $13, $14, $15) \
          ON CONFLICT (key) DO NOTHING",
     )
     .bind(run.id.as_str())
@@ -165,6 +175,7 @@ pub async fn insert(tx: &mut Tx, run: &NewRun) -> Result<bool, StoreError> {
     .bind(millis(run.created_at))
     .bind(json(OPERATION, &Progress::default())?)
     .bind(json(OPERATION, &Outcome::default())?)
+    .bind(run.repo.name.owner().to_lowercase())
     .execute(&mut *tx.inner)
     .await
     .map_err(sql(OPERATION))?;
@@ -268,7 +279,7 @@ pub async fn of_task(store: &Store, task: &TaskId) -> Result<Vec<Run>, StoreErro
 }
 
 /// Claims the next due run: highest priority (which rises with waiting, see `AGEING`), then fair between repositories (fewest live runs first), then oldest;
-/// none whose lock is held, none over a cap. Takes the lease, raises the fence, moves it to `preparing`.
+/// none whose lock is held, none whose task waits for another (`tasks::block`), none over a cap. Takes the lease, raises the fence, moves it to `preparing`.
 /// Also re-claims a live run whose lease ran out, or that an earlier boot of the owner's node left (state unchanged,
 /// fence raised), which goes first. An owner is `NODE:BOOT`: a node gets only runs whose needs are among its capabilities.
 ///
@@ -286,9 +297,12 @@ pub async fn claim(
     let until = later(now, lease);
     for _ in 0..CLAIM_TRIES {
         let (id, taken) = if let Some(id) = with_ended_lease(&mut tx, owner, now).await? {
+            // A lease that was given back has no owner, one that was put down says so: then nobody died.
             let taken = sqlx::query(concat!(
-                "UPDATE runs SET fence = fence + 1, lease_owner = $2, lease_until = $3 WHERE id = $1 \
-                 AND (lease_until IS NULL OR lease_until < $4 OR ",
+                "UPDATE runs SET fence = fence + 1, lease_owner = $2, lease_until = $3, \
+                 deaths = deaths + CASE WHEN lease_owner IS NULL OR ",
+                put_down!(),
+                " THEN 0 ELSE 1 END WHERE id = $1 AND (lease_until IS NULL OR lease_until < $4 OR ",
                 left_to!("$2"),
                 ") AND state IN ",
                 working!()
@@ -371,19 +385,26 @@ async fn next_queued(
     caps: Caps,
 ) -> Result<Option<String>, StoreError> {
     let row = sqlx::query(concat!(
-        "WITH live AS (SELECT lock_key, remote, repo_id, requester FROM runs WHERE state IN ",
+        "WITH live AS (SELECT lock_key, remote, repo_id, owner, requester FROM runs WHERE state IN ",
         live_states!(),
         "), by_repo AS (SELECT remote, repo_id, COUNT(*) AS n FROM live GROUP BY remote, repo_id), \
-         by_user AS (SELECT remote, requester, COUNT(*) AS n FROM live GROUP BY remote, requester) \
+         by_user AS (SELECT remote, requester, COUNT(*) AS n FROM live GROUP BY remote, requester), \
+         by_owner AS (SELECT remote, owner, COUNT(*) AS n FROM live WHERE owner <> '' GROUP BY remote, owner) \
          SELECT q.id AS id FROM runs q \
          LEFT JOIN by_repo r ON r.remote = q.remote AND r.repo_id = q.repo_id \
          LEFT JOIN by_user u ON u.remote = q.remote AND u.requester = q.requester \
+         LEFT JOIN by_owner g ON g.remote = q.remote AND g.owner = q.owner \
          WHERE q.state = 'queued' AND q.not_before <= $1 \
          AND (SELECT COUNT(*) FROM live) < $2 AND COALESCE(r.n, 0) < $3 AND COALESCE(u.n, 0) < $4 \
+         AND COALESCE(g.n, 0) < $6 \
          AND NOT EXISTS (SELECT 1 FROM live l WHERE l.lock_key = q.lock_key) \
          AND NOT EXISTS (SELECT 1 FROM runs o WHERE o.state = 'queued' AND o.lock_key = q.lock_key \
-         AND (o.created_at < q.created_at OR (o.created_at = q.created_at AND o.id < q.id))) AND ",
-        can_all_it_needs!("$6"),
+         AND (o.created_at < q.created_at OR (o.created_at = q.created_at AND o.id < q.id))) \
+         AND NOT EXISTS (SELECT 1 FROM task_links b JOIN tasks p ON p.id = b.parent WHERE b.child = q.task \
+         AND b.kind = 'blocked_by' AND ",
+        super::tasks::blocks!("p"),
+        ") AND ",
+        can_all_it_needs!("$7"),
         " ORDER BY CASE WHEN ($1 - q.created_at) / $5 >= q.priority THEN 0 \
          ELSE q.priority - ($1 - q.created_at) / $5 END, COALESCE(r.n, 0), q.created_at, q.id LIMIT 1"
     ))
@@ -392,6 +413,7 @@ async fn next_queued(
     .bind(caps.per_repo)
     .bind(caps.per_user)
     .bind(AGEING.as_millis() as i64)
+    .bind(caps.per_owner)
     .bind(node_of(owner))
     .fetch_optional(&mut *tx.inner)
     .await
@@ -411,6 +433,18 @@ async fn set_aside(store: &Store, id: &str, until: i64) -> Result<(), StoreError
     .execute(&mut *tx.inner)
     .await
     .map_err(sql("set a run aside"))?;
+    tx.commit().await
+}
+
+/// The run came a step further: whoever died on it before did not die of it.
+pub async fn survived(store: &Store, id: &RunId, fence: i64) -> Result<(), StoreError> {
+    let mut tx = store.write_tx().await?;
+    sqlx::query("UPDATE runs SET deaths = 0 WHERE id = $1 AND fence = $2")
+        .bind(id.as_str())
+        .bind(fence)
+        .execute(&mut *tx.inner)
+        .await
+        .map_err(sql("note that a run goes on"))?;
     tx.commit().await
 }
 
@@ -522,7 +556,9 @@ pub async fn request_cancel(tx: &mut Tx, id: &RunId, by: &str) -> Result<bool, S
 pub async fn inherit_leases(tx: &mut Tx, owner: &str) -> Result<u64, StoreError> {
     let node = owner.rsplit_once(':').map_or(String::new(), |(node, _)| format!("{node}:"));
     let done = sqlx::query(concat!(
-        "UPDATE runs SET lease_owner = $1 || '/left' WHERE lease_owner <> $1 \
+        "UPDATE runs SET lease_owner = CASE WHEN ",
+        put_down!(),
+        " THEN $1 || '/down' ELSE $1 || '/left' END WHERE lease_owner <> $1 \
          AND ($2 = '' OR SUBSTR(lease_owner, 1, LENGTH($2)) = $2) AND state IN ",
         working!()
     ))
@@ -531,6 +567,22 @@ pub async fn inherit_leases(tx: &mut Tx, owner: &str) -> Result<u64, StoreError>
     .execute(&mut *tx.inner)
     .await
     .map_err(sql("inherit the leases of earlier boots"))?;
+    Ok(done.rows_affected())
+}
+
+/// Says that an owner has ended in an orderly way: its next boot claims its runs at once, others when the leases have run
+/// out, and for none of them that is a death.
+pub async fn put_down(store: &Store, owner: &str) -> Result<u64, StoreError> {
+    let mut tx = store.write_tx().await?;
+    let done = sqlx::query(concat!(
+        "UPDATE runs SET lease_owner = $1 || '/down' WHERE lease_owner = $1 AND state IN ",
+        working!()
+    ))
+    .bind(owner)
+    .execute(&mut *tx.inner)
+    .await
+    .map_err(sql("put down leases"))?;
+    tx.commit().await?;
     Ok(done.rows_affected())
 }
 
@@ -640,7 +692,7 @@ mod tests {
     use super::*;
     use crate::domain::run::{AgentEnd, FailureClass, Phase, RunInput};
 
-    const CAPS: Caps = Caps { global: 100, per_repo: 100, per_user: 100 };
+    const CAPS: Caps = Caps { global: 100, per_owner: 100, per_repo: 100, per_user: 100 };
     const LEASE: Duration = Duration::from_secs(60);
 
     async fn add(store: &Store, runs: &[NewRun]) {
@@ -698,7 +750,7 @@ mod tests {
                 insert(&mut tx, &NewRun { lock_key: "same".into(), ..new_run(name) }).await.unwrap();
             }
             tx.commit().await.unwrap();
-            let caps = Caps { global: 9, per_repo: 9, per_user: 9 };
+            let caps = Caps { global: 9, per_owner: 9, per_repo: 9, per_user: 9 };
             let lease = Duration::from_secs(60);
             let mut first = claim(store, "n:1", at(1), lease, caps).await.unwrap().unwrap();
             for input in [RunInput::AgentGone(AgentEnd::Finished), RunInput::Collected, RunInput::Held] {
@@ -748,6 +800,7 @@ mod tests {
                 lease_until: None,
                 fence: 0,
                 cancel_requested: None,
+                deaths: 0,
                 attempts: 0,
                 progress: Progress::default(),
                 agent_end: None,
@@ -856,7 +909,7 @@ mod tests {
             }
             let mut second = claim_at(store, 2, CAPS).await.unwrap();
             second.not_before = Some(at(300));
-            apply(store, &mut second, RunInput::Requeued).await;
+            apply(store, &mut second, RunInput::Later).await;
             let stored = get(store, &second.id).await.unwrap().unwrap();
             assert_eq!((stored.state, stored.lease_owner), (RunState::Queued, None));
             assert_eq!(claimed_id(store, 299, CAPS).await, None);
@@ -958,12 +1011,12 @@ mod tests {
                 ..new_run(id)
             };
             add(store, &[run("a", 1, 1), run("b", 1, 2), run("c", 2, 1), run("d", 3, 3)]).await;
-            let caps = Caps { global: 2, per_repo: 1, per_user: 1 };
+            let caps = Caps { global: 2, per_owner: 9, per_repo: 1, per_user: 1 };
             assert_eq!(claimed_id(store, 1, caps).await.as_deref(), Some("a"));
             assert_eq!(claimed_id(store, 1, caps).await.as_deref(), Some("d"));
             assert_eq!(claimed_id(store, 1, caps).await, None);
             assert_eq!(claimed_id(store, 1, Caps { global: 9, ..caps }).await, None);
-            let wide = Caps { global: 9, per_repo: 9, per_user: 1 };
+            let wide = Caps { global: 9, per_owner: 9, per_repo: 9, per_user: 1 };
             assert_eq!(claimed_id(store, 1, wide).await.as_deref(), Some("b"));
             assert_eq!(claimed_id(store, 1, wide).await, None);
             // A lease that ran out is no new live run.
@@ -1141,6 +1194,66 @@ mod tests {
             assert_eq!(claimed_id(store, 2, CAPS).await.as_deref(), Some("good"));
             assert_eq!(claimed_id(store, 50, CAPS).await, None);
             assert!(claim(store, "node:1", at(2) + SET_ASIDE, LEASE, CAPS).await.is_ok());
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn one_account_has_no_more_live_runs_than_its_cap() {
+        each_database(async |database| {
+            let store = &database.store;
+            let caps = Caps { per_owner: 1, ..CAPS };
+            let elsewhere = crate::domain::ids::RepoName::parse("Acme/tool").unwrap();
+            let other = crate::domain::event::Repo { name: elsewhere, ..repo(9) };
+            add(
+                store,
+                &[
+                    NewRun { repo: repo(1), ..new_run("run-1") },
+                    NewRun { repo: repo(2), created_at: at(1), ..new_run("run-2") },
+                    NewRun { repo: other, created_at: at(2), ..new_run("run-3") },
+                ],
+            )
+            .await;
+            assert_eq!(claimed_id(store, 3, caps).await.as_deref(), Some("run-1"));
+            assert_eq!(claimed_id(store, 3, caps).await.as_deref(), Some("run-3"), "another account");
+            assert_eq!(claimed_id(store, 3, caps).await, None);
+            assert_eq!(claimed_id(store, 3, CAPS).await.as_deref(), Some("run-2"));
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn deaths_count_when_an_owner_was_lost_and_end_when_the_run_goes_on() {
+        each_database(async |database| {
+            let store = &database.store;
+            add(store, &[new_run("run-1")]).await;
+            assert_eq!(claim_at(store, 0, CAPS).await.unwrap().deaths, 0);
+            assert_eq!(claim_at(store, 100, CAPS).await.unwrap().deaths, 1);
+            let run = claim_at(store, 200, CAPS).await.unwrap();
+            assert_eq!((run.deaths, run.fence), (2, 3));
+            survived(store, &run.id, run.fence - 1).await.unwrap();
+            assert_eq!(get(store, &run.id).await.unwrap().unwrap().deaths, 2, "another's word");
+            survived(store, &run.id, run.fence).await.unwrap();
+            assert_eq!(get(store, &run.id).await.unwrap().unwrap().deaths, 0);
+            // Given back in an orderly way: nobody died.
+            let mut tx = store.write_tx().await.unwrap();
+            sqlx::query("UPDATE runs SET lease_owner = NULL, lease_until = NULL")
+                .execute(&mut *tx.inner)
+                .await
+                .unwrap();
+            tx.commit().await.unwrap();
+            assert_eq!(claim_at(store, 201, CAPS).await.unwrap().deaths, 0);
+            // Put down, and adopted by the next boot of the node at once.
+            assert_eq!(put_down(store, "other:1").await.unwrap(), 0);
+            assert_eq!(put_down(store, "node:1").await.unwrap(), 1);
+            for boot in ["node:2", "node:3"] {
+                let mut tx = store.write_tx().await.unwrap();
+                assert_eq!(inherit_leases(&mut tx, boot).await.unwrap(), 1);
+                tx.commit().await.unwrap();
+            }
+            assert_eq!(claim(store, "other:1", at(202), LEASE, CAPS).await.unwrap(), None);
+            let adopted = claim(store, "node:3", at(202), LEASE, CAPS).await.unwrap().unwrap();
+            assert_eq!(adopted.deaths, 0);
         })
         .await;
     }

@@ -88,6 +88,7 @@ impl Bench {
             payload,
             revision: 1,
             state: EffectState::Sending,
+            sender: None,
             intent_at: Some(self.clock.now()),
             not_before: None,
             remote_ref: None,

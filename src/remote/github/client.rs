@@ -146,6 +146,8 @@ pub struct Reply {
     write: bool,
     pub body: Bytes,
     pub content_type: String,
+    /// The next page of a list, as the path of a call.
+    pub next: Option<String>,
 }
 
 impl Reply {
@@ -321,7 +323,13 @@ impl Client {
             if parts.status == StatusCode::NOT_MODIFIED
                 && let Some((_, body, content_type)) = remembered
             {
-                return Ok(Reply { operation: call.operation, write: call.write, body, content_type });
+                return Ok(Reply {
+                    operation: call.operation,
+                    write: call.write,
+                    body,
+                    content_type,
+                    next: None,
+                });
             }
             if parts.status.is_redirection() {
                 path = self.redirected(call, parts.status, &parts.headers)?;
@@ -358,7 +366,14 @@ impl Client {
                     content_type.clone(),
                 );
             }
-            return Ok(Reply { operation: call.operation, write: call.write, body: bytes, content_type });
+            let next = self.next_page(&parts.headers);
+            return Ok(Reply {
+                operation: call.operation,
+                write: call.write,
+                body: bytes,
+                content_type,
+                next,
+            });
         }
         Err(RemoteError::Protocol {
             operation: call.operation,
@@ -425,6 +440,17 @@ impl Client {
         uri.path_and_query()
             .map(|path| path.as_str().to_owned())
             .ok_or_else(|| wrong(format!("{status} without a path")))
+    }
+
+    /// Where the `Link` header says the next page is, when that is on this host.
+    fn next_page(&self, headers: &HeaderMap) -> Option<String> {
+        let links = text_header(headers, header::LINK.as_str())?;
+        let uri: Uri = next_link(&links)?.parse().ok()?;
+        if uri.authority().is_some_and(|host| host.as_str().to_ascii_lowercase() != self.authority) {
+            return None;
+        }
+        let path = uri.path_and_query()?.as_str();
+        path.strip_prefix(self.prefix.as_str()).map(str::to_owned)
     }
 
     fn refusal(&self, call: &Call, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> RemoteError {
@@ -500,6 +526,14 @@ fn octocrab_for(scheme: &str, authority: &hyper::http::uri::Authority) -> Result
         Ok(octocrab) => Ok(octocrab),
         Err(never) => match never {},
     }
+}
+
+/// The address in `<address>; rel="next"`, one of several between commas.
+fn next_link(links: &str) -> Option<&str> {
+    links.split(',').find_map(|link| {
+        let (address, rest) = link.trim().strip_prefix('<')?.split_once('>')?;
+        rest.split(';').any(|part| matches!(part.trim(), "rel=\"next\"" | "rel=next")).then_some(address)
+    })
 }
 
 fn text_header(headers: &HeaderMap, name: &str) -> Option<String> {
@@ -622,6 +656,14 @@ mod tests {
         let long = clip(&format!("a\nb\u{7}{}", "x".repeat(900)));
         assert!(long.starts_with("a b x") && long.ends_with('…'));
         assert_eq!(long.chars().count(), DETAIL_CHARS + 1);
+    }
+
+    #[test]
+    fn the_next_page_is_found_among_links() {
+        let links = "<https://h/app/hook/deliveries?per_page=2&cursor=v1_9>; rel=\"next\", <https://h/x>; rel=\"last\"";
+        assert_eq!(next_link(links), Some("https://h/app/hook/deliveries?per_page=2&cursor=v1_9"));
+        assert_eq!(next_link("<https://h/x>; rel=\"prev\""), None);
+        assert_eq!(next_link("nonsense, <, <a>"), None);
     }
 
     #[test]

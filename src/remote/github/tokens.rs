@@ -34,6 +34,10 @@ pub enum PermissionSet {
     ReadActions,
     GitRead,
     GitWrite,
+    /// Drafts, threads and auto-merge: changes of pull requests for which GitHub wants access to contents, too.
+    Change,
+    /// Forks.
+    Administer,
 }
 
 impl PermissionSet {
@@ -48,6 +52,12 @@ impl PermissionSet {
             PermissionSet::ReadActions => json!({ "metadata": "read", "actions": "read" }),
             PermissionSet::GitRead => json!({ "metadata": "read", "contents": "read" }),
             PermissionSet::GitWrite => json!({ "metadata": "read", "contents": "write" }),
+            PermissionSet::Change => {
+                json!({ "metadata": "read", "contents": "write", "pull_requests": "write" })
+            }
+            PermissionSet::Administer => {
+                json!({ "metadata": "read", "contents": "read", "administration": "write" })
+            }
         }
     }
 }

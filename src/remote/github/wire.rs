@@ -2,7 +2,7 @@
 
 use crate::domain::event::{Actor, ActorKind, PullHead, Subject, SubjectKind};
 use crate::domain::ids::{BranchName, RepoName, Sha};
-use crate::remote::RemoteError;
+use crate::remote::{Missed, RemoteError};
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
@@ -145,6 +145,8 @@ pub struct Pull {
     pub draft: Option<bool>,
     pub merged: Option<bool>,
     pub merged_at: Option<DateTime<Utc>>,
+    /// Not null: the forge merges by itself.
+    pub auto_merge: Option<serde_json::Value>,
     pub user: Option<User>,
     pub head: PullSide,
     pub base: PullSide,
@@ -184,8 +186,25 @@ impl Pull {
 }
 
 #[derive(Deserialize)]
+pub struct Label {
+    pub name: String,
+}
+
+#[derive(Deserialize)]
+pub struct Review {
+    pub id: i64,
+    pub node_id: Option<String>,
+    pub html_url: Option<String>,
+    pub body: Option<String>,
+    pub user: Option<User>,
+}
+
+#[derive(Deserialize)]
 pub struct Issue {
     pub number: i64,
+    pub node_id: Option<String>,
+    #[serde(default)]
+    pub labels: Vec<Label>,
     pub title: String,
     pub body: Option<String>,
     pub user: Option<User>,
@@ -250,4 +269,25 @@ pub struct Entry {
     pub size: Option<u64>,
     pub encoding: Option<String>,
     pub content: Option<String>,
+}
+
+/// One attempt to hand over a delivery.
+#[derive(Deserialize)]
+pub struct HookAttempt {
+    pub id: i64,
+    pub guid: String,
+    pub delivered_at: DateTime<Utc>,
+    pub status_code: i64,
+    pub event: String,
+    pub action: Option<String>,
+}
+
+impl HookAttempt {
+    pub fn missed(self) -> Missed {
+        let event = match self.action {
+            Some(action) => format!("{}.{action}", self.event),
+            None => self.event,
+        };
+        Missed { guid: self.guid, attempt: self.id, event, at: self.delivered_at }
+    }
 }

@@ -82,6 +82,7 @@ impl World {
             payload,
             revision: 1,
             state: EffectState::Sending,
+            sender: None,
             intent_at: Some(now),
             not_before: None,
             remote_ref: None,

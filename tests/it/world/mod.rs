@@ -244,7 +244,14 @@ impl World {
         for (name, value) in delivery.headers(SECRET) {
             request = request.header(name, value);
         }
-        self.request(request.body(Body::from(delivery.body.clone())).expect("a request")).await
+        let status = self.request(request.body(Body::from(delivery.body.clone())).expect("a request")).await;
+        self.hub.log_attempt(delivery, status.as_u16());
+        status
+    }
+
+    /// Nobody listens: the delivery is tried in vain.
+    pub fn miss(&self, delivery: &Delivery) {
+        self.hub.log_attempt(delivery, 502);
     }
 
     pub async fn request(&self, request: Request<Body>) -> StatusCode {
@@ -277,6 +284,16 @@ impl World {
         panic!("the world does not come to rest; open effects: {:?}", self.open_effects().await);
     }
 
+    /// The time as the program sees it.
+    pub fn clock_now(&self) -> chrono::DateTime<chrono::Utc> {
+        self.clock.now()
+    }
+
+    /// Whoever worked on runs is gone for good; their leases stay.
+    pub fn forget_workers(&mut self) {
+        self.workers.clear();
+    }
+
     /// Whether this world works on no run.
     pub fn is_idle(&self) -> bool {
         self.workers.is_empty()
@@ -284,8 +301,13 @@ impl World {
 
     /// One round of every loop. False when nothing happened and nothing will soon.
     pub async fn round(&mut self) -> bool {
+        let mut moved = false;
+        for wanted in self.hub.wanted_again() {
+            self.deliver(&wanted).await;
+            moved = true;
+        }
         let taken = ingest::tick(&self.app).await.expect("ingest");
-        let mut moved = taken > 0;
+        moved |= taken > 0;
         while let Some(run) = execute::claim(&self.app).await.expect("claim") {
             moved = true;
             self.workers.push(Worker { run, troubles: 0 });

@@ -753,6 +753,33 @@ impl FakeHub {
         self.state().repo(repo).path.clone()
     }
 
+    // ---- Deliveries ----
+
+    /// An attempt to hand over a delivery was made and answered so (0: not at all).
+    pub fn log_attempt(&self, delivery: &payloads::Delivery, status: u16) {
+        // A body that is no JSON tells no action.
+        let body = serde_json::from_slice::<serde_json::Value>(&delivery.body).unwrap_or_default();
+        let mut state = self.state();
+        let attempt = state::HookAttempt {
+            id: state.id(),
+            guid: delivery.id.clone(),
+            event: delivery.event,
+            action: body.get("action").and_then(|action| action.as_str().map(str::to_owned)),
+            at: state.now(),
+            status,
+            redelivery: state.hook_bodies.contains_key(&delivery.id),
+        };
+        state.hook_attempts.push(attempt);
+        state.hook_bodies.insert(delivery.id.clone(), delivery.clone());
+    }
+
+    /// What the App asked to have delivered again since the last call.
+    pub fn wanted_again(&self) -> Vec<payloads::Delivery> {
+        let mut state = self.state();
+        let wanted = std::mem::take(&mut state.hook_wanted);
+        wanted.iter().filter_map(|guid| state.hook_bodies.get(guid).cloned()).collect()
+    }
+
     // ---- Faults and ledgers ----
 
     /// The next request of this form goes wrong: `POST /repos/*/*/issues/*/comments`.
@@ -762,6 +789,11 @@ impl FakeHub {
 
     pub fn fail_times(&self, pattern: &str, fault: Fault, times: usize) {
         self.shared.rules.lock().expect("not poisoned").push(Rule::new(pattern, fault, times));
+    }
+
+    /// No more faults.
+    pub fn clear_faults(&self) {
+        self.shared.rules.lock().expect("not poisoned").clear();
     }
 
     /// Faults that no request has met.

@@ -238,6 +238,14 @@ impl State {
                 let all = self.installations.values().map(|i| self.installation_json(i)).collect();
                 paged(self, request, all, None)
             }
+            ("GET", ["app", "hook", "deliveries"]) => {
+                self.require_app(request)?;
+                self.list_attempts(request)
+            }
+            ("POST", ["app", "hook", "deliveries", id, "attempts"]) => {
+                self.require_app(request)?;
+                self.deliver_again(number(id)?)
+            }
             ("POST", ["app", "installations", id, "access_tokens"]) => {
                 self.require_app(request)?;
                 self.grant_token(request, number(id)?)
@@ -1334,4 +1342,54 @@ fn unknown() -> Box<Answer> {
     let mut answer = not_found();
     answer.unknown = true;
     answer
+}
+
+/// The log of deliveries.
+impl State {
+    /// Newest first; pages are told by a cursor, not by a number.
+    fn list_attempts(&self, request: &Request) -> Handled {
+        let per_page: usize = request.query.get("per_page").and_then(|n| n.parse().ok()).unwrap_or(30);
+        let per_page = per_page.clamp(1, 100);
+        let before = match request.query.get("cursor") {
+            None => i64::MAX,
+            Some(cursor) => match cursor.strip_prefix("v1_").and_then(|id| id.parse().ok()) {
+                Some(id) => id,
+                None => return Err(problem(400, "Invalid cursor")),
+            },
+        };
+        let mut older = self.hook_attempts.iter().rev().filter(|attempt| attempt.id < before);
+        let page: Vec<_> = older.by_ref().take(per_page).collect();
+        let shown = page.iter().map(|attempt| {
+            json!({
+                "id": attempt.id,
+                "guid": attempt.guid,
+                "delivered_at": stamp(attempt.at),
+                "redelivery": attempt.redelivery,
+                "duration": 0.1,
+                "status": if (200..300).contains(&attempt.status) { "OK" } else { "Invalid HTTP Response" },
+                "status_code": attempt.status,
+                "event": attempt.event,
+                "action": attempt.action,
+                "installation_id": null,
+                "repository_id": null,
+                "throttled_at": null,
+            })
+        });
+        let mut answer = Answer::json(200, &json!(shown.collect::<Vec<_>>()));
+        if let (Some(last), true) = (page.last(), older.next().is_some()) {
+            let next = format!(
+                "<{}{}?per_page={per_page}&cursor=v1_{}>; rel=\"next\"",
+                self.base, request.path, last.id
+            );
+            answer.headers.push(("Link".into(), next));
+        }
+        Ok(answer)
+    }
+
+    fn deliver_again(&mut self, id: i64) -> Handled {
+        let known = self.hook_attempts.iter().find(|attempt| attempt.id == id).ok_or_else(not_found)?;
+        let guid = known.guid.clone();
+        self.hook_wanted.push(guid);
+        Ok(Answer::json(202, &json!({})))
+    }
 }

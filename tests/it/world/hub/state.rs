@@ -284,6 +284,19 @@ pub struct TokenGrant {
     pub permissions: BTreeMap<String, Level>,
 }
 
+/// One attempt to hand over a delivery.
+#[derive(Debug, Clone)]
+pub struct HookAttempt {
+    pub id: i64,
+    pub guid: String,
+    pub event: &'static str,
+    pub action: Option<String>,
+    pub at: DateTime<Utc>,
+    /// 0: nobody answered.
+    pub status: u16,
+    pub redelivery: bool,
+}
+
 #[derive(Debug)]
 pub struct State {
     pub clock: Arc<dyn Clock>,
@@ -311,6 +324,12 @@ pub struct State {
     pub storage: String,
     /// By number.
     pub uploads: BTreeMap<i64, Upload>,
+    /// Every attempt to hand over a delivery, oldest first.
+    pub hook_attempts: Vec<HookAttempt>,
+    /// Deliveries by `guid`, to be sent again.
+    pub hook_bodies: BTreeMap<String, super::payloads::Delivery>,
+    /// What the App asked to have delivered again, and was not yet.
+    pub hook_wanted: Vec<String>,
     next_id: i64,
 }
 
@@ -336,6 +355,9 @@ impl State {
             workflow_runs: Vec::new(),
             storage: String::new(),
             uploads: BTreeMap::new(),
+            hook_attempts: Vec::new(),
+            hook_bodies: BTreeMap::new(),
+            hook_wanted: Vec::new(),
             next_id: 1000,
         };
         let bot = User { id: 9001, login: "zeblit[bot]".into(), kind: "Bot" };
