@@ -201,6 +201,15 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Of its most urgent run. What starts none may be about one that is live.
+    pub fn priority(&self) -> Priority {
+        let of = |action: &Action| match action {
+            Action::Start { priority, .. } => Some(*priority),
+            _ => None,
+        };
+        self.actions.iter().filter_map(of).min().unwrap_or_default()
+    }
+
     /// Whether it makes a run.
     pub fn starts(&self) -> bool {
         self.actions.iter().any(|action| matches!(action, Action::Start { .. }))

@@ -37,14 +37,14 @@ pub struct RepoConfig {
     pub staged: bool,
     /// Patterns of files that are kept beside the commits.
     pub artifacts: Vec<String>,
-    /// What a node must have to take a run of this repository.
-    pub needs: Vec<String>,
     /// Issues and pull requests show by a label where their run is.
     pub state_labels: bool,
     /// Who asked is asked for a review of a pull request that is no draft.
     pub request_review: bool,
     /// Our own branch goes when its pull request is merged or closed.
     pub delete_branch: bool,
+    /// What a node must have to take a run of this repository.
+    pub needs: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,10 +116,10 @@ impl Default for RepoConfig {
             push: PushMode::default(),
             staged: false,
             artifacts: Vec::new(),
-            needs: Vec::new(),
             state_labels: false,
             request_review: false,
             delete_branch: false,
+            needs: Vec::new(),
         }
     }
 }
@@ -253,10 +253,10 @@ const KEYS: &[&str] = &[
     "push",
     "staged",
     "artifacts",
-    "needs",
     "state_labels",
     "request_review",
     "delete_branch",
+    "needs",
     "permissions",
     "limits",
     "gate",
@@ -303,10 +303,10 @@ struct File {
     push: Option<toml::Spanned<String>>,
     staged: Option<bool>,
     artifacts: Vec<toml::Spanned<String>>,
-    needs: Vec<toml::Spanned<String>>,
     state_labels: Option<bool>,
     request_review: Option<bool>,
     delete_branch: Option<bool>,
+    needs: Vec<toml::Spanned<String>>,
     permissions: BTreeMap<toml::Spanned<String>, toml::Spanned<String>>,
     limits: FileLimits,
     gate: FileGate,

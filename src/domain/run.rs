@@ -372,15 +372,15 @@ pub struct Progress {
     /// Going on with a session was tried in vain: the run begins anew.
     #[serde(default)]
     pub no_resume: bool,
-    /// While queued: no node that lives would take it.
-    #[serde(default)]
-    pub no_node: bool,
     /// It was put back into the queue because something passes by itself.
     #[serde(default)]
     pub again: Option<Again>,
     /// Numbers of the issues and pull requests that it still waits for, while queued.
     #[serde(default)]
     pub after: Vec<i64>,
+    /// While queued: no node that lives would take it.
+    #[serde(default)]
+    pub no_node: bool,
 }
 
 impl Progress {

@@ -21,7 +21,7 @@ use crate::domain::ids::{BranchName, InboxId, RepoName, RunId, Sha, TaskId};
 use crate::domain::plan::{self, Action, AgentFacts, Interest, Own, Plan, PlanContext, ServerRules, Wait};
 use crate::domain::policy::PushMode;
 use crate::domain::repo_config::{self, ConfigProblem, RepoConfig};
-use crate::domain::run::{Origin, Priority, Run, RunInput, RunState};
+use crate::domain::run::{Origin, Run, RunInput, RunState};
 use crate::domain::task::Task;
 use crate::domain::{policy, wording};
 use crate::intake;
@@ -228,16 +228,6 @@ fn of_label(comment: &Comment) -> bool {
     matches!(comment.surface, Surface::Label { .. })
 }
 
-/// The priority of the first run to be looked at; where none starts, what was asked may be about one that is live.
-fn most_urgent(planned: &[Planned]) -> i64 {
-    let actions = planned.iter().flat_map(|planned| &planned.plan.actions);
-    let priorities = actions.filter_map(|action| match action {
-        Action::Start { priority, .. } => Some(priority.as_i64()),
-        _ => None,
-    });
-    priorities.min().unwrap_or_else(|| Priority::default().as_i64())
-}
-
 /// Stores a batch in one transaction; when that cannot be (two of one issue's first task), each in its own.
 async fn flush(app: &App, batch: &mut Batch, ended: &mut Ended) -> Result<(), EngineError> {
     let planned = std::mem::take(batch).planned;
@@ -252,7 +242,8 @@ async fn flush(app: &App, batch: &mut Batch, ended: &mut Ended) -> Result<(), En
     if stored {
         tx.commit().await?;
         app.wakeup.notify(Topic::Effects);
-        app.wakeup.notify(Topic::runs(most_urgent(&planned)));
+        let most_urgent = planned.iter().map(|one| one.plan.priority()).min().unwrap_or_default();
+        app.wakeup.notify(Topic::runs(most_urgent.as_i64()));
         return Ok(());
     }
     drop(tx);
@@ -371,16 +362,16 @@ async fn handle(
     match &event.kind {
         EventKind::Ping => Ok(done("the hook works")),
         EventKind::InstallationCreated { account, repos } => {
-            installation(app, event, account, InstallationState::Active).await?;
+            installation(app, delivery, event, account, InstallationState::Active).await?;
             Ok(done(&format!("installed for {account}, {} repositories", repos.len())))
         }
         EventKind::InstallationDeleted => {
-            installation(app, event, "", InstallationState::Deleted).await?;
+            installation(app, delivery, event, "", InstallationState::Deleted).await?;
             Ok(done("uninstalled"))
         }
         EventKind::InstallationSuspended { suspended } => {
             let state = if *suspended { InstallationState::Suspended } else { InstallationState::Active };
-            installation(app, event, "", state).await?;
+            installation(app, delivery, event, "", state).await?;
             Ok(done(if *suspended { "suspended" } else { "unsuspended" }))
         }
         EventKind::InstallationReposChanged { added, removed } => {
@@ -430,13 +421,14 @@ async fn handle(
 
 async fn installation(
     app: &App,
+    delivery: &Delivery,
     event: &Event,
     account: &str,
     state: InstallationState,
 ) -> Result<(), EngineError> {
     let Some(id) = event.installation else { return Ok(()) };
     app.forge.forget(id);
-    let mut tx = app.store.write_tx().await?;
+    let Some(mut tx) = begin(app, &delivery.id).await? else { return Ok(()) };
     store::nodes::set_installation(&mut tx, app.forge.name(), id, account, state, app.clock.now()).await?;
     audit(
         app,
@@ -1181,7 +1173,7 @@ async fn commit(app: &App, planned: Planned) -> Result<bool, EngineError> {
     }
     tx.commit().await?;
     app.wakeup.notify(Topic::Effects);
-    app.wakeup.notify(Topic::runs(most_urgent(std::slice::from_ref(&planned))));
+    app.wakeup.notify(Topic::runs(planned.plan.priority().as_i64()));
     Ok(true)
 }
 

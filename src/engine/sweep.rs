@@ -55,11 +55,10 @@ pub async fn seen(app: &App) -> Result<(), EngineError> {
     Ok(store::nodes::seen(&app.store, &app.node, &app.boot, slots, app.clock.now()).await?)
 }
 
-/// An orderly end: the duties of this process are free at once; its runs stay for its next boot, which adopts their
-/// containers.
+/// An orderly end: what this process held is free at once. Its leases stay for its next boot, which adopts its containers.
 pub async fn end(app: &App) -> Result<(), EngineError> {
-    store::runs::put_down(&app.store, &app.boot).await?;
     store::duties::release_all(&app.store, &app.boot).await?;
+    store::runs::left_alive(&app.store, &app.boot).await?;
     store::nodes::stopped(&app.store, &app.node.id, &app.boot).await?;
     Ok(())
 }
@@ -103,10 +102,10 @@ pub async fn tick(app: &App) -> Result<(), EngineError> {
 /// Cancels of runs that nobody works on, and places in the queue.
 async fn queued(app: &App) -> Result<(), EngineError> {
     let longest = chrono::Duration::hours(app.config.limits.queue_hours);
-    let lost = app.clock.now() - LOST_AFTER;
-    let without_node = store::nodes::without_node(&app.store, lost, PLACES).await?;
     let longest_blocked = chrono::Duration::days(app.config.limits.blocked_days);
     let blockers = store::tasks::blockers(&app.store).await?;
+    let lost = app.clock.now() - LOST_AFTER;
+    let without_node = store::nodes::without_node(&app.store, lost, PLACES).await?;
     for mut run in store::runs::queued(&app.store, PLACES).await? {
         if run.cancel_requested.is_some() {
             run.outcome.reason = wording::cancel_reason(&run);
@@ -130,9 +129,9 @@ async fn queued(app: &App) -> Result<(), EngineError> {
             };
             end_in_queue(app, run, &RunInput::Failed).await?;
         } else {
-            let without_node = without_node.iter().any(|(id, _)| *id == run.id);
-            let after = waits_for.iter().map(|blocker| blocker.number).collect();
-            show_place(app, run, after, without_node).await?;
+            let numbers = waits_for.iter().map(|blocker| blocker.number).collect();
+            let no_node = without_node.iter().any(|(id, _)| *id == run.id);
+            show_place(app, run, numbers, no_node).await?;
         }
     }
     Ok(())

@@ -778,7 +778,10 @@ async fn lines_that_another_node_tells_are_shown_at_once_and_gaps_are_read_from_
     // The second was missed: it comes from the store, with the third.
     tell(3, "told after a gap");
     let (id, lines) = events.next_of("log").await;
-    assert!(lines.contains("stored as 2") && !lines.contains("told") && !lines.contains("as 1"), "{id} {lines}");
+    assert!(
+        lines.contains("stored as 2") && !lines.contains("told") && !lines.contains("as 1"),
+        "{id} {lines}"
+    );
 }
 
 #[tokio::test]

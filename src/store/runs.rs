@@ -84,14 +84,7 @@ macro_rules! working {
 /// A live run that an earlier boot of the owner's node left, see `inherit_leases`.
 macro_rules! left_to {
     ($owner:literal) => {
-        concat!("lease_owner IN (", $owner, " || '/left', ", $owner, " || '/down')")
-    };
-}
-
-/// A live run whose owner ended in an orderly way, see `put_down`.
-macro_rules! put_down {
-    () => {
-        "SUBSTR(lease_owner, LENGTH(lease_owner) - 4) = '/down'"
+        concat!("lease_owner = ", $owner, " || '/left'")
     };
 }
 
@@ -279,9 +272,11 @@ pub async fn of_task(store: &Store, task: &TaskId) -> Result<Vec<Run>, StoreErro
 }
 
 /// Claims the next due run: highest priority (which rises with waiting, see `AGEING`), then fair between repositories (fewest live runs first), then oldest;
-/// none whose lock is held, none whose task waits for another (`tasks::block`), none over a cap. Takes the lease, raises the fence, moves it to `preparing`.
+/// none whose lock is held, none whose task waits for another (`tasks::block`), none over a cap. Takes the lease, raises
+/// the fence, moves it to `preparing`.
 /// Also re-claims a live run whose lease ran out, or that an earlier boot of the owner's node left (state unchanged,
-/// fence raised), which goes first. An owner is `NODE:BOOT`: a node gets only runs whose needs are among its capabilities.
+/// fence raised), which goes first: then the owner before has died of it, unless it said otherwise (`left_alive`).
+/// An owner is `NODE:BOOT`: a node gets only runs whose needs are among its capabilities.
 ///
 /// Of the queued runs with one lock only the oldest can be claimed. A run that cannot be read is an error once and
 /// then set aside for ten minutes.
@@ -297,12 +292,10 @@ pub async fn claim(
     let until = later(now, lease);
     for _ in 0..CLAIM_TRIES {
         let (id, taken) = if let Some(id) = with_ended_lease(&mut tx, owner, now).await? {
-            // A lease that was given back has no owner, one that was put down says so: then nobody died.
             let taken = sqlx::query(concat!(
                 "UPDATE runs SET fence = fence + 1, lease_owner = $2, lease_until = $3, \
-                 deaths = deaths + CASE WHEN lease_owner IS NULL OR ",
-                put_down!(),
-                " THEN 0 ELSE 1 END WHERE id = $1 AND (lease_until IS NULL OR lease_until < $4 OR ",
+                 deaths = deaths + CASE WHEN lease_owner IS NULL THEN 0 ELSE 1 END WHERE id = $1 \
+                 AND (lease_until IS NULL OR lease_until < $4 OR ",
                 left_to!("$2"),
                 ") AND state IN ",
                 working!()
@@ -436,6 +429,17 @@ async fn set_aside(store: &Store, id: &str, until: i64) -> Result<(), StoreError
     tx.commit().await
 }
 
+/// This owner ends in an orderly way: whoever claims its runs next takes them from nobody who died.
+pub async fn left_alive(store: &Store, owner: &str) -> Result<(), StoreError> {
+    let mut tx = store.write_tx().await?;
+    sqlx::query(concat!("UPDATE runs SET deaths = -1 WHERE lease_owner = $1 AND state IN ", working!()))
+        .bind(owner)
+        .execute(&mut *tx.inner)
+        .await
+        .map_err(sql("leave runs alive"))?;
+    tx.commit().await
+}
+
 /// The run came a step further: whoever died on it before did not die of it.
 pub async fn survived(store: &Store, id: &RunId, fence: i64) -> Result<(), StoreError> {
     let mut tx = store.write_tx().await?;
@@ -556,9 +560,7 @@ pub async fn request_cancel(tx: &mut Tx, id: &RunId, by: &str) -> Result<bool, S
 pub async fn inherit_leases(tx: &mut Tx, owner: &str) -> Result<u64, StoreError> {
     let node = owner.rsplit_once(':').map_or(String::new(), |(node, _)| format!("{node}:"));
     let done = sqlx::query(concat!(
-        "UPDATE runs SET lease_owner = CASE WHEN ",
-        put_down!(),
-        " THEN $1 || '/down' ELSE $1 || '/left' END WHERE lease_owner <> $1 \
+        "UPDATE runs SET lease_owner = $1 || '/left' WHERE lease_owner <> $1 \
          AND ($2 = '' OR SUBSTR(lease_owner, 1, LENGTH($2)) = $2) AND state IN ",
         working!()
     ))
@@ -567,22 +569,6 @@ pub async fn inherit_leases(tx: &mut Tx, owner: &str) -> Result<u64, StoreError>
     .execute(&mut *tx.inner)
     .await
     .map_err(sql("inherit the leases of earlier boots"))?;
-    Ok(done.rows_affected())
-}
-
-/// Says that an owner has ended in an orderly way: its next boot claims its runs at once, others when the leases have run
-/// out, and for none of them that is a death.
-pub async fn put_down(store: &Store, owner: &str) -> Result<u64, StoreError> {
-    let mut tx = store.write_tx().await?;
-    let done = sqlx::query(concat!(
-        "UPDATE runs SET lease_owner = $1 || '/down' WHERE lease_owner = $1 AND state IN ",
-        working!()
-    ))
-    .bind(owner)
-    .execute(&mut *tx.inner)
-    .await
-    .map_err(sql("put down leases"))?;
-    tx.commit().await?;
     Ok(done.rows_affected())
 }
 
@@ -1235,25 +1221,11 @@ mod tests {
             assert_eq!(get(store, &run.id).await.unwrap().unwrap().deaths, 2, "another's word");
             survived(store, &run.id, run.fence).await.unwrap();
             assert_eq!(get(store, &run.id).await.unwrap().unwrap().deaths, 0);
-            // Given back in an orderly way: nobody died.
-            let mut tx = store.write_tx().await.unwrap();
-            sqlx::query("UPDATE runs SET lease_owner = NULL, lease_until = NULL")
-                .execute(&mut *tx.inner)
-                .await
-                .unwrap();
-            tx.commit().await.unwrap();
-            assert_eq!(claim_at(store, 201, CAPS).await.unwrap().deaths, 0);
-            // Put down, and adopted by the next boot of the node at once.
-            assert_eq!(put_down(store, "other:1").await.unwrap(), 0);
-            assert_eq!(put_down(store, "node:1").await.unwrap(), 1);
-            for boot in ["node:2", "node:3"] {
-                let mut tx = store.write_tx().await.unwrap();
-                assert_eq!(inherit_leases(&mut tx, boot).await.unwrap(), 1);
-                tx.commit().await.unwrap();
-            }
-            assert_eq!(claim(store, "other:1", at(202), LEASE, CAPS).await.unwrap(), None);
-            let adopted = claim(store, "node:3", at(202), LEASE, CAPS).await.unwrap().unwrap();
-            assert_eq!(adopted.deaths, 0);
+            // Left in an orderly way: nobody died.
+            left_alive(store, "another:1").await.unwrap();
+            left_alive(store, "node:1").await.unwrap();
+            assert_eq!(claim_at(store, 300, CAPS).await.unwrap().deaths, 0);
+            assert_eq!(claim_at(store, 400, CAPS).await.unwrap().deaths, 1);
         })
         .await;
     }

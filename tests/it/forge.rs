@@ -953,6 +953,7 @@ impl Bench {
             revision: 1,
             state: EffectState::Sending,
             intent_at: None,
+            sender: None,
             not_before: None,
             remote_ref: None,
             tries: 0,

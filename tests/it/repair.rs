@@ -202,33 +202,34 @@ async fn an_issue_that_was_deleted_ends_its_run_and_a_command_after_the_look_doe
 
 #[tokio::test]
 async fn each_open_task_is_compared_once_in_its_time() {
-    World::run_with(
-        |config| config.sandbox.minutes = 120,
-        async |w| {
-            let number = working(w).await;
-            let reads = |w: &World| w.hub.count(&format!("GET /repos/octo/demo/issues/{number}"));
-            w.clock.advance(Duration::minutes(11));
-            look(w).await;
-            let first = reads(w);
-            look(w).await;
-            w.clock.advance(Duration::minutes(9));
-            look(w).await;
-            assert_eq!(reads(w), first);
-            w.clock.advance(Duration::minutes(2));
-            look(w).await;
-            assert_eq!(reads(w), first + 1);
-            w.sandbox.finish_hanging();
-            w.settle().await;
-            // Without a run, its task is looked at a few times a day.
-            let idle = reads(w);
-            w.clock.advance(Duration::minutes(70));
-            look(w).await;
-            assert_eq!(reads(w), idle);
-            w.clock.advance(Duration::hours(6));
-            look(w).await;
-            assert_eq!(reads(w), idle + 1);
-        },
-    )
+    World::run(async |w| {
+        w.sandbox.usually(Script::nothing());
+        operate::pause(&w.app, Some("hands off"), "ops").await.unwrap();
+        let number = w.issue();
+        w.say(number, "ada", "/zeblit fix").await;
+        w.settle().await;
+        let reads = |w: &World| w.hub.count(&format!("GET /repos/octo/demo/issues/{number}"));
+        look(w).await;
+        assert_eq!(reads(w), 1);
+        look(w).await;
+        w.clock.advance(Duration::minutes(9));
+        look(w).await;
+        assert_eq!(reads(w), 1);
+        w.clock.advance(Duration::minutes(2));
+        look(w).await;
+        assert_eq!(reads(w), 2);
+        operate::pause(&w.app, None, "ops").await.unwrap();
+        w.settle().await;
+        assert_eq!(w.state_of(1).await, RunState::Nothing);
+        // Without a run, its task is looked at a few times a day.
+        let idle = reads(w);
+        w.clock.advance(Duration::minutes(70));
+        look(w).await;
+        assert_eq!(reads(w), idle);
+        w.clock.advance(Duration::hours(6));
+        look(w).await;
+        assert_eq!(reads(w), idle + 1);
+    })
     .await;
 }
 
@@ -333,7 +334,7 @@ async fn a_run_whose_pull_request_does_not_come_ends_with_the_reason() {
         let effect = store::effects::by_key(&w.app.store, &key).await.unwrap().unwrap();
         let later = w.clock_now() + Duration::days(3);
         let mut tx = w.app.store.write_tx().await.unwrap();
-        store::effects::again(&mut tx, &effect.id, "the forge is away", later).await.unwrap();
+        store::effects::again(&mut tx, &effect, "the forge is away", later).await.unwrap();
         tx.commit().await.unwrap();
         repair::tick(&w.app, Look::Due).await.unwrap();
         w.clock.advance(Duration::hours(23));
@@ -409,7 +410,7 @@ async fn a_delivery_that_nobody_survives_is_given_up_and_holds_up_no_other() {
         let runs = w.runs().await;
         assert!(runs.len() > deaths && runs.iter().all(|run| run.spec.requester.login == "max"), "{runs:#?}");
         let id = store::inbox::get(&w.app.store, &deadly.id).await.unwrap().unwrap().id;
-        operate::replay(&w.app, &id, "ops").await.unwrap();
+        operate::replay(&w.app, id.as_str(), "ops").await.unwrap();
         w.settle().await;
         assert_eq!(w.runs().await.iter().filter(|run| run.spec.requester.login == "ada").count(), 1);
         assert_eq!(w.deliver(&deadly).await, StatusCode::OK, "known");

@@ -15,7 +15,7 @@ use sandbox::FakeSandbox;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use time::{CountedIds, SimClock};
+use time::{CountedIds, ProcessClock, SimClock};
 use tower::ServiceExt;
 use zeblit::agent::definition::AgentSet;
 use zeblit::app::{App, Signer, broker_settings, disk};
@@ -52,6 +52,8 @@ pub struct World {
     pub hub: FakeHub,
     pub sandbox: Arc<FakeSandbox>,
     pub clock: Arc<SimClock>,
+    /// The clock as `app` sees it.
+    pub process: Arc<ProcessClock>,
     pub app: Arc<App>,
     pub config: Config,
     ids: Arc<CountedIds>,
@@ -149,12 +151,23 @@ impl World {
 
     /// On Postgres when `ZEBLIT_TEST_POSTGRES` names a server; CI always does.
     pub async fn run_on_postgres(scenario: impl AsyncFnOnce(&mut World)) {
+        Self::run_on_postgres_with(|_| {}, scenario).await;
+    }
+
+    /// With a changed configuration.
+    pub async fn run_on_postgres_with(change: impl Fn(&mut Config), scenario: impl AsyncFnOnce(&mut World)) {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let Some(database) = postgres().await else {
             assert!(std::env::var_os("CI").is_none(), "CI must set ZEBLIT_TEST_POSTGRES");
             return;
         };
-        Self::run_on(folder, database, None, |_| {}, scenario).await;
+        Self::run_on(folder, database, None, change, scenario).await;
+    }
+
+    /// The same scenario on both databases, one after the other.
+    pub async fn run_on_both(change: impl Fn(&mut Config), scenario: impl AsyncFn(&mut World)) {
+        Self::run_with(&change, &scenario).await;
+        Self::run_on_postgres_with(&change, &scenario).await;
     }
 
     async fn run_on(
@@ -192,12 +205,14 @@ impl World {
             }
             None => sandbox.clone(),
         };
-        let app = build(node("n1"), folder.path(), &config, &hub, place, &clock, &ids, &database).await;
+        let process = Arc::new(ProcessClock::new(clock.clone()));
+        let app = build(node("n1"), folder.path(), &config, &hub, place, &process, &ids, &database).await;
         sweep::boot(&app).await.expect("boots");
         let mut world = World {
             hub,
             sandbox,
             clock,
+            process,
             app,
             config,
             ids,
@@ -220,20 +235,23 @@ impl World {
             Some(engine) => engine.sandbox(self.folder.path(), &self.config),
             None => self.sandbox.clone(),
         };
-        let (folder, config) = (self.folder.path(), &self.config);
-        let node = node("n1");
-        self.app =
-            build(node, folder, config, &self.hub, place, &self.clock, &self.ids, &self.database).await;
+        self.app = self.built(place).await;
         sweep::boot(&self.app).await.expect("boots");
+    }
+
+    async fn built(&self, place: Arc<dyn Sandbox>) -> Arc<App> {
+        self.process.lives();
+        let (folder, process) = (self.folder.path(), &self.process);
+        build(node("n1"), folder, &self.config, &self.hub, place, process, &self.ids, &self.database).await
     }
 
     /// One more process of this installation, on a machine of its own: same database, same forge.
     pub async fn another(&self, node: Node, sandbox: Arc<FakeSandbox>) -> Arc<App> {
         let folder = self.folder.path().join(&node.id);
         std::fs::create_dir_all(&folder).expect("a folder of our own");
+        let process = Arc::new(ProcessClock::new(self.clock.clone()));
         let app =
-            build(node, &folder, &self.config, &self.hub, sandbox, &self.clock, &self.ids, &self.database)
-                .await;
+            build(node, &folder, &self.config, &self.hub, sandbox, &process, &self.ids, &self.database).await;
         sweep::boot(&app).await.expect("boots");
         app
     }
@@ -552,11 +570,11 @@ async fn build(
     config: &Config,
     hub: &FakeHub,
     sandbox: Arc<dyn Sandbox>,
-    clock: &Arc<SimClock>,
+    process: &Arc<ProcessClock>,
     ids: &Arc<CountedIds>,
     database: &Database,
 ) -> Arc<App> {
-    let clock: Arc<dyn Clock> = clock.clone();
+    let clock: Arc<dyn Clock> = process.clone();
     let ids: Arc<dyn Ids> = ids.clone();
     let store = Store::open(database.url()).await.expect("opens");
     let forge = GithubForge::new(GithubSettings {
@@ -566,9 +584,11 @@ async fn build(
         git_url: hub.git_url(),
         web_url: "https://github.example".into(),
         storage_urls: vec![hub.storage_url()],
-        clock: clock.clone(),
+        // What the forge's client does is no step of the engine.
+        clock: process.clock.clone(),
     })
-    .expect("a forge");
+    .expect("a forge")
+    .with_timeout(hub.patience());
     let secrets = config.all_secrets();
     let secrets: Vec<&[u8]> = secrets.iter().map(Vec::as_slice).collect();
     let boot = format!("{}:{}", node.id, ids.next(IdKind::Boot));
