@@ -341,17 +341,14 @@ pub struct State {
     pub storage: String,
     /// By number.
     pub uploads: BTreeMap<i64, Upload>,
-<<<<<<< HEAD
     /// Every attempt to hand over a delivery, oldest first.
     pub hook_attempts: Vec<HookAttempt>,
     /// Deliveries by `guid`, to be sent again.
     pub hook_bodies: BTreeMap<String, super::payloads::Delivery>,
     /// What the App asked to have delivered again, and was not yet.
     pub hook_wanted: Vec<String>,
-=======
     /// Of Jira and Sentry, by key.
     pub tickets: BTreeMap<String, super::tickets::Ticket>,
->>>>>>> effects
     next_id: i64,
 }
 
@@ -379,13 +376,10 @@ impl State {
             workflow_runs: Vec::new(),
             storage: String::new(),
             uploads: BTreeMap::new(),
-<<<<<<< HEAD
             hook_attempts: Vec::new(),
             hook_bodies: BTreeMap::new(),
             hook_wanted: Vec::new(),
-=======
             tickets: BTreeMap::new(),
->>>>>>> effects
             next_id: 1000,
         };
         let bot = User { id: 9001, login: "zeblit[bot]".into(), kind: "Bot" };
