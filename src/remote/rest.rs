@@ -156,7 +156,7 @@ fn clip(text: &str) -> String {
 }
 
 /// One part of a path: an id or a key. Anything else would name another resource.
-pub(super) fn part(operation: &'static str, text: &str) -> Result<&str, RemoteError> {
+pub(super) fn part<'t>(operation: &'static str, text: &'t str) -> Result<&'t str, RemoteError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     if text.is_empty() || text.len() > 100 || !text.chars().all(plain) {
         let detail = format!("`{}` is no id of this kind", clip(text));
