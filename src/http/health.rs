@@ -17,6 +17,8 @@ use std::time::Duration;
 const CACHE_SECONDS: i64 = 30;
 /// Seconds until something that does not answer counts as failed.
 const CHECK_TIMEOUT_SECONDS: u64 = 5;
+/// Bytes that are written to see whether there is room.
+const PROBE_BYTES: usize = 256 * 1024;
 /// Characters of a detail that are shown.
 const MAX_DETAIL_CHARS: usize = 300;
 
@@ -56,8 +58,8 @@ pub async fn readyz(State(http): State<Http>) -> Response {
         let now = app.clock.now();
         let fresh = kept.asked_at.is_some_and(|at| (now - at).num_seconds() < CACHE_SECONDS);
         if !fresh {
-            let (sandbox, forge) = tokio::join!(sandbox(app), forge(app));
-            kept.parts = vec![sandbox, forge];
+            let (sandbox, forge, disk) = tokio::join!(sandbox(app), forge(app), disk(app));
+            kept.parts = vec![sandbox, forge, disk];
             kept.asked_at = Some(now);
         }
         checks.extend(kept.parts.iter().cloned());
@@ -105,6 +107,30 @@ async fn sandbox(app: &App) -> Part {
         Err(late) => (false, late),
     };
     Part { name: "sandbox", ok, detail: shown(&app.secrets, &detail) }
+}
+
+/// Whether as much as a delivery may be written where the state and the database lie: a full disk refuses it, whatever the
+/// database still finds room for in files that it has.
+async fn disk(app: &App) -> Part {
+    let mut folders = vec![app.config.state_dir.as_path()];
+    folders.extend(app.store.folder().filter(|folder| *folder != app.config.state_dir));
+    let mut part =
+        Part { name: "disk", ok: true, detail: format!("{} KiB can be written", PROBE_BYTES / 1024) };
+    for folder in folders {
+        let path = folder.join(format!(".ready-{}", app.boot.replace([':', '/'], "-")));
+        let written = in_time(tokio::fs::write(&path, vec![0; PROBE_BYTES])).await;
+        // Also what a full disk took of it.
+        let removed = tokio::fs::remove_file(&path).await;
+        let problem = match written {
+            Ok(written) => written.and(removed).err().map(|error| error.to_string()),
+            Err(late) => Some(late),
+        };
+        if let Some(problem) = problem {
+            let detail = format!("nothing can be written to {}: {problem}", folder.display());
+            part = Part { name: "disk", ok: false, detail: shown(&app.secrets, &detail) };
+        }
+    }
+    part
 }
 
 async fn forge(app: &App) -> Part {

@@ -12,6 +12,7 @@ use crate::domain::event::Source;
 use crate::domain::ids::InboxId;
 use crate::intake::signature::{self, VerifiedBody};
 use crate::queue::Topic;
+use crate::store::StoreError;
 use crate::store::inbox::{self, Inserted, NewDelivery};
 use crate::telemetry;
 use axum::Json;
@@ -31,6 +32,8 @@ const PERMIT_BYTES: usize = 1024;
 const FIRST_BUFFER_BYTES: usize = 64 * 1024;
 /// Bodies above this many bytes are hashed on a thread of their own: HMAC of 25 MiB takes tens of milliseconds.
 const HASH_INLINE_BYTES: usize = 256 * 1024;
+/// A delivery is answered within this time, whatever the database does: GitHub gives up after 10 s.
+const ANSWER_WITHIN: Duration = Duration::from_secs(8);
 /// Longest value of a header that is kept, in bytes.
 const MAX_HEADER_BYTES: usize = 1024;
 /// Headers that are kept with a delivery; signatures and credentials never are.
@@ -171,7 +174,7 @@ async fn take(http: &Http, source: Source, request: Request) -> Result<(Verdict,
         received_at: app.clock.now(),
     };
     let (delivery_id, event) = (delivery.delivery_id.clone(), delivery.event.clone());
-    match inbox::insert(&app.store, delivery).await {
+    match in_time(inbox::insert(&app.store, delivery)).await {
         Ok(Inserted::New) => {
             app.wakeup.notify(Topic::Inbox);
             tracing::info!(
@@ -191,8 +194,15 @@ async fn take(http: &Http, source: Source, request: Request) -> Result<(Verdict,
     }
 }
 
+/// A sender does not wait for ever: what is not stored in time is refused, and taken again when it comes again.
+async fn in_time(
+    storing: impl Future<Output = Result<Inserted, StoreError>>,
+) -> Result<Inserted, StoreError> {
+    tokio::time::timeout(ANSWER_WITHIN, storing).await.unwrap_or(Err(StoreError::Overloaded))
+}
+
 /// Whatever went wrong, the sender keeps the delivery and tries again.
-fn not_stored(app: &App, error: &crate::store::StoreError) -> HttpError {
+fn not_stored(app: &App, error: &StoreError) -> HttpError {
     let answer = HttpError::store(app, "store a delivery", error);
     if answer.status == StatusCode::SERVICE_UNAVAILABLE {
         answer

@@ -128,7 +128,7 @@ async fn two_writes_to_an_installation_are_a_second_apart() {
         let writes = w.hub.writes();
         let times: Vec<_> =
             writes.iter().filter(|write| !write.path.starts_with("/git/")).map(|write| write.at).collect();
-        assert!(times.len() >= 4, "{}", w.hub.transcript());
+        assert!(times.len() >= 3, "{}", w.hub.transcript());
         for pair in times.windows(2) {
             assert!(pair[1] - pair[0] >= Duration::seconds(1), "{}", w.hub.transcript());
         }
