@@ -81,19 +81,24 @@ async fn together(app: &App, deliveries: Vec<Delivery>) -> Result<(), EngineErro
         store::inbox::begun(&mut tx, &delivery.id, now + AFTER_DEATH * deaths).await?;
     }
     tx.commit().await?;
+    let handled = handle_each(app, &deliveries).await;
+    // The database is down: nothing can be recorded, the deliveries stay pending.
+    if let Err(EngineError::Store(_)) = &handled {
+        nobody_died(app, &deliveries).await;
+    }
+    handled
+}
+
+async fn handle_each(app: &App, deliveries: &[Delivery]) -> Result<(), EngineError> {
     let mut ended = Vec::new();
-    for delivery in &deliveries {
+    for delivery in deliveries {
         match take(app, delivery).await {
             Ok(Taken::Ended(state, verdict)) => {
                 tracing::debug!(delivery.id = %delivery.delivery_id, verdict, "delivery ended");
                 ended.push((&delivery.id, state, verdict));
             }
             Ok(Taken::Stored) => {}
-            // The database is down: nothing can be recorded, the deliveries stay pending.
-            Err(EngineError::Store(error)) => {
-                nobody_died(app, &deliveries).await;
-                return Err(EngineError::Store(error));
-            }
+            Err(EngineError::Store(error)) => return Err(EngineError::Store(error)),
             // A defect must not stop the deliveries behind this one; `zeblit replay` takes it up again.
             Err(error) => {
                 tracing::error!(delivery.id = %delivery.delivery_id, error = %error, "delivery failed");
