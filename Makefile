@@ -111,6 +111,29 @@ prove-fsync: ## every accepted delivery is on the disk before its answer, by its
 	@ZEBLIT_PROVE_SECONDS=$(or $(SECONDS),10) $(SHELL) -c '$(PROVE_RUN) fsync::' > $(PROVE)-fsync.log 2>&1 || { tail -n 60 $(PROVE)-fsync.log; exit 1; }
 	@printf 'prove-fsync: '; cat $(PROVE)/$@/fsync.txt
 
+.PHONY: prove-crash prove-faults
+
+prove-crash: ## the process dies before, during and after the sending of every kind of effect: each comes exactly once, on both databases
+	@deploy/setup.sh test
+	@rm -rf $(PROVE)/$@
+	@mkdir -p $(PROVE)/$@
+	@$(PROVE_RUN) matrix::each_kind crash:: postgres:: > $(PROVE)-crash.log 2>&1; echo $$? > $(PROVE)-crash.code
+	@cat $(PROVE)/$@/*.tsv | awk -F'\t' '{ printf "%-6s  %-9s  %-15s  %-12s  %s  %s\n", $$1, $$2, $$3, $$4, $$5, $$6 }'
+	@if [ "$$(cat $(PROVE)-crash.code)" != 0 ]; then tail -n 60 $(PROVE)-crash.log; fi
+	@cat $(PROVE)/$@/*.tsv | awk -F'\t' -v passed="$$(sed -n 's/^test result: ok\. \([0-9]*\) passed.*/\1/p' $(PROVE)-crash.log)" \
+	  '!($$2 in d) { d[$$2]; ds++ } !($$3 in k) { k[$$3]; ks++ } !($$4 in s) { s[$$4]; ss++ } $$1 == "once" { once++ } END { \
+	  printf "prove-crash: %d kinds x %d stops x %d databases: %d of %d exactly once; %d whole-job tests\n", ks, ss, ds, once, ks * ss * ds, passed - ss * ds; \
+	  exit (ks < 25 || ss != 3 || ds != 2 || once != ks * ss * ds) }'
+	@exit "$$(cat $(PROVE)-crash.code)"
+
+prove-faults: ## effects of all kinds at a forge that breaks half of the time: none is doubled, all converge (EFFECTS=1000)
+	@deploy/setup.sh test
+	@rm -rf $(PROVE)/$@
+	@ZEBLIT_PROVE_EFFECTS=$(or $(EFFECTS),1000) $(SHELL) -c '$(PROVE_RUN) matrix::effects_of_all_kinds' > $(PROVE)-faults.log 2>&1; echo $$? > $(PROVE)-faults.code
+	@if [ "$$(cat $(PROVE)-faults.code)" != 0 ]; then tail -n 60 $(PROVE)-faults.log; fi
+	@printf 'prove-faults: '; cat $(PROVE)/$@/faults.txt
+	@exit "$$(cat $(PROVE)-faults.code)"
+
 .PHONY: prove-kill
 prove-kill: ## the server is killed with SIGKILL again and again under load: nothing is lost or doubled (KILLS=100, DATABASE=sqlite|postgres)
 	@deploy/setup.sh test
@@ -129,6 +152,13 @@ mutants:
 	@mkdir -p $(PROVE)
 	@$(SETUP_ENV); CI=$${CI:-true} $(CARGO) test --quiet --test mutants -- $(ARGS) > $(PROVE)-mutants.log 2> $(PROVE)-mutants.build.log; code=$$?; \
 	  if [ $$code != 0 ]; then tail -n 60 $(PROVE)-mutants.build.log; fi; cat $(PROVE)-mutants.log; exit $$code
+
+.PHONY: prove-nodes
+prove-nodes: ## five nodes under kills, pauses and Redis cuts end every run once (RUNS=200)
+	@deploy/setup.sh test
+	@rm -rf $(PROVE)/$@
+	@ZEBLIT_PROVE_RUNS=$(or $(RUNS),200) $(SHELL) -c '$(PROVE_RUN) five_nodes' > $(PROVE)-nodes.log 2>&1 || { tail -n 60 $(PROVE)-nodes.log; exit 1; }
+	@cat $(PROVE)/$@/nodes.txt
 
 clean: ## remove build output and the demo's state
 	$(CARGO) clean

@@ -7,6 +7,7 @@ use crate::clock::{Clock, IdKind, Ids, RandomIds, SystemClock};
 use crate::config::{Config, DiskKind, SandboxKind};
 use crate::domain::budget::Price;
 use crate::domain::model_api::ModelApi;
+use crate::domain::node::{Node, Role, union};
 use crate::domain::secrets::SecretScan;
 use crate::engine::execute::Live;
 use crate::engine::load::Loads;
@@ -23,7 +24,7 @@ use crate::sandbox::process::ProcessSandbox;
 use crate::store::{Durability, Store};
 use anyhow::Context;
 use hmac::{Hmac, KeyInit, Mac};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 use std::sync::Arc;
 
@@ -49,7 +50,9 @@ pub struct App {
     pub live: Live,
     /// What it knows of the load of its live runs.
     pub loads: Loads,
-    /// Lease owner: unique per boot.
+    /// Who this process is to the others.
+    pub node: Node,
+    /// Owner of leases and duties, `NODE:BOOT`: unique per boot.
     pub boot: String,
     /// Where per-attempt socket directories are made.
     pub socket_root: std::path::PathBuf,
@@ -141,10 +144,12 @@ impl App {
         let socket_root = config.socket_root();
         std::fs::create_dir_all(&socket_root)
             .with_context(|| format!("sandbox.socket_dir: cannot create {}", socket_root.display()))?;
+        let node = node(&config)?;
         Ok(Arc::new(Self {
             sandbox: sandbox(&config, &signer),
             git: Git::open(&config.state_dir).await?.with_disk(disk(&config)),
-            boot: ids.next(IdKind::Boot),
+            boot: format!("{}:{}", node.id, ids.next(IdKind::Boot)),
+            node,
             secrets,
             live: Live::default(),
             loads: Loads::default(),
@@ -161,6 +166,31 @@ impl App {
             config: Arc::new(config),
         }))
     }
+}
+
+/// Who this process is: its id stands in the state directory, so that each start finds what the last one left.
+fn node(config: &Config) -> anyhow::Result<Node> {
+    let role = config.node.role;
+    let base = config.node_id()?;
+    let mut found = vec![if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }.to_owned()];
+    if config.sandbox.kind == SandboxKind::Docker {
+        found.push("docker".to_owned());
+    }
+    if config.sandbox.runtime.as_deref() == Some("runsc") {
+        found.push("gvisor".to_owned());
+    }
+    if !role.works() {
+        found.clear();
+    }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = if host.trim().is_empty() { "localhost" } else { host.trim() };
+    Ok(Node {
+        // Processes of several roles may share a state directory.
+        id: if role == Role::All { base } else { format!("{base}-{}", role.as_str()) },
+        name: config.node.name.clone().unwrap_or_else(|| host.to_owned()),
+        role,
+        capabilities: if role.works() { union(&config.node.capabilities, &found) } else { found },
+    })
 }
 
 /// What bounds the folders of runs.
@@ -188,7 +218,11 @@ fn wakeup(config: &Config) -> anyhow::Result<Arc<dyn Wakeup>> {
 /// GitHub or the local forge; the latter also as itself, for its pages.
 fn forge(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<(Arc<dyn Forge>, Option<LocalForge>)> {
     if let Some(github) = &config.github {
-        let key = config.github_private_key()?.context("github.private_key: is missing")?;
+        let key = match config.github_private_key()? {
+            Some(key) => key,
+            None if !config.node.role.is_the_app() => SecretString::default(),
+            None => anyhow::bail!("github.private_key: is missing"),
+        };
         let forge = GithubForge::new(GithubSettings {
             app_id: github.app_id,
             private_key: key,

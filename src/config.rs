@@ -5,6 +5,7 @@ use crate::domain::egress::AllowList;
 use crate::domain::event::Source;
 use crate::domain::ids::RepoName;
 use crate::domain::model_api::ModelApi;
+use crate::domain::node::{self, Role};
 use crate::domain::policy::PushMode;
 use crate::domain::secrets::SecretScan;
 use figment::providers::{Format, Serialized, Toml};
@@ -26,6 +27,7 @@ pub struct Config {
     /// Where state lives: database, mirrors, seeds, workspaces, the secret key.
     pub state_dir: PathBuf,
     pub server: ServerConfig,
+    pub node: NodeConfig,
     pub database: DatabaseConfig,
     /// Wake-ups between processes on one database.
     pub redis: RedisConfig,
@@ -67,6 +69,21 @@ pub struct ServerConfig {
     pub inflight_bytes: usize,
     pub max_connections: usize,
     pub log_format: LogFormat,
+}
+
+/// What this process is among several on one database.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeConfig {
+    /// For people; absent: the machine's name.
+    pub name: Option<String>,
+    pub role: Role,
+    /// What this machine can, besides what is found by itself.
+    pub capabilities: Vec<String>,
+    /// Runs at one time on this node; absent: as many as `limits.runs`.
+    pub slots: Option<i64>,
+    /// Where a node without web pages answers `/healthz`, `/readyz` and `/metrics`; absent: nowhere.
+    pub health: Option<SocketAddr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -296,10 +313,15 @@ pub struct LimitsConfig {
     pub runs: i64,
     pub runs_per_repo: i64,
     pub runs_per_user: i64,
+    /// The same for all repositories of one account together.
+    pub runs_per_owner: i64,
     /// A run that waited so many hours in the queue ends.
     pub queue_hours: i64,
-    /// Commands that start runs, per user and hour.
+    /// A run that waits for other tasks ends after so many days.
+    pub blocked_days: i64,
+    /// Commands that start runs, per user and hour; and when they are given as labels, which come in bulk.
     pub commands_per_user_hour: i64,
+    pub labels_per_user_hour: i64,
     /// Dollars of one run that names no budget, and the most that a command may ask for.
     pub run_budget: f64,
     pub max_run_budget: f64,
@@ -309,6 +331,8 @@ pub struct LimitsConfig {
     pub write_spacing_ms: i64,
     /// Seconds between two edits of one progress comment.
     pub progress_seconds: i64,
+    /// Seconds that a run stays with a worker that does not say that it lives.
+    pub lease_seconds: i64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -425,6 +449,7 @@ impl Default for Config {
         Self {
             state_dir: PathBuf::from("state"),
             server: ServerConfig::default(),
+            node: NodeConfig::default(),
             database: DatabaseConfig::default(),
             redis: RedisConfig::default(),
             github: None,
@@ -527,7 +552,10 @@ impl Default for LimitsConfig {
             runs: 4,
             runs_per_repo: 2,
             runs_per_user: 2,
+            runs_per_owner: 100,
             queue_hours: 24,
+            blocked_days: 30,
+            labels_per_user_hour: 100,
             commands_per_user_hour: 20,
             run_budget: 5.0,
             max_run_budget: 20.0,
@@ -535,6 +563,7 @@ impl Default for LimitsConfig {
             writes_per_hour: 400,
             write_spacing_ms: 1000,
             progress_seconds: 15,
+            lease_seconds: 60,
         }
     }
 }
@@ -569,6 +598,8 @@ pub const DEFAULT_FILE: &str = "zeblit-server.toml";
 const ENV_PREFIX: &str = "ZEBLIT_";
 /// Variables with our prefix that are not configuration keys: the CLI's own, the log filter, tests and the demo.
 const OTHER_VARIABLES: &[&str] = &["LOG", "URL", "TOKEN", "CONFIG", "SHIM"];
+/// Stands for `node.role`.
+const ROLE_VARIABLE: &str = "ROLE";
 const OTHER_VARIABLE_PREFIXES: &[&str] = &["TEST_", "DEMO_"];
 /// Shortest webhook secret, in characters: 16 random characters are out of reach of guessing.
 const MIN_WEBHOOK_SECRET_CHARS: usize = 16;
@@ -716,6 +747,7 @@ fn table(rows: Vec<String>) -> Shown {
 const SECTIONS: &[(&str, &str)] = &[
     ("", ""),
     ("server", "How the server listens and how it is reached."),
+    ("node", "Several processes on one Postgres database, each with its role; see deploy/README.md."),
     ("database", "Where the truth is kept: SQLite (default) or Postgres."),
     ("redis", "Wake-ups between processes on one database; only hints."),
     (
@@ -758,7 +790,7 @@ const KEYS: &[Key] = &[
     key!(
         "secret_key",
         Text,
-        "Signs comment markers and run links: at least 32 characters. Unset: made once, readable by the owner only, as secret.key in the state directory. Several nodes need the same one.",
+        "Signs comment markers and run links: at least 32 characters. Unset: made once, readable by the owner only, as secret.key in the state directory. Several nodes need the same one: then it must be set.",
         "\"a long random text, at least 32 characters\"",
         |c| secret(c.secret_key.as_ref())
     ),
@@ -811,6 +843,41 @@ const KEYS: &[Key] = &[
         LogFormat::Text => "text",
         LogFormat::Json => "json",
     })),
+    key!(
+        "node.name",
+        Text,
+        "The name of this node for people; unset: the machine's name.",
+        "\"worker-1\"",
+        |c| { optional(c.node.name.as_deref()) }
+    ),
+    key!(
+        "node.role",
+        Text,
+        "\"all\", or a part: \"web\" (webhooks, API, run pages), \"deliver\" (deliveries become runs, comments are written), \"worker\" (agents). Parts need Postgres and `secret_key`. `serve --role` and ZEBLIT_ROLE win.",
+        "",
+        |c| text(c.node.role.as_str())
+    ),
+    key!(
+        "node.capabilities",
+        List,
+        "What repositories and agents may ask for with `needs`, besides the processor (amd64, arm64), `docker` and `gvisor`, which are found.",
+        "",
+        |c| texts(&c.node.capabilities)
+    ),
+    key!(
+        "node.slots",
+        Integer,
+        "Runs at one time on this node; unset: as many as `limits.runs`, which counts all nodes.",
+        "4",
+        |c| c.node.slots.map_or(Shown::Unset, plain)
+    ),
+    key!(
+        "node.health",
+        Text,
+        "Where a node without web pages answers /healthz, /readyz and /metrics; unset: nowhere.",
+        "\"127.0.0.1:9090\"",
+        |c| optional(c.node.health.map(|address| address.to_string()).as_deref())
+    ),
     key!(
         "database.url",
         Text,
@@ -1100,6 +1167,23 @@ const KEYS: &[Key] = &[
     key!("limits.runs_per_user", Integer, "Runs at one time asked for by one person.", "", |c| plain(
         c.limits.runs_per_user
     )),
+    key!("limits.runs_per_owner", Integer, "Runs at one time in all repositories of one account.", "", |c| {
+        plain(c.limits.runs_per_owner)
+    }),
+    key!(
+        "limits.blocked_days",
+        Integer,
+        "Days after which a run that waits for other tasks (`--after`) ends.",
+        "",
+        |c| plain(c.limits.blocked_days)
+    ),
+    key!(
+        "limits.labels_per_user_hour",
+        Integer,
+        "Runs per person and hour, when they are asked for by labels.",
+        "",
+        |c| plain(c.limits.labels_per_user_hour)
+    ),
     key!(
         "limits.queue_hours",
         Integer,
@@ -1157,6 +1241,13 @@ const KEYS: &[Key] = &[
     key!("limits.progress_seconds", Integer, "Seconds between two edits of one progress comment.", "", |c| {
         plain(c.limits.progress_seconds)
     }),
+    key!(
+        "limits.lease_seconds",
+        Integer,
+        "Seconds until another node takes over the run of a worker that does not say that it lives.",
+        "",
+        |c| plain(c.limits.lease_seconds)
+    ),
     key!(
         "publish.mode",
         Text,
@@ -1250,9 +1341,15 @@ impl Config {
     /// Reads `file` (default: `zeblit-server.toml` in the working directory, if there), then `ZEBLIT_*`
     /// (`ZEBLIT_SERVER__LISTEN`), and validates.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::load_as(file, None)
+    }
+
+    /// `load` with another role than the configured one.
+    pub fn load_as(file: Option<&Path>, role: Option<Role>) -> Result<Self, ConfigError> {
         let default_file = Path::new(DEFAULT_FILE);
         let file = file.or_else(|| default_file.is_file().then_some(default_file));
-        let config = Self::read(file, std::env::vars())?;
+        let mut config = Self::read(file, std::env::vars())?;
+        config.node.role = role.unwrap_or(config.node.role);
         config.validate()?;
         Ok(config)
     }
@@ -1290,7 +1387,10 @@ impl Config {
             if foreign || value.is_empty() {
                 continue;
             }
-            let path = rest.to_ascii_lowercase().replace("__", ".");
+            let path = match rest {
+                ROLE_VARIABLE => "node.role".to_owned(),
+                rest => rest.to_ascii_lowercase().replace("__", "."),
+            };
             let Some(key) = key_of(&path) else {
                 problems.push(format!("`{name}`: there is no key `{path}`{}", nearest(&path)));
                 continue;
@@ -1328,6 +1428,7 @@ impl Config {
             );
         }
         self.validate_server(&mut found);
+        self.validate_node(&mut found);
         if let Some(url) = &self.database.url {
             let url = url.expose_secret();
             if url.contains(":memory:") || !(url.starts_with("sqlite:") || is_postgres(url)) {
@@ -1343,7 +1444,7 @@ impl Config {
         }
         self.validate_forges(&mut found);
         for (name, source) in [("jira", &self.jira), ("sentry", &self.sentry)] {
-            if !source.webhook_secrets.is_empty() {
+            if !source.webhook_secrets.is_empty() && self.node.role.serves_web() {
                 found.webhook_secrets(&format!("{name}.webhook_secrets"), &source.webhook_secrets);
             }
             found.positive(&format!("{name}.max_body_bytes"), source.max_body_bytes > 0);
@@ -1384,6 +1485,87 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    fn validate_node(&self, found: &mut Problems) {
+        let node = &self.node;
+        if node.name.as_ref().is_some_and(|name| {
+            !(1..=64).contains(&name.len()) || !name.bytes().all(|c| c.is_ascii_graphic())
+        }) {
+            found.add("node.name", "needs a name of at most 64 characters without spaces");
+        }
+        if node.capabilities.len() > node::MAX_CAPABILITIES
+            || !node.capabilities.iter().all(|word| node::is_capability(word))
+        {
+            found.add(
+                "node.capabilities",
+                format!(
+                    "needs at most {} words of lower-case letters, digits, `.`, `_` and `-`",
+                    node::MAX_CAPABILITIES
+                ),
+            );
+        }
+        if node.slots.is_some_and(|slots| !(1..=1000).contains(&slots)) {
+            found.add("node.slots", "needs a number from 1 to 1000");
+        }
+        if node.role == Role::All {
+            return;
+        }
+        let role = node.role.as_str();
+        if !self.database.url.as_ref().is_some_and(|url| is_postgres(url.expose_secret())) {
+            found.add(
+                "database.url",
+                format!("the role `{role}` shares its database with other nodes: write `postgres://USER@HOST/NAME` (SQLite is for one process)"),
+            );
+        }
+        if self.secret_key.is_none() {
+            found.add(
+                "secret_key",
+                format!("the role `{role}` needs the key that all nodes share: write the same text of at least {MIN_SECRET_KEY_CHARS} characters on each"),
+            );
+        }
+        if self.local_forge.is_some() {
+            found.add(
+                "local_forge",
+                format!("the built-in forge lives in one process: remove it, or the role `{role}`"),
+            );
+        }
+    }
+
+    /// The same configuration without the credentials that its role does not use, and their keys.
+    pub fn narrowed(mut self) -> (Self, Vec<&'static str>) {
+        let role = self.node.role;
+        let mut removed = Vec::new();
+        let mut remove = |key: &'static str, there: bool| {
+            if there {
+                removed.push(key);
+            }
+        };
+        if !role.serves_web() {
+            for (key, source) in
+                [("jira.webhook_secrets", &mut self.jira), ("sentry.webhook_secrets", &mut self.sentry)]
+            {
+                remove(key, !std::mem::take(&mut source.webhook_secrets).is_empty());
+            }
+        }
+        if let Some(github) = &mut self.github {
+            if !role.serves_web() {
+                remove("github.webhook_secrets", !std::mem::take(&mut github.webhook_secrets).is_empty());
+            }
+            if !role.is_the_app() {
+                remove("github.private_key", github.private_key.take().is_some());
+                remove("github.private_key_file", github.private_key_file.take().is_some());
+            }
+        }
+        if !role.works() {
+            let models = &mut self.models;
+            remove("models.anthropic_api_key", models.anthropic_api_key.take().is_some());
+            remove("models.openai_api_key", models.openai_api_key.take().is_some());
+            remove("models.gemini_api_key", models.gemini_api_key.take().is_some());
+            let keys = models.providers.values_mut().filter_map(|provider| provider.api_key.take());
+            remove("models.providers", keys.count() > 0);
+        }
+        (self, removed)
     }
 
     fn validate_server(&self, found: &mut Problems) {
@@ -1428,6 +1610,7 @@ impl Config {
                 found.add("github.app_id", "needs the App ID from the settings page of your GitHub App");
             }
             match (&github.private_key, &github.private_key_file) {
+                _ if !self.node.role.is_the_app() => {}
                 (None, None) => found.add(
                     "github.private_key_file",
                     "needs the path of the App's private key (or write the key itself as `github.private_key`)",
@@ -1445,7 +1628,9 @@ impl Config {
                     .into_iter()
                     .for_each(|problem| found.add("github.private_key_file", problem)),
             }
-            found.webhook_secrets("github.webhook_secrets", &github.webhook_secrets);
+            if self.node.role.serves_web() {
+                found.webhook_secrets("github.webhook_secrets", &github.webhook_secrets);
+            }
             found.url("github.api_url", &github.api_url);
             found.url("github.git_url", &github.git_url);
             for url in &github.storage_urls {
@@ -1630,13 +1815,19 @@ impl Config {
             ("runs", limits.runs),
             ("runs_per_repo", limits.runs_per_repo),
             ("runs_per_user", limits.runs_per_user),
+            ("runs_per_owner", limits.runs_per_owner),
             ("queue_hours", limits.queue_hours),
+            ("blocked_days", limits.blocked_days),
+            ("labels_per_user_hour", limits.labels_per_user_hour),
             ("commands_per_user_hour", limits.commands_per_user_hour),
             ("writes_per_minute", limits.writes_per_minute),
             ("writes_per_hour", limits.writes_per_hour),
             ("progress_seconds", limits.progress_seconds),
         ] {
             found.positive(&format!("limits.{name}"), value > 0);
+        }
+        if !(4..=600).contains(&limits.lease_seconds) {
+            found.add("limits.lease_seconds", "needs a number of seconds from 4 to 600");
         }
         if limits.write_spacing_ms < 0 {
             found.add("limits.write_spacing_ms", "needs zero or more");
@@ -1816,6 +2007,27 @@ impl Config {
                 path.display()
             ))),
         }
+    }
+
+    /// What tells this state directory from all others: `node-id` in it, made once (0600).
+    pub fn node_id(&self) -> Result<String, ConfigError> {
+        let path = self.state_dir.join("node-id");
+        let problem = |error: std::io::Error| {
+            ConfigError::one(format!("state_dir: `{}` cannot be read or made: {error}", path.display()))
+        };
+        if !path.exists() {
+            fs::create_dir_all(&self.state_dir).map_err(problem)?;
+            let id = random_hex().map_err(problem)?;
+            make_once(&path, id.get(..16).unwrap_or(&id)).map_err(problem)?;
+        }
+        let id = read_capped(&path).map_err(problem)?.trim().to_owned();
+        if id.is_empty() || id.len() > 64 || !id.bytes().all(|c| c.is_ascii_alphanumeric()) {
+            return Err(ConfigError::one(format!(
+                "state_dir: `{}` is not an id that Zeblit made: remove it to have a new one made",
+                path.display()
+            )));
+        }
+        Ok(id)
     }
 
     /// The file with the key that this server made; `None` when the configuration holds the key.
@@ -2019,12 +2231,15 @@ fn private_key_file_problem(path: &Path) -> Option<String> {
     }
 }
 
-/// Makes the key file so that nobody ever sees half of it and the first of two makers wins.
 fn make_secret_key(path: &Path) -> std::io::Result<()> {
-    let key = random_hex()?;
+    make_once(path, &random_hex()?)
+}
+
+/// Makes a file of our own so that nobody ever sees half of it and the first of two makers wins.
+fn make_once(path: &Path, text: &str) -> std::io::Result<()> {
     let part = path.with_extension(format!("part-{}", std::process::id()));
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
-    file.write_all(key.as_bytes())?;
+    file.write_all(text.as_bytes())?;
     file.write_all(b"\n")?;
     file.sync_all()?;
     let linked = fs::hard_link(&part, path);
@@ -2440,6 +2655,114 @@ mod tests {
             let sections =
                 fields.iter().filter(|field| SECTIONS.iter().any(|(name, _)| name == *field)).count();
             assert_eq!(rows + if section.is_empty() { sections } else { 0 }, fields.len(), "{section}");
+        }
+    }
+
+    /// What a role needs, and nothing else.
+    fn least(role: &str) -> String {
+        let github = match role {
+            "web" => "webhook_secrets = [\"a webhook secret of some length\"]\n",
+            _ => "private_key = \"-----BEGIN RSA PRIVATE KEY-----\"\n",
+        };
+        let models = if role == "worker" { "[models]\nanthropic_api_key = \"sk-ant-key\"\n" } else { "" };
+        format!(
+            "secret_key = \"{}\"\n[node]\nrole = \"{role}\"\n[server]\npublic_url = \"https://z.example\"\n\
+             [database]\nurl = \"postgres://z@db/z\"\n[github]\napp_id = 1\n{github}{models}",
+            "k".repeat(40)
+        )
+    }
+
+    #[test]
+    fn each_role_needs_only_its_own_credentials() {
+        for role in ["web", "deliver", "worker"] {
+            let config = from(&least(role), &[]).unwrap();
+            config.validate_for_serve().unwrap();
+            let (config, removed) = config.narrowed();
+            assert_eq!(config.node.role.as_str(), role);
+            assert_eq!(removed, Vec::<&str>::new(), "{role}");
+        }
+        assert_eq!(
+            problems(&least("web"), &[("ZEBLIT_ROLE", "worker")]),
+            [
+                "github.private_key_file: needs the path of the App's private key (or write the key itself as `github.private_key`)"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_role_does_not_use_is_taken_out_and_named() {
+        let everything = format!(
+            "{}[models.providers]\nx = {{ api = \"openai\", url = \"http://x\", api_key = \"provider-key\", models = [\"m\"] }}\n\
+             [jira]\nwebhook_secrets = [\"the secret of the Jira hook\"]\n",
+            least("worker")
+                .replace("app_id = 1", "app_id = 1\nwebhook_secrets = [\"a webhook secret of some length\"]")
+        );
+        let secrets_of = |role: &str| {
+            let (config, removed) = from(&everything, &[("ZEBLIT_ROLE", role)]).unwrap().narrowed();
+            let all = config.all_secrets().concat();
+            (String::from_utf8(all).unwrap(), removed)
+        };
+        for (role, kept, gone, named) in [
+            ("all", vec!["sk-ant-key", "provider-key", "webhook secret", "RSA", "Jira hook"], vec![], vec![]),
+            (
+                "web",
+                vec!["webhook secret", "Jira hook"],
+                vec!["sk-ant-key", "provider-key", "RSA"],
+                vec!["github.private_key", "models.anthropic_api_key", "models.providers"],
+            ),
+            (
+                "deliver",
+                vec!["RSA"],
+                vec!["sk-ant-key", "provider-key", "webhook secret", "Jira hook"],
+                vec![
+                    "jira.webhook_secrets",
+                    "github.webhook_secrets",
+                    "models.anthropic_api_key",
+                    "models.providers",
+                ],
+            ),
+            (
+                "worker",
+                vec!["sk-ant-key", "provider-key", "RSA"],
+                vec!["webhook secret", "Jira hook"],
+                vec!["jira.webhook_secrets", "github.webhook_secrets"],
+            ),
+        ] {
+            let (secrets, removed) = secrets_of(role);
+            assert!(kept.iter().all(|text| secrets.contains(text)), "{role}: {kept:?}");
+            assert!(!gone.iter().any(|text| secrets.contains(text)), "{role}: {gone:?}");
+            assert_eq!(removed, named, "{role}");
+        }
+    }
+
+    #[test]
+    fn several_nodes_need_a_common_database_and_key() {
+        let found = problems(
+            "[node]\nrole = \"worker\"\nname = \"a b\"\ncapabilities = [\"ARM\"]\nslots = 0\n\
+             [local_forge]\nwebhook_secret = \"a webhook secret of some length\"\n[limits]\nlease_seconds = 1",
+            &[],
+        );
+        insta::assert_snapshot!(found.join("\n"), @r"
+        node.name: needs a name of at most 64 characters without spaces
+        node.capabilities: needs at most 20 words of lower-case letters, digits, `.`, `_` and `-`
+        node.slots: needs a number from 1 to 1000
+        database.url: the role `worker` shares its database with other nodes: write `postgres://USER@HOST/NAME` (SQLite is for one process)
+        secret_key: the role `worker` needs the key that all nodes share: write the same text of at least 32 characters on each
+        local_forge: the built-in forge lives in one process: remove it, or the role `worker`
+        limits.lease_seconds: needs a number of seconds from 4 to 600
+        ");
+        assert!(problems("[node]\nrole = \"queen\"", &[])[0].starts_with("node.role"));
+    }
+
+    #[test]
+    fn plain_processes_work_for_a_forge_on_this_machine_only() {
+        let with = |api: &str| {
+            let rest = least("worker").replace("app_id = 1", &format!("app_id = 1\napi_url = \"{api}\""));
+            problems(&format!("{rest}[sandbox]\nkind = \"process\"\n"), &[])
+        };
+        assert_eq!(with("http://127.0.0.1:4000"), Vec::<String>::new());
+        for api in ["https://api.github.com", "http://localhost", "http://127.0.0.1.example.com"] {
+            assert!(with(api)[0].starts_with("sandbox.kind"), "{api}");
         }
     }
 

@@ -109,10 +109,12 @@ pub const EFFECTS: &str = "zeblit_effects";
 pub const DELIVERIES: &str = "zeblit_deliveries";
 /// Model requests that a provider did not accept, by `class`: quota, auth, overload, timeout, other.
 pub const MODEL_TROUBLES: &str = "zeblit_model_troubles_total";
+/// Runs that were put back into the queue because something passes by itself, by `class`: quota, model.
+pub const RUN_RETRIES: &str = "zeblit_run_retries_total";
+/// What is handled no more because workers died on it, by `what`: run, delivery.
+pub const DEAD_LETTERS: &str = "zeblit_dead_letters_total";
 /// Deliveries that the forge could not hand over, by `result`: found, asked, arrived, given_up.
 pub const MISSED_DELIVERIES: &str = "zeblit_missed_deliveries_total";
-/// Deliveries that were given up because whoever handled them died.
-pub const DEADLY_DELIVERIES: &str = "zeblit_deadly_deliveries_total";
 /// Runs that were ended because nobody went on with them, by `state`.
 pub const STUCK_RUNS: &str = "zeblit_stuck_runs_total";
 /// 1 while the operator has paused everything.
@@ -142,14 +144,19 @@ pub const METRICS: &[Metric] = &[
         about: "Model requests that a provider did not accept, by class",
     },
     Metric {
+        name: RUN_RETRIES,
+        kind: MetricKind::Counter,
+        about: "Runs put back into the queue until something passes, by class",
+    },
+    Metric {
+        name: DEAD_LETTERS,
+        kind: MetricKind::Counter,
+        about: "Runs and deliveries given up because workers died on them",
+    },
+    Metric {
         name: MISSED_DELIVERIES,
         kind: MetricKind::Counter,
         about: "Deliveries that the forge could not hand over, by result",
-    },
-    Metric {
-        name: DEADLY_DELIVERIES,
-        kind: MetricKind::Counter,
-        about: "Deliveries given up because whoever handled them died",
     },
     Metric {
         name: STUCK_RUNS,

@@ -53,6 +53,13 @@ const SAMPLES: &[(i64, &[&str])] = &[
     ),
     (8, &["INSERT INTO duties VALUES ('ingest', 'n:1', 1)"]),
     (
+        10,
+        &[
+            "INSERT INTO node_capabilities VALUES ('n', 'arm64')",
+            "INSERT INTO run_needs VALUES ('r', 'arm64')",
+        ],
+    ),
+    (
         11,
         &[
             "INSERT INTO missed VALUES ('github', 'd', 1, 'push', 1, 0, 1)",

@@ -2,6 +2,7 @@
 
 use super::adapter::{self, AgentError, builtin, claude, command};
 use super::{AdapterKind, AgentSpec, Skill};
+use crate::domain::node;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -257,6 +258,8 @@ struct AgentFront {
     skills: Vec<String>,
     #[serde(default)]
     read_only: bool,
+    #[serde(default)]
+    needs: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -292,12 +295,19 @@ pub fn parse_agent(path: &str, name: &str, text: &str) -> Result<AgentSpec, Agen
         return Err(at("name", &format!("is `{}`, but the file is called `{name}.md`", front.name)));
     }
     check_description(&front.description).map_err(|problem| at("description", &problem))?;
-    for (key, length) in
-        [("argv", front.argv.len()), ("tools", front.tools.len()), ("skills", front.skills.len())]
-    {
+    for (key, length) in [
+        ("argv", front.argv.len()),
+        ("tools", front.tools.len()),
+        ("skills", front.skills.len()),
+        ("needs", front.needs.len()),
+    ] {
         if length > MAX_LIST {
             return Err(at(key, &format!("has more than {MAX_LIST} elements")));
         }
+    }
+    if let Some(need) = front.needs.iter().find(|need| !node::is_capability(need)) {
+        let shown: String = need.chars().take(MAX_NAME_CHARS).collect();
+        return Err(at("needs", &format!("`{shown}` is not the name of a capability, like `arm64`")));
     }
     if let Some(minutes) = front.limits.minutes
         && !(1..=MAX_MINUTES).contains(&minutes)
@@ -365,6 +375,7 @@ pub fn parse_agent(path: &str, name: &str, text: &str) -> Result<AgentSpec, Agen
         read_only: front.read_only,
         minutes: front.limits.minutes,
         budget_micros,
+        needs: front.needs,
         system_prompt: file.body.trim().to_owned(),
         source: path.to_owned(),
     })
@@ -584,7 +595,7 @@ mod tests {
 
     #[test]
     fn a_definition_keeps_every_key() {
-        let text = "---\r\nname: x\r\ndescription: Does x.\r\nadapter: claude\r\nmodel: claude-haiku-4-5\r\ntools: [Read, Bash]\r\nskills: [a, b]\r\nread_only: true\r\nlimits: {minutes: 5, budget: 0.25}\r\n---\r\nDo x.\r\n";
+        let text = "---\r\nname: x\r\ndescription: Does x.\r\nadapter: claude\r\nmodel: claude-haiku-4-5\r\ntools: [Read, Bash]\r\nskills: [a, b]\r\nread_only: true\r\nneeds: [arm64]\r\nlimits: {minutes: 5, budget: 0.25}\r\n---\r\nDo x.\r\n";
         let spec = parse_agent("agents/x.md", "x", text).unwrap();
         assert_eq!(
             spec,
@@ -599,6 +610,7 @@ mod tests {
                 read_only: true,
                 minutes: Some(5),
                 budget_micros: Some(250_000),
+                needs: vec!["arm64".into()],
                 system_prompt: "Do x.".into(),
                 source: "agents/x.md".into(),
             }
@@ -623,6 +635,7 @@ mod tests {
             (with("tools: [WebFetch]"), "line 5: `tools` `WebFetch`"),
             (with("tools: ['Read,WebFetch']"), "line 5: `tools`"),
             (with("read_only: yes"), "line 5: `read_only`"),
+            (with("needs: [ARM 64]"), "line 5: `needs` `ARM 64` is not"),
             (with("read_only: true\ntools: [Edit]"), "line 6: `tools` `Edit`"),
             (with("name: x"), "line 5"),
             (GOOD.replace("name: x", "name: y"), "line 2: `name` is `y`"),

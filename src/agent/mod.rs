@@ -54,6 +54,8 @@ pub struct AgentSpec {
     pub read_only: bool,
     pub minutes: Option<i64>,
     pub budget_micros: Option<i64>,
+    /// What a node must have to run it.
+    pub needs: Vec<String>,
     /// The body of the file.
     pub system_prompt: String,
     /// Where it came from, for messages: `agents/x.md` or `.github/zeblit/agents/x.md`.

@@ -118,6 +118,8 @@ pub struct Resumed {
     pub subject_known: bool,
     /// What the system made of the work before; our own words and the forge's.
     pub verdict: String,
+    /// The agent was only interrupted: its workspace is as it left it.
+    pub kept_workspace: bool,
 }
 
 /// The user prompt of a run (the system prompt is the agent's own). Untrusted text is sanitised and fenced.
@@ -145,7 +147,9 @@ fn compose(spec: &RunSpec, parts: Vec<Data>, resumed: Option<&Resumed>) -> Strin
     let request = for_prompt(&spec.text, MAX_REQUEST_BYTES);
     let fence = fence(&parts, &request);
     let instruction = match resumed {
-        Some(_) if request.trim().is_empty() => "Go on from where you stopped.".to_owned(),
+        Some(resumed) if resumed.kept_workspace || request.trim().is_empty() => {
+            "Go on from where you stopped.".to_owned()
+        }
         _ => instruction(spec, &request),
     };
 
@@ -154,7 +158,12 @@ fn compose(spec: &RunSpec, parts: Vec<Data>, resumed: Option<&Resumed>) -> Strin
     let _ = write!(prompt, "# Instruction\n\n{}\n\n{instruction}", asked(spec));
     let _ = write!(prompt, "\n\n# Rules\n\n{}", rules(spec, &fence));
     let _ = write!(prompt, "\n# Where you are\n\n{}", place(spec));
-    if resumed.is_some() {
+    if resumed.is_some_and(|resumed| resumed.kept_workspace) {
+        prompt.push_str(
+            "This goes on with your conversation above, which was interrupted. The container is a new one; the files are as you\n\
+             left them, though what ran there was stopped.\n",
+        );
+    } else if resumed.is_some() {
         prompt.push_str(
             "This goes on with your conversation above. The container is a new one: what was pushed of your work is in the\n\
              history, everything else is gone, and others may have changed something. Look before you rely on it.\n",
@@ -572,6 +581,7 @@ mod tests {
             config: RepoConfig::default(),
             previous: None,
             resume: false,
+            needs: Vec::new(),
         }
     }
 
@@ -872,7 +882,12 @@ mod tests {
             previous: Some("a long summary".into()),
             ..PromptContext::default()
         };
-        let mut resumed = Resumed { since: at(10), subject_known: true, verdict: "It was refused.".into() };
+        let mut resumed = Resumed {
+            since: at(10),
+            subject_known: true,
+            verdict: "It was refused.".into(),
+            kept_workspace: false,
+        };
         let prompt = build_resumed(&spec(Verb::Continue, RunMode::Change, ""), &context, &resumed);
         for (part, is_in) in [
             ("Go on from where you stopped.", true),

@@ -20,6 +20,7 @@ use crate::domain::wording;
 use crate::store::Store;
 use crate::store::ledger::{self, Booking, Reservation, Reserved};
 use bytes::{Bytes, BytesMut};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::stream;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
@@ -456,26 +457,27 @@ impl Upstream {
                 Ok(response) => {
                     let status = response.status();
                     let wait = retry_after(response.headers());
+                    let until = limit_ends(response.headers(), self.clock.now());
                     let headers = answer_headers(response.headers());
                     let body =
                         read_answer(response, MAX_ERROR_BYTES).await.map(|body| without(&self.keys, body));
                     let trouble = classify(status, body.as_ref().map_or(&[], |body| body.as_ref()));
                     tracing::warn!(run = %exchange.booking.run, status = status.as_u16(), trouble = trouble.name(),
                         model = %ask.model, "broker: the model endpoint refused");
+                    self.notes.trouble(&exchange.booking.run, trouble, until);
                     (passed_error(status, headers, body), trouble, trouble == Trouble::Overload, wait)
                 }
                 Err(error) => {
                     tracing::warn!(run = %exchange.booking.run, error = %plain_error(&error), model = %ask.model,
                         "broker: the model endpoint did not answer");
+                    self.notes.trouble(&exchange.booking.run, Trouble::Timeout, None);
                     // Not connected: nothing was asked. Anything later: it may have been answered, and charged.
                     if !error.is_connect() {
-                        self.notes.trouble(&exchange.booking.run, Trouble::Timeout);
                         return Sent::Failed { charged: true, answer: Err(unreachable_endpoint(&error)) };
                     }
                     (Err(unreachable_endpoint(&error)), Trouble::Timeout, true, None)
                 }
             };
-            self.notes.trouble(&exchange.booking.run, trouble);
             // Not the model's fault, or nobody knows whether it was accepted.
             if trouble == Trouble::Other || (trouble == Trouble::Timeout && !again) {
                 return Sent::Failed { charged: false, answer: told };
@@ -824,6 +826,16 @@ fn answer_headers(headers: &HeaderMap) -> HeaderMap {
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds: u32 = headers.get("retry-after")?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(u64::from(seconds)))
+}
+
+/// When a limit is over: `retry-after`, or the reset of a limit over hours or days (Anthropic: seconds since 1970).
+fn limit_ends(headers: &HeaderMap, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let reset = headers
+        .get("anthropic-ratelimit-unified-reset")
+        .and_then(|value| value.to_str().ok()?.trim().parse().ok())
+        .and_then(|seconds| DateTime::from_timestamp(seconds, 0));
+    let after = retry_after(headers).and_then(|wait| now.checked_add_signed(TimeDelta::from_std(wait).ok()?));
+    reset.max(after).filter(|until| *until > now)
 }
 
 fn unreachable_endpoint(error: &reqwest::Error) -> Refusal {
@@ -1522,7 +1534,7 @@ mod tests {
         assert_eq!(status, 400, "{answer}");
         assert!(answer.contains("credit balance"), "{answer}");
         assert_eq!(world.seen(), 6, "an empty account is not asked again, another model once");
-        assert_eq!(world.broker.trouble(&world.run), Some(Trouble::Quota));
+        assert_eq!(world.broker.trouble(&world.run), Some((Trouble::Quota, None)));
         assert_eq!(world.totals().await.micros, 300 + 450);
     }
 }

@@ -17,6 +17,7 @@ use crate::clock::{Clock, Ids};
 use crate::domain::budget::{Budget, Price, Standing};
 use crate::domain::ids::RunId;
 use crate::store::Store;
+use chrono::{DateTime, Utc};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use provider::Provider;
 use std::collections::BTreeMap;
@@ -107,8 +108,8 @@ pub(crate) struct Notes {
 #[derive(Debug, Default)]
 struct RunNotes {
     refused: BTreeMap<String, u64>,
-    /// The last, until a request works.
-    trouble: Option<Trouble>,
+    /// The last, until a request works; and when it is over, where the endpoint said so.
+    trouble: Option<(Trouble, Option<DateTime<Utc>>)>,
     /// The budget that did not reach for a request, the last time, and how often it was one.
     over: Option<(Standing, u32)>,
 }
@@ -136,9 +137,9 @@ impl Notes {
         });
     }
 
-    pub(crate) fn trouble(&self, run: &RunId, trouble: Trouble) {
+    pub(crate) fn trouble(&self, run: &RunId, trouble: Trouble, until: Option<DateTime<Utc>>) {
         metrics::counter!(crate::telemetry::MODEL_TROUBLES, "class" => trouble.name()).increment(1);
-        self.with(run, |notes| notes.trouble = Some(trouble));
+        self.with(run, |notes| notes.trouble = Some((trouble, until)));
     }
 
     pub(crate) fn over_budget(&self, run: &RunId, standing: Standing) {
@@ -196,14 +197,17 @@ impl Broker {
         self.inner.notes.refusals(run)
     }
 
-    /// Why the model endpoint accepted none of the run's last requests; nothing when the last one worked.
-    pub fn trouble(&self, run: &RunId) -> Option<Trouble> {
+    /// Why the model endpoint accepted none of the attempt's last requests, and until when, where it said so; nothing when
+    /// the last one worked.
+    pub fn trouble(&self, run: &RunId) -> Option<(Trouble, Option<DateTime<Utc>>)> {
         self.inner.notes.read(run, |notes| notes.trouble).flatten()
     }
 
     /// Listens on `<sockets>/broker.sock` (replacing a stale one; mode 0666 in the private directory).
     pub async fn open(&self, sockets: &Path, allowance: Allowance) -> Result<Listener, BrokerError> {
         self.inner.check()?;
+        // What an earlier attempt met is over.
+        self.inner.notes.worked(&allowance.run);
         let listener = bind(sockets.join(SOCKET_FILE))?;
         let upstream = Arc::clone(&self.inner);
         let tools = tools::endpoint(tools::Tools {

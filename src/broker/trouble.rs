@@ -11,7 +11,7 @@ pub enum Trouble {
     Auth,
     /// Too many requests, or too busy.
     Overload,
-    /// No connection, or no answer in time.
+    /// No connection, no answer in time, or a fault of the server.
     Timeout,
     /// The request itself, or something else.
     Other,
@@ -50,7 +50,7 @@ pub(super) fn classify(status: StatusCode, body: &[u8]) -> Trouble {
         402 => Trouble::Quota,
         401 | 403 => Trouble::Auth,
         429 | 503 | 529 => Trouble::Overload,
-        408 | 504 => Trouble::Timeout,
+        408 | 500 | 502 | 504 => Trouble::Timeout,
         _ => Trouble::Other,
     }
 }
@@ -89,7 +89,8 @@ mod tests {
             (403, r#"{"error":{"status":"PERMISSION_DENIED"}}"#, Trouble::Auth),
             (504, "", Trouble::Timeout),
             (400, r#"{"error":{"message":"bad"}}"#, Trouble::Other),
-            (500, "insufficient_quota", Trouble::Other),
+            (500, "insufficient_quota", Trouble::Timeout),
+            (418, "", Trouble::Other),
         ] {
             assert_eq!(
                 classify(StatusCode::from_u16(status).unwrap(), body.as_bytes()),

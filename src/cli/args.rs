@@ -3,6 +3,7 @@
 use super::demo::DemoArgs;
 use super::run::RunArgs;
 use crate::domain::event::Source;
+use crate::domain::node::Role;
 use crate::domain::run::RunState;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -28,7 +29,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Take webhooks and do the work
-    Serve,
+    Serve(ServeArgs),
     /// Show the whole way from a comment to a pull request on this machine
     Demo(DemoArgs),
     /// Run one instruction on a local repository and leave a branch
@@ -53,10 +54,12 @@ pub enum Command {
     Resume,
     /// List the newest deliveries
     Deliveries(ListArgs),
-    /// Handle a stored delivery again
+    /// Handle a delivery again, or queue the request of an ended run again
     Replay(DeliveryRef),
     /// List who did what
     Audit(ListArgs),
+    /// List the nodes of this installation, or let one claim no more runs
+    Nodes(NodesArgs),
     /// Write the whole database to one file, also while the server works
     Backup(BackupArgs),
     /// Fill an empty database, of either kind, from a backup
@@ -64,7 +67,7 @@ pub enum Command {
     /// Bring the database's schema up to date, which `serve` does by itself
     Migrate,
     /// Check everything the server needs, and say how to mend it
-    Doctor(JsonArg),
+    Doctor(DoctorArgs),
     /// Sign and send a webhook, as a forge would
     SendWebhook(SendWebhookArgs),
     /// Check the configuration, or print an example
@@ -87,6 +90,64 @@ pub enum Command {
         /// A guide or a command; without it, all are listed
         topic: Option<String>,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// What this process does of the whole: all, web, worker or deliver [default: `node.role` of the configuration]
+    #[arg(long, value_name = "ROLE", env = "ZEBLIT_ROLE", hide_env_values = true, value_parser = role)]
+    pub role: Option<Role>,
+    /// What a stop does with live runs: `leave` them in their containers for the next start, or `wait` for their end
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = Drain::Leave)]
+    pub drain: Drain,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Drain {
+    Leave,
+    Wait,
+}
+
+fn role(text: &str) -> Result<Role, String> {
+    Role::parse(text).ok_or_else(|| {
+        let known: Vec<&str> = Role::ALL.into_iter().map(Role::as_str).collect();
+        format!("known roles are {}", known.join(", "))
+    })
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Check what this role needs [default: `node.role` of the configuration]
+    #[arg(long, value_name = "ROLE", env = "ZEBLIT_ROLE", hide_env_values = true, value_parser = role)]
+    pub role: Option<Role>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct NodesArgs {
+    #[command(subcommand)]
+    pub command: Option<NodesCommand>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NodesCommand {
+    /// Let a node claim no more runs; its live runs go on
+    Drain(NodeRef),
+    /// Let a node claim runs again
+    Undrain(NodeRef),
+}
+
+#[derive(Debug, Args)]
+pub struct NodeRef {
+    /// Its name or id
+    #[arg(value_name = "NODE")]
+    pub node: String,
 }
 
 #[derive(Debug, Args)]
@@ -217,9 +278,9 @@ pub struct BackupArgs {
 
 #[derive(Debug, Args)]
 pub struct DeliveryRef {
-    /// Our id or the sender's delivery id
-    #[arg(value_name = "DELIVERY")]
-    pub delivery: String,
+    /// Our id or the sender's delivery id; or a run's
+    #[arg(value_name = "DELIVERY|RUN")]
+    pub id: String,
 }
 
 #[derive(Debug, Args)]

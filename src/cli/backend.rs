@@ -5,13 +5,14 @@ use crate::app::{App, Signer};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, RemoteServer};
 use crate::domain::budget;
-use crate::domain::ids::{InboxId, RunId};
+use crate::domain::ids::RunId;
 use crate::domain::run::RunState;
 use crate::engine::operate::{self, OperateError};
-use crate::http::api::{Changed, PauseBody, pause_text};
+use crate::http::api::{Changed, DrainBody, Drained, PauseBody, pause_text};
 use crate::http::error::{Envelope, chain};
 use crate::http::view::{
-    self, ArtifactView, AuditView, BudgetView, DeliveryView, LogView, RunCostView, RunView, StatusView,
+    self, ArtifactView, AuditView, BudgetView, DeliveryView, LogView, NodesView, RunCostView, RunView,
+    StatusView,
 };
 use crate::store::{self, Store, StoreError};
 use secrecy::ExposeSecret;
@@ -288,23 +289,39 @@ impl Backend {
         }
     }
 
-    /// By our id or by the sender's; gives ours.
+    pub async fn nodes(&self) -> Result<NodesView, CliError> {
+        match self {
+            Self::Local(local) => NodesView::read(&local.store, SystemClock.now())
+                .await
+                .map_err(|error| store_error(&error))
+                .and_then(hidden),
+            Self::Remote(remote) => remote.get("nodes", &[]).await,
+        }
+    }
+
+    /// Drains the nodes of a name or id, or lets them claim again; gives how many there are.
+    pub async fn drain(&self, node: &str, drain: bool) -> Result<u64, CliError> {
+        match self {
+            Self::Local(local) => {
+                operate::drain(local.app().await?, node, drain, &actor()).await.map_err(operate_error)
+            }
+            Self::Remote(remote) => {
+                let body = DrainBody { node: node.to_owned(), drain };
+                let request = remote.client.post(remote.address("nodes/drain")?).json(&body);
+                remote.answer::<Drained>(request).await.map(|drained| drained.nodes)
+            }
+        }
+    }
+
+    /// A delivery by our id or by the sender's (gives ours), or a run (gives the new one's).
     pub async fn replay(&self, id: &str) -> Result<String, CliError> {
         match self {
             Self::Local(local) => {
-                let known = store::inbox::get(&local.store, id)
-                    .await
-                    .map_err(|error| store_error(&error))?
-                    .ok_or_else(|| {
-                    CliError::new(format!("there is no delivery `{id}`"))
-                        .hint("`zeblit deliveries` lists the newest")
-                })?;
-                let id = InboxId::new(known.id.as_str());
-                operate::replay(local.app().await?, &id, &actor()).await.map_err(operate_error)?;
-                Ok(id.to_string())
+                operate::replay(local.app().await?, id, &actor()).await.map_err(operate_error)
             }
-            Self::Remote(remote) => remote.change(&format!("deliveries/{}/replay", plain_id(id)?)).await,
+            Self::Remote(remote) => remote.change(&format!("replay/{}", plain_id(id)?)).await,
         }
+        .map_err(|error| error.hint("`zeblit deliveries` and `zeblit runs` list the newest"))
     }
 
     pub async fn audit(&self, limit: i64) -> Result<Vec<AuditView>, CliError> {

@@ -1,5 +1,6 @@
 //! Purpose: `zeblit doctor`: checks everything a server needs; each failed check comes with its fix.
 
+use super::args::DoctorArgs;
 use super::backend::Operator;
 use super::output::{CliError, Exit, Output};
 use crate::app::App;
@@ -60,11 +61,14 @@ impl Line {
     }
 }
 
-pub async fn run(file: Option<&Path>, json: bool, output: Output) -> Result<Exit, CliError> {
-    let lines = match Config::load(file) {
+pub async fn run(file: Option<&Path>, args: &DoctorArgs, output: Output) -> Result<Exit, CliError> {
+    let lines = match Config::load_as(file, args.role) {
         Ok(config) => {
             crate::telemetry::hide(&config.secret_scan());
-            check_all(&config).await
+            let (config, unused) = config.narrowed();
+            let mut lines = check_all(&config).await;
+            lines.extend(unused.into_iter().map(|key| unused_key(&config, key)));
+            lines
         }
         Err(error) => error
             .problems
@@ -74,7 +78,7 @@ pub async fn run(file: Option<&Path>, json: bool, output: Output) -> Result<Exit
             })
             .collect(),
     };
-    if json {
+    if args.json {
         output.json(&lines)?;
     } else {
         output.text(report(&lines))?;
@@ -107,7 +111,15 @@ fn report(lines: &[Line]) -> String {
     out
 }
 
+/// A credential that this node is better without.
+fn unused_key(config: &Config, key: &str) -> Line {
+    let role = config.node.role.as_str();
+    let found = format!("`{key}` is set, and the role `{role}` does not use it");
+    Line::warn("credentials", found, format!("take `{key}` away from this node"))
+}
+
 async fn check_all(config: &Config) -> Vec<Line> {
+    let role = config.node.role;
     let mut lines = vec![match config.validate_for_serve() {
         Ok(()) => Line::ok("configuration", "valid"),
         Err(error) => Line::fail(
@@ -126,10 +138,18 @@ async fn check_all(config: &Config) -> Vec<Line> {
     if usable && config.validate_for_serve().is_ok() {
         lines.extend(system(config).await);
     }
-    let (model, skew) = model(config).await;
-    lines.push(model);
-    lines.push(clock(config, skew).await);
-    lines.push(public_url(config).await);
+    let mut skew = None;
+    if role.works() {
+        let (model, ahead) = model(config).await;
+        lines.push(model);
+        skew = ahead;
+    }
+    if role.is_the_app() {
+        lines.push(clock(config, skew).await);
+    }
+    if role.serves_web() {
+        lines.push(public_url(config).await);
+    }
     lines
 }
 
@@ -231,7 +251,9 @@ async fn system(config: &Config) -> Vec<Line> {
         }
     };
     let mut lines = Vec::new();
-    match tokio::time::timeout(Duration::from_secs(SANDBOX_SECONDS), app.sandbox.self_check()).await {
+    let role = config.node.role;
+    let checks = async { if role.works() { app.sandbox.self_check().await } else { Vec::new() } };
+    match tokio::time::timeout(Duration::from_secs(SANDBOX_SECONDS), checks).await {
         Ok(checks) => lines.extend(checks.into_iter().map(|check| {
             let required = check.required || config.sandbox.strict;
             Line {
@@ -251,15 +273,17 @@ async fn system(config: &Config) -> Vec<Line> {
             "sudo systemctl restart docker",
         )),
     }
-    if config.sandbox.kind == SandboxKind::Docker {
+    if config.sandbox.kind == SandboxKind::Docker && role.works() {
         lines.extend(mounts(config));
         lines.extend(disk(config).await);
     }
-    lines.push(match forge_problem {
-        Some(problem) => Line::warn("forge", problem, "nothing, when a server runs on this state"),
-        None => forge(app).await,
-    });
-    if config.github.is_some() {
+    if role.is_the_app() {
+        lines.push(match forge_problem {
+            Some(problem) => Line::warn("forge", problem, "nothing, when a server runs on this state"),
+            None => forge(app).await,
+        });
+    }
+    if config.github.is_some() && role.serves_web() {
         lines.push(Line::ok(
             "webhook",
             format!(

@@ -188,7 +188,7 @@ on with, or the program does not take it, the run begins anew with a summary, an
 zeblit send-webhook --comment '/zeblit fix' --repo octo/shop --number 7
 zeblit send-webhook --source github --event issues --secret-env SECRET --url http://host/webhooks/github payload.json
 zeblit deliveries         what came and what became of it
-zeblit replay DELIVERY    handle one again
+zeblit replay ID          handle one again, or queue the request of a run again
 
 To rotate a secret: write both in `webhook_secrets`, change it at the sender, remove the old one.
 ",
@@ -204,7 +204,7 @@ zeblit status             now asks that server; so do budget, logs, artifacts, c
 The API itself, with `Authorization: Bearer zbl_…`, under /api/v1:
 GET  status   runs?state=&repo=&open=true&limit=   runs/ID   runs/ID/log?after=   deliveries   audit
      runs/ID/artifacts   runs/ID/artifacts/PATH   budget?run=   budget/runs?month=2026-11&after=
-POST runs/ID/cancel   runs/ID/retry   deliveries/ID/replay   pause {\"why\": \"…\"}   resume
+POST runs/ID/cancel   runs/ID/retry   replay/ID   pause {\"why\": \"…\"}   resume
 Errors are {\"error\": {\"code\": \"…\", \"message\": \"…\"}}. Each use that changes something is in `zeblit audit`.
 ",
     ),

@@ -13,12 +13,14 @@ pub mod config;
 pub mod demo;
 pub mod doctor;
 pub mod guide;
+pub mod nodes;
 pub mod operate;
 pub mod output;
 pub mod run;
 pub mod runs;
 pub mod send_webhook;
 pub mod serve;
+mod service;
 pub mod shell;
 pub mod token;
 
@@ -58,11 +60,11 @@ pub fn main() -> ExitCode {
 async fn command(cli: Cli, output: Output) -> Result<Exit, CliError> {
     let file = cli.config.as_deref();
     // A server starts its own logging, in the format of its configuration; the demo shows its own.
-    if !matches!(cli.command, Command::Serve | Command::Demo(_) | Command::Run(_)) {
+    if !matches!(cli.command, Command::Serve(_) | Command::Demo(_) | Command::Run(_)) {
         telemetry::init(LogFormat::Text, Audience::Command);
     }
     match cli.command {
-        Command::Serve => serve::run(file, output).await,
+        Command::Serve(args) => serve::run(file, &args, output).await,
         Command::Demo(args) => Ok(verdict(demo::run(args).await?)),
         Command::Run(args) => Ok(verdict(run::run(cli.config, args).await?)),
         Command::Status(args) => runs::status(&Backend::open(file).await?, &args, output).await,
@@ -75,12 +77,13 @@ async fn command(cli: Cli, output: Output) -> Result<Exit, CliError> {
         Command::Pause(args) => operate::pause(&Backend::open(file).await?, &args.why, output).await,
         Command::Resume => operate::resume(&Backend::open(file).await?, output).await,
         Command::Deliveries(args) => operate::deliveries(&Backend::open(file).await?, &args, output).await,
-        Command::Replay(args) => operate::replay(&Backend::open(file).await?, &args.delivery, output).await,
+        Command::Replay(args) => operate::replay(&Backend::open(file).await?, &args.id, output).await,
         Command::Audit(args) => operate::audit(&Backend::open(file).await?, &args, output).await,
+        Command::Nodes(args) => nodes::run(&Backend::open(file).await?, &args, output).await,
         Command::Backup(args) => backup::backup(file, &args, output).await,
         Command::Restore(args) => backup::restore(file, &args, output).await,
         Command::Migrate => backup::migrate(file, output).await,
-        Command::Doctor(args) => doctor::run(file, args.json, output).await,
+        Command::Doctor(args) => doctor::run(file, &args, output).await,
         Command::SendWebhook(args) => send_webhook::run(file, &args, output).await,
         Command::Config { command } => config::run(file, &command, output),
         Command::Token { command } => token::run(file, &command, output).await,
@@ -173,8 +176,9 @@ mod tests {
           pause         Start no new runs; webhooks are still taken
           resume        Go on after a pause
           deliveries    List the newest deliveries
-          replay        Handle a stored delivery again
+          replay        Handle a delivery again, or queue the request of an ended run again
           audit         List who did what
+          nodes         List the nodes of this installation, or let one claim no more runs
           backup        Write the whole database to one file, also while the server works
           restore       Fill an empty database, of either kind, from a backup
           migrate       Bring the database's schema up to date, which `serve` does by itself

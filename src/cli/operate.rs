@@ -46,10 +46,10 @@ pub async fn deliveries(backend: &Backend, args: &ListArgs, output: Output) -> R
     Ok(Exit::Ok)
 }
 
-pub async fn replay(backend: &Backend, delivery: &str, output: Output) -> Result<Exit, CliError> {
-    let id = backend.replay(delivery).await?;
-    output.line(&id)?;
-    output.note("The delivery is handled again; `zeblit deliveries` shows what became of it");
+/// Takes up again what was given up: a delivery, or the request of a run.
+pub async fn replay(backend: &Backend, id: &str, output: Output) -> Result<Exit, CliError> {
+    output.line(&backend.replay(id).await?)?;
+    output.note("It is taken up again; `zeblit deliveries` and `zeblit runs` show what becomes of it");
     Ok(Exit::Ok)
 }
 

@@ -1,8 +1,11 @@
-//! Purpose: `zeblit serve`: everything in one process, until SIGTERM or SIGINT.
+//! Purpose: `zeblit serve`: everything in one process, or one role of several, until SIGTERM or SIGINT.
 
+use super::args::{Drain, ServeArgs};
 use super::output::{CliError, Exit, Output};
+use super::service;
 use crate::app::App;
 use crate::config::{Config, SandboxKind};
+use crate::domain::node::Role;
 use crate::engine;
 use crate::http::{self, server};
 use crate::sandbox::{Check, mounts};
@@ -16,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// Seconds that workers get to put down what they hold after a stop; runs go on in their containers.
-const STOP_SECONDS: u64 = 20;
+const STOP_SECONDS: u64 = 9;
 /// Seconds that the first look at sandbox and forge may take.
 const FIRST_LOOK_SECONDS: u64 = 20;
 
@@ -37,31 +40,87 @@ async fn seal(app: &App) {
     }
 }
 
-pub async fn run(file: Option<&Path>, output: Output) -> Result<Exit, CliError> {
-    let config = Config::load(file)?;
+/// Held while this process is its role's only one on its state directory: two would take over from each other.
+fn alone(config: &Config) -> Result<std::fs::File, CliError> {
+    let role = config.node.role.as_str();
+    let path = config.state_dir.join(format!("serve-{role}.lock"));
+    let open = std::fs::create_dir_all(&config.state_dir)
+        .and_then(|()| std::fs::OpenOptions::new().create(true).append(true).open(&path));
+    let file =
+        open.map_err(|error| CliError::because(&format!("cannot open `{}`", path.display()), &error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(CliError::new(format!(
+            "another `zeblit serve` with the role `{role}` works on `{}`",
+            config.state_dir.display()
+        ))
+        .hint("give each process a `state_dir` of its own")),
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(CliError::because(&format!("cannot lock `{}`", path.display()), &error))
+        }
+    }
+}
+
+/// The socket of a service manager, or one of our own; `None`: this node listens nowhere.
+async fn listen(config: &Config) -> Result<Option<TcpListener>, CliError> {
+    let wanted = match config.node.role.serves_web() {
+        true => Some(config.server.listen),
+        false => config.node.health,
+    };
+    if let Some(passed) = service::listener()? {
+        return Ok(Some(passed));
+    }
+    let Some(wanted) = wanted else { return Ok(None) };
+    TcpListener::bind(wanted).await.map(Some).map_err(|error| {
+        let key = if config.node.role.serves_web() { "server.listen" } else { "node.health" };
+        CliError::new(format!("cannot listen on {wanted}: {error}"))
+            .hint(format!("is another `zeblit serve` running? Set `{key}` to another address"))
+    })
+}
+
+pub async fn run(file: Option<&Path>, args: &ServeArgs, output: Output) -> Result<Exit, CliError> {
+    let config = Config::load_as(file, args.role)?;
     telemetry::hide(&config.secret_scan());
     config.validate_for_serve()?;
     telemetry::init(config.server.log_format, Audience::Server);
+    let (mut config, unused) = config.narrowed();
+    for key in unused {
+        let role = config.node.role.as_str();
+        tracing::warn!("`{key}` is set and the role `{role}` does not use it: take it away from this node");
+    }
     // Bound first: two servers on one port must not both open the database and reconcile.
-    let wanted = config.server.listen;
-    let listener = TcpListener::bind(wanted).await.map_err(|error| {
-        CliError::new(format!("cannot listen on {wanted}: {error}"))
-            .hint("is another `zeblit serve` running? Set `server.listen` to another address")
-    })?;
-    let address = listener.local_addr()?;
-    let mut config = config;
-    config.server.listen = address;
+    let listener = listen(&config).await?;
+    let _alone = alone(&config)?;
+    let address = listener.as_ref().map(TcpListener::local_addr).transpose()?;
+    let is_web = config.node.role.serves_web();
+    if let Some(address) = address.filter(|_| is_web) {
+        config.server.listen = address;
+    }
     let limits = server::Limits::of(&config.server);
     let app = App::build(config).await?;
-    seal(&app).await;
-    let stop = CancellationToken::new();
-    let mut router = http::router_until(Arc::clone(&app), stop.clone());
-    if let Some(pages) = super::demo::machine::forge_pages(&app, address) {
-        router = router.merge(pages);
+    if app.node.role.works() {
+        seal(&app).await;
     }
-    let mut web = tokio::spawn(server::serve(listener, router, limits, stop.clone()));
-    let mut engine = tokio::spawn(engine::run(Arc::clone(&app), stop.clone()));
+    let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
+    let mut web = match (listener, address) {
+        (Some(listener), Some(address)) => {
+            let mut router = match is_web {
+                true => http::router_until(Arc::clone(&app), stop.clone()),
+                false => http::health_router(Arc::clone(&app)),
+            };
+            if let Some(pages) = super::demo::machine::forge_pages(&app, address) {
+                router = router.merge(pages);
+            }
+            tokio::spawn(server::serve(listener, router, limits, stop.clone()))
+        }
+        _ => {
+            let stop = stop.clone();
+            tokio::spawn(async move { stop.cancelled().await })
+        }
+    };
+    let mut engine = tokio::spawn(engine::run_until(Arc::clone(&app), drain.clone(), stop.clone()));
     let greeting = tokio::spawn(greet(Arc::clone(&app), address, output));
+    let _watchdog = service::ready();
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -72,6 +131,17 @@ pub async fn run(file: Option<&Path>, output: Output) -> Result<Exit, CliError> 
         ended = &mut web => Some(("the HTTP server", ended)),
     };
     greeting.abort();
+    service::stopping();
+    if broken.is_none() && args.drain == Drain::Wait && app.node.role.works() {
+        tracing::info!("draining: nothing more is claimed; a second signal stops at once");
+        drain.cancel();
+        tokio::select! {
+            // It cancels `stop` with its last run.
+            () = stop.cancelled() => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    }
     stop.cancel();
     if let Some((what, ended)) = broken {
         let why = match ended {
@@ -102,8 +172,13 @@ pub async fn run(file: Option<&Path>, output: Output) -> Result<Exit, CliError> 
 }
 
 /// One line: where it listens, what is ready, what to do next.
-async fn greet(app: Arc<App>, address: SocketAddr, output: Output) {
-    let looks = async { tokio::join!(app.sandbox.self_check(), app.forge.check()) };
+async fn greet(app: Arc<App>, address: Option<SocketAddr>, output: Output) {
+    let role = app.node.role;
+    let looks = async {
+        let sandbox = async { if role.works() { app.sandbox.self_check().await } else { Vec::new() } };
+        let forge = async { if role.is_the_app() { app.forge.check().await.map(|_| ()) } else { Ok(()) } };
+        tokio::join!(sandbox, forge)
+    };
     let (sandbox, forge) = match tokio::time::timeout(Duration::from_secs(FIRST_LOOK_SECONDS), looks).await {
         Ok((checks, forge)) => (
             all_hold(&checks),
@@ -113,13 +188,28 @@ async fn greet(app: Arc<App>, address: SocketAddr, output: Output) {
         ),
         Err(_elapsed) => (false, false),
     };
-    output.note(greeting(
-        &app.config,
-        address,
-        app.sandbox.kind(),
-        app.forge.name(),
-        Ready { sandbox, forge },
-    ));
+    let ready = Ready { sandbox, forge };
+    output.note(match (role, address) {
+        (Role::All, Some(address)) => {
+            greeting(&app.config, address, app.sandbox.kind(), app.forge.name(), ready)
+        }
+        (_, address) => role_greeting(&app, address, ready),
+    });
+}
+
+/// The same for a node of several.
+fn role_greeting(app: &App, address: Option<SocketAddr>, ready: Ready) -> String {
+    let place = address.map_or(String::new(), |address| format!(", listens on http://{address}"));
+    let next = match ready.sandbox && ready.forge {
+        true => "`zeblit nodes` lists all",
+        false => "run `zeblit doctor` to see what is missing",
+    };
+    format!(
+        "zeblit {} is node {} with the role {}{place}; next: {next}",
+        env!("CARGO_PKG_VERSION"),
+        app.node.name,
+        app.node.role.as_str()
+    )
 }
 
 /// Whether every required line holds; those that do not are logged with their fix.

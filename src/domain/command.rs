@@ -3,6 +3,7 @@
 use super::budget;
 use super::ids::BranchName;
 use super::policy::Role;
+use super::run::Priority;
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -152,8 +153,8 @@ impl Verb {
     }
 }
 
-/// `--agent NAME --model NAME --base BRANCH --budget USD`, in any order, `--flag value` or `--flag=value`;
-/// `--staged` takes no value.
+/// `--agent NAME --model NAME --base BRANCH --budget USD --priority high|default|low --after #N`, in any order,
+/// `--flag value` or `--flag=value`; `--staged` takes no value.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flags {
     pub agent: Option<String>,
@@ -164,6 +165,11 @@ pub struct Flags {
     /// Do everything except pushing and opening.
     #[serde(default)]
     pub staged: bool,
+    #[serde(default)]
+    pub priority: Option<Priority>,
+    /// Issues and pull requests of this repository that must be done first; ascending, each once.
+    #[serde(default)]
+    pub after: Vec<i64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,6 +195,13 @@ impl Command {
         }
         if let Some(micros) = self.flags.budget_micros {
             line.push_str(&format!(" --budget {}", budget::dollars_exact(micros)));
+        }
+        if let Some(priority) = self.flags.priority {
+            line.push_str(&format!(" --priority {}", priority.as_str()));
+        }
+        if !self.flags.after.is_empty() {
+            let numbers: Vec<_> = self.flags.after.iter().map(|number| format!("#{number}")).collect();
+            line.push_str(&format!(" --after {}", numbers.join(",")));
         }
         if self.flags.staged {
             line.push_str(" --staged");
@@ -236,7 +249,10 @@ const MAX_RECIPE_CHARS: usize = 50;
 /// The word that begins a command, in any case.
 const PREFIX: &str = "/zeblit";
 
-const FLAGS: &[&str] = &["agent", "model", "base", "budget", STAGED];
+/// Most tasks that one command waits for.
+const MAX_AFTER: usize = 20;
+
+const FLAGS: &[&str] = &["agent", "model", "base", "budget", "priority", "after", STAGED];
 
 /// The flag without a value.
 const STAGED: &str = "staged";
@@ -920,6 +936,25 @@ fn read_flags(found: Vec<(String, Result<String, String>)>) -> Result<Flags, Com
             continue;
         }
         let slot = match known {
+            "priority" => {
+                if flags.priority.is_some() {
+                    return Err(bad("is given twice".to_owned()));
+                }
+                let priority = Priority::parse(&value.to_lowercase()).ok_or_else(|| {
+                    bad(format!("needs `high`, `default` or `low`, not `{}`", shown(&value)))
+                })?;
+                flags.priority = Some(priority);
+                continue;
+            }
+            "after" => {
+                flags.after.extend(numbers(&value).map_err(bad)?);
+                flags.after.sort_unstable();
+                flags.after.dedup();
+                if flags.after.len() > MAX_AFTER {
+                    return Err(bad(format!("takes at most {MAX_AFTER} numbers")));
+                }
+                continue;
+            }
             "agent" => &mut flags.agent,
             "model" => &mut flags.model,
             "base" => &mut flags.base,
@@ -944,6 +979,21 @@ fn read_flags(found: Vec<(String, Result<String, String>)>) -> Result<Flags, Com
         *slot = Some(value);
     }
     Ok(flags)
+}
+
+/// `#12`, or several with commas.
+fn numbers(value: &str) -> Result<Vec<i64>, String> {
+    let number = |part: &str| {
+        let digits = part.trim().trim_start_matches('#');
+        digits.parse::<i64>().ok().filter(|number| *number > 0 && digits.bytes().all(|b| b.is_ascii_digit()))
+    };
+    value
+        .split(',')
+        .map(|part| {
+            number(part)
+                .ok_or_else(|| format!("needs the number of an issue, like `#12`, not `{}`", shown(part)))
+        })
+        .collect()
 }
 
 /// Whether `value` can be the name of an agent, a model or a branch.

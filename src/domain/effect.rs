@@ -1,7 +1,7 @@
 //! Effects: every change to the outside world, its natural key and its place in the sending order.
 
 use super::event::Repo;
-use super::ids::{BranchName, EffectId, RunId, Sha, TaskId};
+use super::ids::{BranchName, EffectId, RepoName, RunId, Sha, TaskId};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -207,6 +207,58 @@ pub struct BranchPush {
     pub new: Sha,
 }
 
+/// A review with comments on lines of a pull request; it neither approves nor refuses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnReview {
+    pub number: i64,
+    /// The commit whose lines the comments name.
+    pub commit: Sha,
+    pub body: String,
+    /// As `OwnComment::marker`.
+    pub marker: String,
+    pub comments: Vec<LineComment>,
+}
+
+/// A comment on a line of the new side of a file that the pull request changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LineComment {
+    pub path: String,
+    /// Counted from 1.
+    pub line: i64,
+    pub body: String,
+}
+
+/// An issue that we open, for an alert or a part of a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnIssue {
+    pub title: String,
+    pub body: String,
+    /// As `OwnComment::marker`; made for the alert or the parent, so that each has one issue.
+    pub marker: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MergeMethod {
+    Merge,
+    Squash,
+    Rebase,
+}
+
+/// A second one of something of ours, made when a list of the forge lagged behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "twin")]
+pub enum Twin {
+    /// Deleted.
+    Comment { id: i64, thread: bool },
+    /// Checks cannot be deleted: it ends neutral and says why.
+    Check { id: i64 },
+    /// Closed; its text names the one that stays.
+    Issue { number: i64, of: String },
+    /// A review that was submitted cannot be deleted: its text is cut down to a note.
+    Review { number: i64, id: i64 },
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Payload {
@@ -225,19 +277,253 @@ pub enum Payload {
     Minimise {
         node_id: String,
     },
+    /// One label of an issue or pull request, put on or taken off. Other labels stay as they are.
+    Label {
+        number: i64,
+        name: String,
+        present: bool,
+    },
+    /// Which one of our own state labels (`STATE_LABELS`) a subject has; `None`: none of them.
+    StateLabel {
+        number: i64,
+        name: Option<String>,
+    },
+    /// People who are assigned, besides those who are already.
+    Assignees {
+        number: i64,
+        logins: Vec<String>,
+    },
+    /// People who are asked for a review, besides those who are already.
+    Reviewers {
+        number: i64,
+        logins: Vec<String>,
+    },
+    /// Whether a pull request is a draft (`false`: it is ready for review).
+    Draft {
+        number: i64,
+        draft: bool,
+    },
+    /// A review thread is done with (GraphQL `resolveReviewThread`).
+    ResolveThread {
+        node_id: String,
+    },
+    /// Deletes a branch of ours; refused when it holds anything but `expected`.
+    DeleteBranch {
+        branch: BranchName,
+        expected: Sha,
+    },
+    /// The forge merges by itself when everything it waits for is there, and only this head.
+    AutoMerge {
+        number: i64,
+        head: Sha,
+        method: MergeMethod,
+    },
+    Review(OwnReview),
+    Issue(OwnIssue),
+    /// The effect's repository has a fork that belongs to `owner` (an organisation).
+    Fork {
+        owner: String,
+    },
+    /// A repository of this name is there, made empty when it is not.
+    Repository {
+        name: RepoName,
+        private: bool,
+    },
+    /// Takes away what was made twice.
+    Remove(Twin),
+}
+
+/// The labels of which `Payload::StateLabel` keeps at most one on a subject.
+pub const STATE_LABELS: [&str; 4] = ["zeblit:queued", "zeblit:running", "zeblit:needs-input", "zeblit:done"];
+
+/// Only branches whose names begin so are ever deleted.
+pub const OWN_BRANCH_PREFIX: &str = "zeblit/";
+
+/// Every kind of effect there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    Reaction,
+    Sticky,
+    Comment,
+    Check,
+    Pull,
+    Branch,
+    Minimise,
+    LabelAdd,
+    LabelRemove,
+    StateLabel,
+    Assignees,
+    Reviewers,
+    Ready,
+    Draft,
+    ResolveThread,
+    DeleteBranch,
+    AutoMerge,
+    Review,
+    Issue,
+    Fork,
+    Repository,
+    RemoveComment,
+    RemoveCheck,
+    RemoveIssue,
+    RemoveReview,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 25] = [
+        Kind::Reaction,
+        Kind::Sticky,
+        Kind::Comment,
+        Kind::Check,
+        Kind::Pull,
+        Kind::Branch,
+        Kind::Minimise,
+        Kind::LabelAdd,
+        Kind::LabelRemove,
+        Kind::StateLabel,
+        Kind::Assignees,
+        Kind::Reviewers,
+        Kind::Ready,
+        Kind::Draft,
+        Kind::ResolveThread,
+        Kind::DeleteBranch,
+        Kind::AutoMerge,
+        Kind::Review,
+        Kind::Issue,
+        Kind::Fork,
+        Kind::Repository,
+        Kind::RemoveComment,
+        Kind::RemoveCheck,
+        Kind::RemoveIssue,
+        Kind::RemoveReview,
+    ];
+
+    /// The `kind` column of the effects table and the label of its metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Reaction => "reaction",
+            Kind::Sticky => "sticky",
+            Kind::Comment => "comment",
+            Kind::Check => "check",
+            Kind::Pull => "pull",
+            Kind::Branch => "branch",
+            Kind::Minimise => "minimise",
+            Kind::LabelAdd => "label_add",
+            Kind::LabelRemove => "label_remove",
+            Kind::StateLabel => "state_label",
+            Kind::Assignees => "assignees",
+            Kind::Reviewers => "reviewers",
+            Kind::Ready => "ready",
+            Kind::Draft => "draft",
+            Kind::ResolveThread => "resolve_thread",
+            Kind::DeleteBranch => "delete_branch",
+            Kind::AutoMerge => "auto_merge",
+            Kind::Review => "review",
+            Kind::Issue => "issue",
+            Kind::Fork => "fork",
+            Kind::Repository => "repository",
+            Kind::RemoveComment => "remove_comment",
+            Kind::RemoveCheck => "remove_check",
+            Kind::RemoveIssue => "remove_issue",
+            Kind::RemoveReview => "remove_review",
+        }
+    }
+}
+
+/// What is done when nobody knows whether an effect was carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reconcile {
+    /// It sets a value: it is sent again.
+    Repeat,
+    /// It is looked for, and sent again at once when it is not there: the other side refuses a second one.
+    Natural,
+    /// It is looked for, and made again only when it stayed away for longer than lists lag.
+    Look,
 }
 
 impl Payload {
+    pub fn of_kind(&self) -> Kind {
+        match self {
+            Payload::Reaction { .. } => Kind::Reaction,
+            Payload::Sticky(_) => Kind::Sticky,
+            Payload::Comment(_) => Kind::Comment,
+            Payload::Check(_) => Kind::Check,
+            Payload::Pull(_) => Kind::Pull,
+            Payload::Branch(_) => Kind::Branch,
+            Payload::Minimise { .. } => Kind::Minimise,
+            Payload::Label { present: true, .. } => Kind::LabelAdd,
+            Payload::Label { present: false, .. } => Kind::LabelRemove,
+            Payload::StateLabel { .. } => Kind::StateLabel,
+            Payload::Assignees { .. } => Kind::Assignees,
+            Payload::Reviewers { .. } => Kind::Reviewers,
+            Payload::Draft { draft: false, .. } => Kind::Ready,
+            Payload::Draft { draft: true, .. } => Kind::Draft,
+            Payload::ResolveThread { .. } => Kind::ResolveThread,
+            Payload::DeleteBranch { .. } => Kind::DeleteBranch,
+            Payload::AutoMerge { .. } => Kind::AutoMerge,
+            Payload::Review(_) => Kind::Review,
+            Payload::Issue(_) => Kind::Issue,
+            Payload::Fork { .. } => Kind::Fork,
+            Payload::Repository { .. } => Kind::Repository,
+            Payload::Remove(Twin::Comment { .. }) => Kind::RemoveComment,
+            Payload::Remove(Twin::Check { .. }) => Kind::RemoveCheck,
+            Payload::Remove(Twin::Issue { .. }) => Kind::RemoveIssue,
+            Payload::Remove(Twin::Review { .. }) => Kind::RemoveReview,
+        }
+    }
+
     /// The `kind` column of the effects table and the label of its metrics.
     pub fn kind(&self) -> &'static str {
+        self.of_kind().as_str()
+    }
+
+    /// What an unclear reply to its sending leads to, while nothing of it is known to be there.
+    pub fn reconcile(&self) -> Reconcile {
         match self {
-            Payload::Reaction { .. } => "reaction",
-            Payload::Sticky(_) => "sticky",
-            Payload::Comment(_) => "comment",
-            Payload::Check(_) => "check",
-            Payload::Pull(_) => "pull",
-            Payload::Branch(_) => "branch",
-            Payload::Minimise { .. } => "minimise",
+            Payload::Reaction { .. }
+            | Payload::Minimise { .. }
+            | Payload::Label { .. }
+            | Payload::StateLabel { .. }
+            | Payload::Assignees { .. }
+            | Payload::Reviewers { .. }
+            | Payload::Draft { .. }
+            | Payload::ResolveThread { .. }
+            | Payload::DeleteBranch { .. }
+            | Payload::AutoMerge { .. }
+            | Payload::Remove(_) => Reconcile::Repeat,
+            Payload::Pull(_) | Payload::Branch(_) | Payload::Fork { .. } | Payload::Repository { .. } => {
+                Reconcile::Natural
+            }
+            Payload::Sticky(_)
+            | Payload::Comment(_)
+            | Payload::Check(_)
+            | Payload::Review(_)
+            | Payload::Issue(_) => Reconcile::Look,
+        }
+    }
+
+    /// How a second one of it, known as `twin`, is taken away, when `kept` stays. `None`: there cannot be two.
+    pub fn twin(&self, twin: &RemoteRef, kept: &RemoteRef) -> Option<Twin> {
+        let id = twin.id.parse().ok()?;
+        let marker = match self {
+            Payload::Sticky(own) | Payload::Comment(own) => &own.marker,
+            Payload::Issue(own) => &own.marker,
+            Payload::Review(own) => &own.marker,
+            Payload::Check(own) => &own.external_id,
+            _ => return None,
+        };
+        // Without a mark nobody could tell it from something else of ours.
+        if marker.is_empty() {
+            return None;
+        }
+        match self {
+            Payload::Sticky(own) | Payload::Comment(own) => {
+                Some(Twin::Comment { id, thread: own.thread.is_some() })
+            }
+            Payload::Check(_) => Some(Twin::Check { id }),
+            Payload::Issue(_) => Some(Twin::Issue { number: id, of: kept.id.clone() }),
+            Payload::Review(own) => Some(Twin::Review { number: own.number, id }),
+            _ => None,
         }
     }
 }
@@ -245,7 +531,7 @@ impl Payload {
 /// What the other side calls the thing that an effect made.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RemoteRef {
-    /// Comment id, check run id, pull request number, commit id.
+    /// Comment id, check run id, number of a pull request or issue, commit id, name of a repository.
     pub id: String,
     pub node_id: Option<String>,
     pub url: Option<String>,
@@ -282,11 +568,41 @@ pub struct Effect {
     /// Counts payload changes: a confirmation of an older revision leaves the effect planned.
     pub revision: i64,
     pub state: EffectState,
+    /// When its sending was committed last. What comes of a sending is recorded only while this is its time.
     pub intent_at: Option<DateTime<Utc>>,
+    /// Who sent it last: `NODE:BOOT`.
+    pub sender: Option<String>,
     pub not_before: Option<DateTime<Utc>>,
     /// Set once the thing exists; later sends edit it.
     pub remote_ref: Option<RemoteRef>,
     pub tries: i64,
     pub last_error: Option<String>,
     pub created_at: DateTime<Utc>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_kind_has_a_name_of_its_own() {
+        let names: BTreeSet<&str> = Kind::ALL.into_iter().map(Kind::as_str).collect();
+        assert_eq!(names.len(), Kind::ALL.len());
+        // The list is in the order of the kinds and skips none.
+        assert!(Kind::ALL.iter().enumerate().all(|(n, kind)| *kind as usize == n));
+        assert_eq!(Kind::RemoveReview as usize + 1, Kind::ALL.len(), "the last kind is in the list");
+    }
+
+    #[test]
+    fn what_can_be_made_twice_can_be_taken_away() {
+        let comment = OwnComment { number: 1, thread: Some(4), marker: "m".into(), body: "b".into() };
+        let id = |id: &str| RemoteRef { id: id.into(), ..RemoteRef::default() };
+        let payload = Payload::Comment(comment);
+        assert_eq!(payload.reconcile(), Reconcile::Look);
+        assert_eq!(payload.twin(&id("7"), &id("5")), Some(Twin::Comment { id: 7, thread: true }));
+        assert_eq!(payload.twin(&id("no number"), &id("5")), None);
+        let label = Payload::Label { number: 1, name: "bug".into(), present: true };
+        assert_eq!((label.reconcile(), label.twin(&id("7"), &id("5"))), (Reconcile::Repeat, None));
+    }
 }

@@ -94,6 +94,8 @@ pub enum Surface {
     },
     /// The body of a submitted review. It takes no REST reaction, only a GraphQL one.
     Review,
+    /// No text at all: a label that stands for a command, taken off once it was read.
+    Label { name: String },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

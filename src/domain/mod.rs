@@ -11,6 +11,7 @@ pub mod event;
 pub mod gate;
 pub mod ids;
 pub mod model_api;
+pub mod node;
 pub mod patterns;
 pub mod plan;
 pub mod policy;

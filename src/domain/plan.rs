@@ -3,11 +3,12 @@
 use super::budget::Standing;
 use super::command::{self, Command, CommandError, Verb};
 use super::egress::{self, AllowList};
-use super::event::{Actor, ActorKind, Comment, CommentAction, PullHead, Repo, SubjectKind};
-use super::ids::{BranchName, RepoName, RunId, Sha};
+use super::event::{Actor, ActorKind, Comment, CommentAction, PullHead, Repo, SubjectKind, Surface};
+use super::ids::{BranchName, RepoName, RunId, Sha, TaskId};
+use super::node;
 use super::policy::{self, Permission, PushMode, Role};
 use super::repo_config::{ConfigProblem, RepoConfig};
-use super::run::{Origin, Publish, Run, RunMode, RunSpec, RunState};
+use super::run::{Origin, Priority, Publish, Run, RunMode, RunSpec, RunState};
 use super::task::{self, Task};
 use super::wording;
 use chrono::{DateTime, Utc};
@@ -63,6 +64,8 @@ pub struct AgentFacts {
     pub model: Option<String>,
     pub minutes: Option<i64>,
     pub budget_micros: Option<i64>,
+    /// What a node must have to run it.
+    pub needs: Vec<String>,
     pub description: String,
 }
 
@@ -132,8 +135,29 @@ pub struct PlanContext<'a> {
     pub recent_runs: i64,
     /// What the commenter's runs here count against, and the last run of the task; only for `budget`.
     pub standings: &'a [Standing],
+    /// The open tasks of the numbers that `--after` flags name; `None`: none is known.
+    pub after: &'a BTreeMap<i64, Option<Blocker>>,
     /// The inbox row.
     pub delivery: &'a str,
+}
+
+/// What the task of a started run waits for from now on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wait {
+    /// As before.
+    Unchanged,
+    /// For nothing any more: the newer word counts.
+    Nothing,
+    /// For these tasks, too.
+    For(Vec<TaskId>),
+}
+
+/// A task that another one may wait for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocker {
+    pub task: TaskId,
+    /// It waits for the task of the comment itself, perhaps by way of others.
+    pub waits_for_us: bool,
 }
 
 /// One thing to do.
@@ -142,6 +166,8 @@ pub enum Action {
     Start {
         command: Command,
         spec: Box<RunSpec>,
+        priority: Priority,
+        wait: Wait,
     },
     Cancel {
         run: RunId,
@@ -172,6 +198,22 @@ pub struct Plan {
     pub audit: Vec<(&'static str, String)>,
     /// One line stored with the delivery.
     pub verdict: String,
+}
+
+impl Plan {
+    /// Of its most urgent run. What starts none may be about one that is live.
+    pub fn priority(&self) -> Priority {
+        let of = |action: &Action| match action {
+            Action::Start { priority, .. } => Some(*priority),
+            _ => None,
+        };
+        self.actions.iter().filter_map(of).min().unwrap_or_default()
+    }
+
+    /// Whether it makes a run.
+    pub fn starts(&self) -> bool {
+        self.actions.iter().any(|action| matches!(action, Action::Start { .. }))
+    }
 }
 
 /// Decides what the commands of one comment lead to.
@@ -235,7 +277,12 @@ pub fn plan(
                 Decision::Start(spec) => {
                     started += 1;
                     plan.audit.push(("grant", format!("{} as {}", command.verb.name(), context.role.name())));
-                    plan.actions.push(Action::Start { command: command.clone(), spec });
+                    plan.actions.push(Action::Start {
+                        command: command.clone(),
+                        spec,
+                        priority: priority(command, comment),
+                        wait: wait(command, context),
+                    });
                 }
             },
         }
@@ -314,12 +361,47 @@ fn one(
             if context.recent_runs + started >= limit {
                 return Decision::Refuse(wording::rate_limited(&comment.author.login, limit));
             }
-            match spec(comment, command, config, context, approved) {
+            let spec = may_stand_there(command, context)
+                .and_then(|()| spec(comment, command, config, context, approved));
+            match spec {
                 Ok(spec) => Decision::Start(Box::new(spec)),
                 Err(body) => Decision::Refuse(body),
             }
         }
     }
+}
+
+/// Labels are put on many at once: whoever asks for one thing in words goes before.
+fn priority(command: &Command, comment: &Comment) -> Priority {
+    let of_label = matches!(comment.surface, Surface::Label { .. }).then_some(Priority::Low);
+    command.flags.priority.or(of_label).unwrap_or_default()
+}
+
+/// A question about a task that waits does not make it start.
+fn wait(command: &Command, context: &PlanContext<'_>) -> Wait {
+    let parents = command.flags.after.iter().filter_map(|number| context.after.get(number)?.as_ref());
+    let parents: Vec<TaskId> = parents.map(|parent| parent.task.clone()).collect();
+    match command.verb {
+        _ if !parents.is_empty() => Wait::For(parents),
+        Verb::Ask | Verb::Review => Wait::Unchanged,
+        _ => Wait::Nothing,
+    }
+}
+
+/// Why a command cannot wait for what it names, or go before others.
+fn may_stand_there(command: &Command, context: &PlanContext<'_>) -> Result<(), String> {
+    if command.flags.priority == Some(Priority::High) && context.role < Role::Maintain {
+        return Err(wording::priority_needs(Role::Maintain));
+    }
+    for number in &command.flags.after {
+        match context.after.get(number).and_then(Option::as_ref) {
+            None => return Err(wording::after_unknown(*number)),
+            Some(parent) if parent.task == context.task.id => return Err(wording::after_itself(*number)),
+            Some(parent) if parent.waits_for_us => return Err(wording::after_circle(*number)),
+            Some(_) => {}
+        }
+    }
+    Ok(())
 }
 
 /// The head of a pull request that comes from a fork which is not ours.
@@ -487,6 +569,7 @@ fn spec(
         config: config.clone(),
         previous: previous.map(|run| run.id.clone()),
         resume: command.verb == Verb::Continue,
+        needs: node::union(&config.needs, &agent.needs),
     })
 }
 
@@ -595,6 +678,17 @@ pub fn cancelled_by_close(runs: &[Run]) -> Vec<RunId> {
         .collect()
 }
 
+/// Runs that a push makes pointless: they were asked for an older head, and what they would make could not be pushed or
+/// is about what is no more. `ours` says whether a run of ours made the new head. Answers to questions go on.
+pub fn superseded_by_push(runs: &[Run], number: i64, head: &Sha, ours: bool) -> Vec<RunId> {
+    let beside = |run: &&Run| {
+        let pinned = run.spec.pull.as_ref().is_some_and(|pull| pull.number == number) && run.pinned() != head;
+        let early = matches!(run.state, RunState::Queued | RunState::Preparing | RunState::Running);
+        pinned && early && run.spec.verb != Verb::Ask && run.cancel_requested.is_none()
+    };
+    if ours { Vec::new() } else { runs.iter().filter(beside).map(|run| run.id.clone()).collect() }
+}
+
 /// The lock that keeps runs on one branch apart: the branch that is pushed, else the task.
 pub fn lock_key(repo: &Repo, task: &Task, spec: &RunSpec) -> String {
     match (&spec.push_to, task.kind) {
@@ -667,6 +761,7 @@ mod tests {
             model: None,
             minutes: None,
             budget_micros: None,
+            needs: Vec::new(),
             description: "x".into(),
         }
     }
@@ -690,6 +785,7 @@ mod tests {
         fork: Option<RepoName>,
         approved: Vec<Sha>,
         pushed_since: bool,
+        after: BTreeMap<i64, Option<Blocker>>,
     }
 
     impl Case {
@@ -744,6 +840,7 @@ mod tests {
                 fork: None,
                 approved: Vec::new(),
                 pushed_since: false,
+                after: BTreeMap::new(),
             }
         }
 
@@ -779,6 +876,7 @@ mod tests {
                     rules: &self.rules,
                     recent_runs: self.recent_runs,
                     standings: &[],
+                    after: &self.after,
                     delivery: "inb_0001",
                 },
             )
@@ -806,6 +904,87 @@ mod tests {
         assert_eq!(spec.push_to.unwrap().as_str(), "zeblit/12-it-crashes-k0001");
         assert_eq!((spec.agent.as_str(), spec.mode), ("fixer", RunMode::Change));
         assert_eq!((spec.budget_micros, spec.wall_seconds), (5_000_000, 3600));
+    }
+
+    #[test]
+    fn a_run_may_wait_for_other_tasks_but_not_for_itself_or_in_a_circle() {
+        let after = |numbers: &[i64]| Command {
+            flags: Flags { after: numbers.to_vec(), ..Flags::default() },
+            ..command(Verb::Fix, "")
+        };
+        let mut case = Case::new();
+        let blocker = |task: &str, waits_for_us| Some(Blocker { task: TaskId::new(task), waits_for_us });
+        case.after = BTreeMap::from([
+            (3, blocker("tsk_3", false)),
+            (4, blocker("tsk_4", false)),
+            (5, blocker("tsk_5", true)),
+            (6, None),
+            (12, blocker("tsk_0001", false)),
+        ]);
+        let wait_of = |command: Command| match case.plan(&[command]).actions.pop() {
+            Some(Action::Start { wait, .. }) => wait,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(wait_of(after(&[3, 4])), Wait::For(vec![TaskId::new("tsk_3"), TaskId::new("tsk_4")]));
+        assert_eq!(wait_of(command(Verb::Fix, "")), Wait::Nothing);
+        assert_eq!(wait_of(command(Verb::Ask, "why?")), Wait::Unchanged);
+        for (numbers, words) in [
+            (&[3, 5][..], "both would wait for ever"),
+            (&[6], "no open task for #6"),
+            (&[12], "wait for itself"),
+        ] {
+            let refusal = case.refusal(after(numbers));
+            assert!(refusal.contains(words), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn only_maintainers_go_before_everybody_and_labels_go_last() {
+        let with =
+            |priority| Command { flags: Flags { priority, ..Flags::default() }, ..command(Verb::Fix, "") };
+        let mut case = Case::new();
+        assert!(case.refusal(with(Some(Priority::High))).contains("`maintain`"));
+        case.role = Role::Maintain;
+        let mut labelled = comment(SubjectKind::Issue);
+        labelled.surface = Surface::Label { name: "zeblit:fix".into() };
+        for (comment, asked, wanted) in [
+            (comment(SubjectKind::Issue), Some(Priority::High), Priority::High),
+            (comment(SubjectKind::Issue), Some(Priority::Low), Priority::Low),
+            (comment(SubjectKind::Issue), None, Priority::Default),
+            (labelled, None, Priority::Low),
+        ] {
+            assert_eq!(priority(&with(asked), &comment), wanted);
+        }
+        assert!(matches!(
+            case.plan(&[with(Some(Priority::High))]).actions.as_slice(),
+            [Action::Start { priority: Priority::High, .. }]
+        ));
+    }
+
+    #[test]
+    fn a_push_supersedes_what_was_asked_for_the_head_before() {
+        let at_head = |state, verb, head| {
+            let mut run = run();
+            run.state = state;
+            run.spec.verb = verb;
+            run.spec.pull = Some(PullHead { head_sha: sha(head), ..pull(false) });
+            run
+        };
+        let new = sha('e');
+        for (run, ours, wanted) in [
+            (at_head(RunState::Queued, Verb::Fix, 'b'), false, true),
+            (at_head(RunState::Running, Verb::Review, 'b'), false, true),
+            (at_head(RunState::Running, Verb::Fix, 'b'), true, false),
+            (at_head(RunState::Running, Verb::Fix, 'e'), false, false),
+            (at_head(RunState::Running, Verb::Ask, 'b'), false, false),
+            // Its push has a lease of its own, and what it made is worth keeping.
+            (at_head(RunState::Publishing, Verb::Fix, 'b'), false, false),
+            (at_head(RunState::Succeeded, Verb::Fix, 'b'), false, false),
+        ] {
+            let found = superseded_by_push(std::slice::from_ref(&run), 12, &new, ours);
+            assert_eq!(!found.is_empty(), wanted, "{:?} {:?} {ours}", run.state, run.spec.verb);
+            assert!(superseded_by_push(&[run], 13, &new, ours).is_empty());
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::command::Verb;
 use super::egress::{self, AllowList};
+use super::node;
 use super::policy::{PushMode, Role};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -36,6 +37,14 @@ pub struct RepoConfig {
     pub staged: bool,
     /// Patterns of files that are kept beside the commits.
     pub artifacts: Vec<String>,
+    /// Issues and pull requests show by a label where their run is.
+    pub state_labels: bool,
+    /// Who asked is asked for a review of a pull request that is no draft.
+    pub request_review: bool,
+    /// Our own branch goes when its pull request is merged or closed.
+    pub delete_branch: bool,
+    /// What a node must have to take a run of this repository.
+    pub needs: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +116,10 @@ impl Default for RepoConfig {
             push: PushMode::default(),
             staged: false,
             artifacts: Vec::new(),
+            state_labels: false,
+            request_review: false,
+            delete_branch: false,
+            needs: Vec::new(),
         }
     }
 }
@@ -177,6 +190,17 @@ staged = false
 # `gate.protected`: reports, screenshots, coverage. At most 20 patterns, 100 files of 16 MiB, 64 MiB in all.
 artifacts = []
 # artifacts = ["coverage/**", "report.html"]
+# What the machine must have that works here: capabilities of the server's nodes, as `zeblit nodes` lists them.
+needs = []
+# needs = ["arm64"]
+
+# `true`: a label on the issue or pull request shows where its run is: zeblit:queued, zeblit:running,
+# zeblit:needs-input, zeblit:done.
+state_labels = false
+# `true`: whoever asked is asked for a review when the pull request is opened as no draft.
+request_review = false
+# `true`: my own branch is deleted when its pull request is merged or closed, unless it holds other work.
+delete_branch = false
 
 # Which role a command needs: read, triage, write, maintain or admin. Commands that start runs, and `cancel`,
 # need at least triage.
@@ -229,6 +253,10 @@ const KEYS: &[&str] = &[
     "push",
     "staged",
     "artifacts",
+    "state_labels",
+    "request_review",
+    "delete_branch",
+    "needs",
     "permissions",
     "limits",
     "gate",
@@ -275,6 +303,10 @@ struct File {
     push: Option<toml::Spanned<String>>,
     staged: Option<bool>,
     artifacts: Vec<toml::Spanned<String>>,
+    state_labels: Option<bool>,
+    request_review: Option<bool>,
+    delete_branch: Option<bool>,
+    needs: Vec<toml::Spanned<String>>,
     permissions: BTreeMap<toml::Spanned<String>, toml::Spanned<String>>,
     limits: FileLimits,
     gate: FileGate,
@@ -344,6 +376,9 @@ pub fn parse(text: &str) -> Result<RepoConfig, ConfigProblem> {
         enabled: file.enabled.unwrap_or(true),
         answer_strangers: file.answer_strangers.unwrap_or(false),
         staged: file.staged.unwrap_or(false),
+        state_labels: file.state_labels.unwrap_or(false),
+        request_review: file.request_review.unwrap_or(false),
+        delete_branch: file.delete_branch.unwrap_or(false),
         ..RepoConfig::default()
     };
     if let Some(mode) = file.push {
@@ -363,6 +398,16 @@ pub fn parse(text: &str) -> Result<RepoConfig, ConfigProblem> {
             return Err(wrong(value.span(), format!("`{key}` is not a name I can use")));
         }
         *slot = Some(value.into_inner());
+    }
+    if let Some(extra) = file.needs.get(node::MAX_CAPABILITIES) {
+        return Err(wrong(extra.span(), format!("`needs` has more than {} entries", node::MAX_CAPABILITIES)));
+    }
+    for need in file.needs {
+        if !node::is_capability(need.get_ref()) {
+            let problem = "`needs` lists capabilities of nodes, like `arm64`: lower-case letters, digits, `.`, `_`, `-`";
+            return Err(wrong(need.span(), problem.into()));
+        }
+        config.needs.push(need.into_inner());
     }
     for (name, role) in file.permissions {
         let span = name.span();
@@ -697,7 +742,9 @@ mod tests {
         }
         let on: String = EXAMPLE
             .lines()
-            .filter(|line| !matches!(*line, "protected = []" | "allow = []" | "artifacts = []"))
+            .filter(|line| {
+                !matches!(*line, "protected = []" | "allow = []" | "artifacts = []" | "needs = []")
+            })
             .map(|line| match line.strip_prefix("# ") {
                 Some(code) if code.contains(" = ") => format!("{code}\n"),
                 _ => format!("{line}\n"),
@@ -720,6 +767,7 @@ mod tests {
         assert_eq!(config.limits, limits);
         assert_eq!(config.gate.protected, ["infra/**", "*.lock"]);
         assert_eq!(config.artifacts, ["coverage/**", "report.html"]);
+        assert_eq!(config.needs, ["arm64"]);
         assert_eq!(config.egress, ["crates", "registry.example.com"]);
         let setup = config.setup.unwrap();
         assert_eq!(

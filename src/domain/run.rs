@@ -5,7 +5,7 @@ use super::command::Verb;
 use super::event::{Actor, PullHead, Subject, Surface};
 use super::ids::{BranchName, RepoName, RunId, Sha, TaskId};
 use super::repo_config::RepoConfig;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -159,6 +159,9 @@ pub struct RunSpec {
     /// It may go on with the conversation of that run's agent; a retry begins anew.
     #[serde(default)]
     pub resume: bool,
+    /// What a node must have to take it: sorted, each once.
+    #[serde(default)]
+    pub needs: Vec<String>,
 }
 
 impl RunSpec {
@@ -208,6 +211,10 @@ pub enum FailureClass {
     Setup,
     /// The forge refused something.
     Forge,
+    /// What it waited for did not come to a good end.
+    Blocked,
+    /// Whoever worked on it died, again and again in the same step: nobody takes it on any more.
+    Poison,
     /// A defect of ours; details are in the server's log.
     Internal,
 }
@@ -230,8 +237,59 @@ impl FailureClass {
             FailureClass::Config => "config",
             FailureClass::Setup => "setup",
             FailureClass::Forge => "forge",
+            FailureClass::Blocked => "blocked",
+            FailureClass::Poison => "poison",
             FailureClass::Internal => "internal",
         }
+    }
+
+    /// How long a run that failed so waits before it is tried again by itself; `None`: it ends. `times` counts the tries
+    /// before, `reset` is what the other side asked for. What passes by itself (overload, limits per time) is waited for;
+    /// wrong credentials, an empty account and everything else need somebody.
+    pub fn pause_before_retry(self, times: i64, reset: Option<TimeDelta>) -> Option<TimeDelta> {
+        if !matches!(self, FailureClass::Model | FailureClass::Quota) {
+            return None;
+        }
+        let step = RETRY_MINUTES.get(usize::try_from(times).ok()?).copied()?;
+        let pause = reset.unwrap_or_default().max(TimeDelta::minutes(step));
+        (pause <= LONGEST_RETRY_PAUSE).then_some(pause)
+    }
+}
+
+/// Minutes before each automatic retry.
+pub const RETRY_MINUTES: [i64; 5] = [1, 5, 15, 30, 60];
+/// Whoever wants to be left alone for longer is not waited for.
+const LONGEST_RETRY_PAUSE: TimeDelta = TimeDelta::hours(12);
+/// A run whose worker died so often in the same step is given up: see `FailureClass::Poison`.
+pub const MAX_DEATHS: i64 = 3;
+
+/// Where a run stands in line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    High = 0,
+    #[default]
+    Default = 1,
+    Low = 2,
+}
+
+impl Priority {
+    pub const ALL: [Priority; 3] = [Priority::High, Priority::Default, Priority::Low];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Priority::High => "high",
+            Priority::Default => "default",
+            Priority::Low => "low",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|priority| priority.as_str() == text)
+    }
+
+    pub fn as_i64(self) -> i64 {
+        self as i64
     }
 }
 
@@ -314,6 +372,40 @@ pub struct Progress {
     /// Going on with a session was tried in vain: the run begins anew.
     #[serde(default)]
     pub no_resume: bool,
+    /// It was put back into the queue because something passes by itself.
+    #[serde(default)]
+    pub again: Option<Again>,
+    /// Numbers of the issues and pull requests that it still waits for, while queued.
+    #[serde(default)]
+    pub after: Vec<i64>,
+    /// While queued: no node that lives would take it.
+    #[serde(default)]
+    pub no_node: bool,
+}
+
+impl Progress {
+    /// Forgets what is true of a container and workspace that the run goes on without.
+    fn begin_elsewhere(&mut self) {
+        let kept = Progress {
+            cost_micros: self.cost_micros,
+            tokens: self.tokens,
+            peak: self.peak,
+            no_resume: self.no_resume,
+            warnings: std::mem::take(&mut self.warnings),
+            ..Progress::default()
+        };
+        *self = kept;
+    }
+}
+
+/// Why a run waits to be tried again by itself; `Run::not_before` says until when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Again {
+    pub class: FailureClass,
+    /// For people.
+    pub reason: String,
+    /// Tries before, this one counted.
+    pub times: i64,
 }
 
 /// What a container uses.
@@ -418,7 +510,7 @@ pub struct Run {
     pub repo: super::event::Repo,
     pub spec: RunSpec,
     pub state: RunState,
-    /// 0 high, 1 default, 2 low.
+    /// `Priority` as a number.
     pub priority: i64,
     pub not_before: Option<DateTime<Utc>>,
     pub created_at: DateTime<Utc>,
@@ -429,6 +521,8 @@ pub struct Run {
     pub fence: i64,
     /// Who asked for the cancel.
     pub cancel_requested: Option<String>,
+    /// Workers that died on it since it last came a step further.
+    pub deaths: i64,
     pub attempts: i64,
     pub progress: Progress,
     /// Set when the agent is gone, before anything is published.
@@ -446,6 +540,8 @@ pub enum RunInput {
     SetupDone,
     /// The agent could not go on with its session: it is started once more, without.
     Anew,
+    /// Another node took the run over; what the container and its workspace held is out of its reach.
+    Moved,
     AgentGone(AgentEnd),
     Collected,
     /// Pushed and the pull request was asked for.
@@ -460,8 +556,8 @@ pub enum RunInput {
     Held,
     /// It was approved, or is to be dropped: a worker takes it on.
     Released,
-    /// The lease was lost before the agent started: back to the queue.
-    Requeued,
+    /// Something passes by itself: back to the queue until then. The workspace stays, where it can.
+    Later,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -496,8 +592,9 @@ impl Run {
         let next = match (self.state, input) {
             (Queued, RunInput::Claimed) => Preparing,
             (Preparing, RunInput::AgentStarted) => Running,
-            (Preparing, RunInput::Requeued) => Queued,
+            (Preparing | Running, RunInput::Later) => Queued,
             (Running, RunInput::SetupDone | RunInput::Anew) => Preparing,
+            (Running | Collecting | Publishing, RunInput::Moved) => Preparing,
             (Preparing | Running, RunInput::AgentGone(_)) => Collecting,
             (Collecting, RunInput::Collected) => Publishing,
             (Publishing, RunInput::Pushed) => Reporting,
@@ -517,6 +614,10 @@ impl Run {
         };
         if let RunInput::AgentGone(end) = input {
             self.agent_end = Some(end.clone());
+        }
+        if *input == RunInput::Moved {
+            self.agent_end = None;
+            self.progress.begin_elsewhere();
         }
         if next == Preparing && self.started_at.is_none() {
             self.started_at = Some(now);
@@ -567,6 +668,8 @@ pub struct Attempt {
     pub ended_at: Option<DateTime<Utc>>,
     /// Lines of the container's output already stored: where a reader goes on after a crash.
     pub log_cursor: i64,
+    /// The node whose container engine has it.
+    pub node: String,
 }
 
 #[cfg(test)]
@@ -630,6 +733,7 @@ pub(crate) mod tests {
                 config: RepoConfig::default(),
                 previous: None,
                 resume: false,
+                needs: Vec::new(),
             },
             state: RunState::Queued,
             priority: 1,
@@ -641,6 +745,7 @@ pub(crate) mod tests {
             lease_until: None,
             fence: 0,
             cancel_requested: None,
+            deaths: 0,
             attempts: 0,
             progress: Progress::default(),
             agent_end: None,
@@ -654,6 +759,7 @@ pub(crate) mod tests {
             RunInput::AgentStarted,
             RunInput::SetupDone,
             RunInput::Anew,
+            RunInput::Moved,
             RunInput::AgentGone(AgentEnd::Finished),
             RunInput::Collected,
             RunInput::Pushed,
@@ -662,7 +768,7 @@ pub(crate) mod tests {
             RunInput::NeedsInput,
             RunInput::Failed,
             RunInput::Cancelled,
-            RunInput::Requeued,
+            RunInput::Later,
             RunInput::Held,
             RunInput::Released,
         ]
@@ -720,6 +826,24 @@ pub(crate) mod tests {
                 let mut run = run();
                 run.state = state;
                 assert!(run.apply(&input, at(1)).is_err(), "{state:?} took {input:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_that_moved_begins_anew_and_keeps_what_it_cost() {
+        for state in RunState::ALL {
+            let mut run = run();
+            run.state = state;
+            run.agent_end = Some(AgentEnd::Finished);
+            run.progress =
+                Progress { cost_micros: 7, collected: true, setup: SetupState::Done, ..Progress::default() };
+            let has_begun = matches!(state, RunState::Running | RunState::Collecting | RunState::Publishing);
+            assert_eq!(run.apply(&RunInput::Moved, at(1)).is_ok(), has_begun, "{state:?}");
+            if has_begun {
+                assert_eq!(run.state, RunState::Preparing);
+                assert_eq!(run.agent_end, None);
+                assert_eq!(run.progress, Progress { cost_micros: 7, ..Progress::default() });
             }
         }
     }

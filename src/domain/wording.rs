@@ -8,7 +8,9 @@ use super::ids::{BranchName, RepoName, RunId, Sha};
 use super::plan::AgentFacts;
 use super::policy::{self, PushMode, Role};
 use super::repo_config::{self, ConfigProblem, RepoConfig};
-use super::run::{AgentEnd, FailureClass, Kept, Phase, Publish, Question, Run, RunMode, RunState};
+use super::run::{
+    AgentEnd, FailureClass, Kept, Phase, Publish, Question, RETRY_MINUTES, Run, RunMode, RunState,
+};
 use super::sanitize;
 use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
@@ -235,6 +237,22 @@ pub fn fork_is_missing(fork: &RepoName) -> String {
     format!("There is no fork `{fork}` of this repository that the App may push to.")
 }
 
+/// Of a branch that was not deleted.
+pub fn branch_holds_other_work(branch: &BranchName) -> String {
+    format!("`{branch}` holds other work than mine, so it stays.")
+}
+
+/// Title and text of what was made twice and stays visible.
+pub const SUPERSEDED: &str = "Superseded: this was made twice by mistake, and the other one goes on.";
+
+/// What such a check is called for the forge.
+pub const SUPERSEDED_ID: &str = "superseded";
+
+/// The text of an issue that was opened twice.
+pub fn duplicate_of(number: &str) -> String {
+    format!("Opened twice by mistake: #{number} goes on.")
+}
+
 pub fn pull_is_closed(number: i64) -> String {
     format!("😕 #{number} is closed. Reopen it, then type the command again.")
 }
@@ -377,6 +395,83 @@ pub fn session_refused() -> String {
 
 pub fn session_resumed(previous: &RunId) -> String {
     format!("It went on with the agent's own conversation of run `{}`.", previous.short())
+}
+
+/// Its agent was interrupted, and goes on.
+pub fn session_taken_up(run: &Run) -> String {
+    let reason = run.progress.again.as_ref().map_or("", |again| again.reason.as_str());
+    format!("The agent was interrupted ({}) and went on with its own conversation.", unfinished(reason))
+}
+
+/// A sentence as part of another one.
+fn unfinished(sentence: &str) -> String {
+    let text = sentence.trim_end_matches('.');
+    let mut chars = text.chars();
+    chars.next().map_or(String::new(), |first| first.to_lowercase().chain(chars).collect())
+}
+
+/// The model endpoint said "too much".
+pub fn model_overloaded() -> String {
+    "The model endpoint is overloaded or its rate limit is reached.".into()
+}
+
+pub fn model_does_not_answer() -> String {
+    "The model endpoint does not answer.".into()
+}
+
+pub fn model_account_empty() -> String {
+    "The account at the model provider is out of credit or over its limit.".into()
+}
+
+pub fn model_refused_key() -> String {
+    "The model provider refused this server's key.".into()
+}
+
+/// Automatic retries are used up.
+pub fn tried_in_vain(run: &Run, reason: &str) -> String {
+    match run.progress.again.as_ref().map_or(0, |again| again.times) {
+        0 => reason.to_owned(),
+        times => format!("{reason} I tried again {times} times by myself."),
+    }
+}
+
+/// Workers died on the run.
+pub fn dead_letter(run: &Run) -> String {
+    format!(
+        "The worker died {} times in a row while it was at this run ({}), so nobody takes it on any more.",
+        run.deaths,
+        phase_name(Some(current_phase(run)))
+    )
+}
+
+/// What the run waited for ended badly.
+pub fn blocker_failed(number: i64) -> String {
+    format!("It waited for #{number}, whose last run did not succeed.")
+}
+
+/// Somebody pushed what this run would not build on.
+pub fn superseded(head: &Sha) -> String {
+    format!("{NEWER_PUSH} {}", head.short())
+}
+
+/// How the request to cancel a superseded run begins.
+pub const NEWER_PUSH: &str = "a newer push:";
+
+/// `--after` names something that nothing is known of.
+pub fn after_unknown(number: i64) -> String {
+    format!("I know no open task for #{number}. Ask for it there first (`/zeblit fix`), then again here.")
+}
+
+pub fn after_itself(number: i64) -> String {
+    format!("#{number} cannot wait for itself.")
+}
+
+pub fn after_circle(number: i64) -> String {
+    format!("#{number} waits for this one already: both would wait for ever.")
+}
+
+pub fn priority_needs(needs: Role) -> String {
+    format!("`--priority high` goes before everybody else's runs and needs the role `{}`.", needs.name())
 }
 
 /// The session of a run is not kept.
@@ -566,7 +661,7 @@ pub fn help(
             policy::required_role(info.verb, config).name()
         );
     }
-    text.push_str("\nFlags: `--agent NAME`, `--model NAME`, `--base BRANCH`, `--budget DOLLARS`; `--staged` shows what would be done and pushes nothing.\n");
+    text.push_str("\nFlags: `--agent NAME`, `--model NAME`, `--base BRANCH`, `--budget DOLLARS`, `--priority high|default|low`; `--after #N` waits until that is done; `--staged` shows what would be done and pushes nothing.\n");
     for (title, recipe) in [("Agents", false), ("Recipes", true)] {
         let list: Vec<String> = agents
             .iter()
@@ -730,6 +825,15 @@ fn money(run: &Run) -> String {
     format!(" · {} of {}", dollars(run.progress.cost_micros), dollars(run.spec.budget_micros))
 }
 
+/// Why a run stays in the queue although nothing is ahead of it.
+fn no_node(needs: &[String]) -> String {
+    if needs.is_empty() {
+        return " · no worker is running".into();
+    }
+    let needs: Vec<String> = needs.iter().map(|need| format!("`{need}`")).collect();
+    format!(" · waits for a worker with {}: none is running", needs.join(", "))
+}
+
 /// The first line of the sticky comment, and the title of the check.
 pub fn headline(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
     let outcome = &run.outcome;
@@ -739,11 +843,22 @@ pub fn headline(run: &Run, links: &RunLinks, now: DateTime<Utc>) -> String {
             if let Some(position) = run.progress.position {
                 let _ = write!(line, " · position {position}");
             }
+            if let Some(again) = &run.progress.again {
+                let at = run.not_before.map_or(String::new(), |at| at.format(" at %H:%M UTC").to_string());
+                let of = RETRY_MINUTES.len();
+                let _ = write!(line, " · {} · try {} of {of}{at}", again.class.name(), again.times);
+            }
+            if !run.progress.after.is_empty() {
+                let after: Vec<_> = run.progress.after.iter().map(|number| format!("#{number}")).collect();
+                let _ = write!(line, " · waits for {}", after.join(", "));
+            }
             if let Some(holder) = &run.progress.waits_for {
                 let _ = write!(line, " · waits for run `{}` on the same branch", holder.short());
             }
             if links.paused.is_some() {
                 line.push_str(" · the server is paused by its operator");
+            } else if run.progress.no_node {
+                line.push_str(&no_node(&run.spec.needs));
             }
             line
         }
@@ -1062,6 +1177,35 @@ pub fn subject_was_closed(run: &Run) -> bool {
     run.cancel_requested.as_deref().is_some_and(|by| by.starts_with('#'))
 }
 
+/// The run was cancelled because somebody pushed to the pull request.
+fn was_superseded(run: &Run) -> bool {
+    run.cancel_requested.as_deref().is_some_and(|by| by.starts_with(NEWER_PUSH))
+}
+
+/// Why a run was cancelled: who asked, or what happened.
+pub fn cancel_reason(run: &Run) -> String {
+    let by = run.cancel_requested.as_deref().unwrap_or("somebody");
+    if by == NOT_APPROVED {
+        return "Nobody approved the change in time.".into();
+    }
+    if by == APPROVAL_VOID {
+        return "Somebody pushed to the pull request after its commit was approved.".into();
+    }
+    if by == REPOSITORY_GONE {
+        return "The repository was deleted, or the App may not see it any more.".into();
+    }
+    if let Some(head) = by.strip_prefix(NEWER_PUSH) {
+        return format!(
+            "Somebody pushed to the pull request meanwhile ({}): this was for the head before.",
+            head.trim()
+        );
+    }
+    if subject_was_closed(run) {
+        return format!("{}.", sanitize::one_line(by, 80));
+    }
+    format!("Asked for by {}.", sanitize::one_line(by, 80))
+}
+
 /// Why it ended and what to type next.
 fn ending(run: &Run) -> String {
     let outcome = &run.outcome;
@@ -1094,6 +1238,9 @@ fn ending(run: &Run) -> String {
         (RunState::Cancelled, _) if run.cancel_requested.as_deref() == Some(APPROVAL_VOID) => {
             "Read the new head, approve it with `/zeblit ok`, then `/zeblit retry`."
         }
+        (RunState::Cancelled, _) if was_superseded(run) => {
+            "`/zeblit retry` asks for the same on the new head."
+        }
         (RunState::Cancelled, _) if subject_was_closed(run) => {
             "That ended its task, too. When it is open again, `/zeblit fix` begins a new one."
         }
@@ -1114,6 +1261,15 @@ fn ending(run: &Run) -> String {
         (_, Some(FailureClass::Conflict)) => "`/zeblit retry` starts again from the new head.",
         (_, Some(FailureClass::Auth | FailureClass::Sandbox | FailureClass::Model)) => {
             "This is for the operator of the server (`zeblit doctor` names the fix); then `/zeblit retry`."
+        }
+        (_, Some(FailureClass::Quota)) => {
+            "`/zeblit continue` goes on from where it stopped, once there is room again."
+        }
+        (_, Some(FailureClass::Blocked)) => {
+            "When that is settled, `/zeblit retry` here starts this one without waiting."
+        }
+        (_, Some(FailureClass::Poison)) => {
+            "This is for the operator of the server: its log has the details under this run's id, and `zeblit replay RUN` queues it again."
         }
         (_, Some(FailureClass::Setup)) => {
             "The agent was not started. Mend `setup` in `.github/zeblit.toml` or what it runs, then `/zeblit retry`."
@@ -1212,6 +1368,21 @@ pub fn check_state(run: &Run) -> (CheckStatus, Option<CheckConclusion>) {
             Some(FailureClass::Timeout) => (CheckStatus::Completed, Some(CheckConclusion::TimedOut)),
             _ => (CheckStatus::Completed, Some(CheckConclusion::Failure)),
         },
+    }
+}
+
+/// Which of `effect::STATE_LABELS` shows where a run is.
+pub fn state_label(run: &Run) -> &'static str {
+    let [queued, running, needs_input, done] = super::effect::STATE_LABELS;
+    match run.state {
+        RunState::Queued => queued,
+        RunState::Preparing
+        | RunState::Running
+        | RunState::Collecting
+        | RunState::Publishing
+        | RunState::Reporting => running,
+        RunState::Held | RunState::NeedsInput => needs_input,
+        RunState::Succeeded | RunState::Nothing | RunState::Failed | RunState::Cancelled => done,
     }
 }
 

@@ -302,7 +302,10 @@ fn why(error: &RemoteError) -> String {
         }
         RemoteError::Refused { detail, .. } => sanitize::one_line(detail, 200),
         RemoteError::RateLimited { .. } => "the forge's rate limit was reached".into(),
-        RemoteError::Unavailable { .. } | RemoteError::Unclear { .. } | RemoteError::Protocol { .. } => {
+        RemoteError::Unavailable { .. }
+        | RemoteError::Unclear { .. }
+        | RemoteError::Unfinished { .. }
+        | RemoteError::Protocol { .. } => {
             tracing::warn!(%error, "the forge did not give what an agent was to get");
             "the forge could not be asked".into()
         }

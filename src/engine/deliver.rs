@@ -1,10 +1,12 @@
 //! Sends effects: intent first, in order, one at a time per installation, under the rate governor;
-//! after an unclear reply it looks before it sends again.
+//! after an unclear reply it looks before it sends again, and later takes away what was made twice all the same.
 
 use super::EngineError;
 use super::report::{self, Owner, Urgency};
 use crate::app::App;
-use crate::domain::effect::{Effect, EffectPriority, EffectState, OwnComment, Payload, RemoteRef};
+use crate::domain::effect::{
+    Effect, EffectPriority, EffectState, OwnComment, Payload, Reconcile, RemoteRef, Twin,
+};
 use crate::domain::event::Surface;
 use crate::domain::run::{FailureClass, Phase, RunInput, RunState};
 use crate::domain::wording;
@@ -14,8 +16,8 @@ use crate::store::{self, Tx};
 use chrono::{DateTime, Duration, Utc};
 use futures_util::future::try_join_all;
 
-/// An effect that was refused this often for reasons that may pass is given up.
-const MAX_TRIES: i64 = 40;
+/// An effect that was refused this often for reasons that may pass is given up: after about three days.
+const MAX_TRIES: i64 = 1000;
 
 /// Lists of the forge may lag behind its writes: only when a thing was not to be found for this long
 /// after its sending is it made again.
@@ -23,6 +25,24 @@ const LIST_LAG: Duration = Duration::seconds(45);
 
 /// Between two looks for an ambiguous effect.
 const LOOK_AGAIN: Duration = Duration::seconds(5);
+
+/// How long after something was made again its twin is looked for.
+const TWIN_LOOKS: [Duration; 2] = [Duration::minutes(2), Duration::minutes(10)];
+
+/// Before a look for a twin that was not possible is tried again.
+const TWIN_LATER: Duration = Duration::minutes(1);
+
+/// Looks for twins in one round.
+const TWINS_AT_ONCE: i64 = 20;
+
+/// For how long a process has a lane (remote and installation) to itself without asking again.
+const LANE_TIME: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// Before a lane that another process has is asked for again.
+const LANE_LATER: Duration = Duration::seconds(5);
+
+/// A sending whose intent is older was held up on the way and is not begun: others may reconcile it by then.
+const SEND_WITHIN: Duration = Duration::seconds(30);
 
 /// The part of the minute's and hour's writes that progress texts may use: the rest is for what matters.
 const PROGRESS_SHARE: f64 = 0.7;
@@ -62,6 +82,11 @@ async fn lane(app: &App, remote: &str, installation: i64) -> Result<Lane, Engine
     {
         return Ok(Lane::BlockedUntil(until));
     }
+    // One process at a time, so that effects go in order.
+    let duty = format!("lane:{remote}:{installation}");
+    if !store::duties::hold(&app.store, &duty, &app.boot, now, LANE_TIME).await? {
+        return Ok(Lane::BlockedUntil(now + LANE_LATER));
+    }
     let Some(effect) = store::effects::next_of_lane(&app.store, remote, installation, now).await? else {
         return Ok(Lane::BlockedUntil(now + Duration::seconds(1)));
     };
@@ -70,28 +95,28 @@ async fn lane(app: &App, remote: &str, installation: i64) -> Result<Lane, Engine
             reconcile(app, &effect).await?;
             Ok(Lane::Worked)
         }
-        EffectState::Planned => match may_write(app, &effect, now).await? {
-            Some(until) => Ok(Lane::BlockedUntil(until)),
-            None => {
-                send(app, &effect).await?;
-                Ok(Lane::Worked)
-            }
-        },
+        EffectState::Planned => send(app, &effect).await,
         EffectState::Confirmed | EffectState::Failed => Ok(Lane::Worked),
     }
 }
 
-/// The governor: `None` when a content write may be sent now, else when to ask again.
+/// The governor: `None` when a content write may be sent now, else when to ask again. Exact below the lane's lock.
 async fn may_write(
     app: &App,
+    tx: &mut Tx,
     effect: &Effect,
     now: DateTime<Utc>,
 ) -> Result<Option<DateTime<Utc>>, EngineError> {
     let limits = &app.config.limits;
-    let installation = effect.repo.installation;
-    let writes =
-        store::effects::writes_since(&app.store, &effect.remote, installation, now - Duration::hours(1))
-            .await?;
+    let (remote, installation) = (&effect.remote, effect.repo.installation);
+    if let Some(until) = store::effects::held_until_tx(tx, remote, installation).await?
+        && until > now
+    {
+        return Ok(Some(until));
+    }
+    let writes = store::effects::writes_since(tx, remote, installation, now - Duration::hours(1)).await?;
+    // A write in the future was recorded before the clock was set back: it says nothing about now.
+    let writes: Vec<_> = writes.into_iter().filter(|at| *at <= now).collect();
     if let Some(last) = writes.last() {
         let next = *last + Duration::milliseconds(limits.write_spacing_ms);
         if next > now {
@@ -115,19 +140,38 @@ async fn may_write(
 }
 
 #[tracing::instrument(skip_all, fields(effect.key = %effect.key, kind = effect.payload.kind(), repo = %effect.repo.name))]
-async fn send(app: &App, effect: &Effect) -> Result<(), EngineError> {
-    let now = app.clock.now();
+async fn send(app: &App, effect: &Effect) -> Result<Lane, EngineError> {
     let mut tx = app.store.write_tx().await?;
-    if !store::effects::sending(&mut tx, &effect.id, effect.revision, now).await? {
-        return Ok(());
+    store::effects::lock_lane(&mut tx, &effect.remote, effect.repo.installation).await?;
+    // Read below the lock: a process that waited for it must not count from before.
+    let now = app.clock.now();
+    if let Some(until) = may_write(app, &mut tx, effect, now).await? {
+        return Ok(Lane::BlockedUntil(until));
+    }
+    if !store::effects::sending(&mut tx, &effect.id, effect.revision, &app.boot, now).await? {
+        return Ok(Lane::Worked);
     }
     store::effects::record_write(&mut tx, &effect.remote, effect.repo.installation, now).await?;
     tx.commit().await?;
-    let result = match masked(app, effect) {
-        Some(masked) => app.forge.apply(&masked).await,
-        None => app.forge.apply(effect).await,
+    let sent = Effect {
+        state: EffectState::Sending,
+        intent_at: Some(now),
+        sender: Some(app.boot.clone()),
+        tries: effect.tries + 1,
+        ..effect.clone()
     };
-    settle(app, effect, result).await
+    if app.clock.now() - now > SEND_WITHIN {
+        let mut tx = app.store.write_tx().await?;
+        store::effects::ambiguous(&mut tx, &sent, "held up before it was sent", app.clock.now()).await?;
+        tx.commit().await?;
+        return Ok(Lane::Worked);
+    }
+    let result = match masked(app, &sent) {
+        Some(masked) => app.forge.apply(&masked).await,
+        None => app.forge.apply(&sent).await,
+    };
+    settle(app, &sent, result).await?;
+    Ok(Lane::Worked)
 }
 
 /// The effect with secrets taken out of its texts, when it holds any: whatever made a text, none leaves here with one.
@@ -164,34 +208,30 @@ async fn settle(
     let now = app.clock.now();
     let mut tx = app.store.write_tx().await?;
     match result {
-        Ok(remote) => {
-            store::effects::confirm(&mut tx, &effect.id, effect.revision, &remote, now).await?;
-            confirmed(app, &mut tx, effect, &remote).await?;
-        }
+        Ok(remote) => made(app, &mut tx, effect, &remote).await?,
         Err(error) => {
             let text = error.to_string();
-            let tries = effect.tries + 1;
             match error.retry() {
                 Retry::Reconcile => {
                     tracing::warn!(error = text, "unclear reply");
-                    store::effects::ambiguous(&mut tx, &effect.id, &text, now + Duration::seconds(1)).await?;
+                    store::effects::ambiguous(&mut tx, effect, &text, now + Duration::seconds(1)).await?;
                 }
-                Retry::After(wait) if tries < MAX_TRIES => {
+                Retry::After(_) if matches!(error, RemoteError::Unfinished { .. }) => {
+                    store::effects::again(&mut tx, effect, &text, now).await?;
+                }
+                Retry::After(wait) if effect.tries < MAX_TRIES => {
                     let wait = Duration::from_std(wait).unwrap_or(Duration::minutes(1));
-                    let backoff = Duration::seconds(1 << tries.clamp(0, 8));
+                    let backoff = Duration::seconds(1 << effect.tries.clamp(0, 8));
+                    let until = now + wait.max(backoff);
                     tracing::warn!(error = text, "the effect waits");
                     if matches!(error, RemoteError::RateLimited { .. }) {
-                        let installation = effect.repo.installation;
-                        store::effects::hold(&mut tx, &effect.remote, installation, now + wait, &text)
-                            .await?;
-                        store::effects::again(&mut tx, &effect.id, &text, now + wait).await?;
-                    } else {
-                        store::effects::again(&mut tx, &effect.id, &text, now + wait.max(backoff)).await?;
+                        hold(&mut tx, effect, until, &text).await?;
                     }
+                    store::effects::again(&mut tx, effect, &text, until).await?;
                 }
                 Retry::After(_) | Retry::Never => {
                     tracing::error!(error = text, "the effect was refused");
-                    store::effects::fail(&mut tx, &effect.id, &text).await?;
+                    store::effects::fail(&mut tx, effect, &text).await?;
                     refused(app, &mut tx, effect, &error).await?;
                 }
             }
@@ -202,57 +242,150 @@ async fn settle(
     Ok(())
 }
 
+async fn hold(tx: &mut Tx, effect: &Effect, until: DateTime<Utc>, why: &str) -> Result<(), EngineError> {
+    store::effects::hold(tx, &effect.remote, effect.repo.installation, until, why).await?;
+    Ok(())
+}
+
+/// It was obeyed. Usually that confirms the effect; a process that was paused meanwhile may have been overtaken.
+async fn made(app: &App, tx: &mut Tx, effect: &Effect, remote: &RemoteRef) -> Result<(), EngineError> {
+    let current = store::effects::get_tx(tx, &effect.id).await?;
+    let known = current.as_ref().and_then(|current| current.remote_ref.clone());
+    if effect.remote_ref.is_none()
+        && let Some(known) = known.filter(|known| known.id != remote.id)
+        && let Some(twin) = effect.payload.twin(remote, &known)
+    {
+        tracing::warn!(remote.id = %remote.id, kept = %known.id, "made twice: this one is taken away");
+        remove(app, tx, effect, twin).await?;
+        return Ok(());
+    }
+    store::effects::confirm(tx, &effect.id, effect.revision, remote, app.clock.now()).await?;
+    if current.is_some_and(|current| current.intent_at != effect.intent_at) {
+        // Another process sent it since. Whose text the forge got last is not known: the newest goes once more.
+        store::effects::resend(tx, &effect.id).await?;
+    }
+    confirmed(app, tx, effect, remote).await
+}
+
+/// Plans the removal of a second one.
+async fn remove(app: &App, tx: &mut Tx, effect: &Effect, twin: Twin) -> Result<(), EngineError> {
+    let payload = Payload::Remove(twin);
+    let id = match &payload {
+        Payload::Remove(Twin::Comment { id, .. } | Twin::Check { id } | Twin::Review { id, .. }) => *id,
+        Payload::Remove(Twin::Issue { number, .. }) => *number,
+        _ => return Ok(()),
+    };
+    let key = format!("{}:{}:{}:{id}", payload.kind(), effect.remote, effect.repo.id);
+    let owner = Owner {
+        run: effect.run.as_ref(),
+        task: effect.task.as_ref(),
+        remote: &effect.remote,
+        repo: &effect.repo,
+    };
+    report::put(app, tx, &owner, key, EffectPriority::Check, payload).await?;
+    Ok(())
+}
+
+/// Looks again for what was made again because a list lagged: whatever carries the same mark and is not the one that
+/// we hold is taken away.
+pub async fn twins(app: &App) -> Result<(), EngineError> {
+    let now = app.clock.now();
+    for (effect, looks) in store::effects::watched(&app.store, now, TWINS_AT_ONCE).await? {
+        let next = match usize::try_from(looks)
+            .ok()
+            .and_then(|n| Some((TWIN_LOOKS.get(n)?, TWIN_LOOKS.get(n + 1)?)))
+        {
+            Some((this, next)) => Some(now + (*next - *this)),
+            None => None,
+        };
+        let found = match (&effect.remote_ref, effect.state) {
+            (None, EffectState::Failed) => Some(Vec::new()),
+            // Not made again yet: the other one may still be adopted.
+            (None, _) => None,
+            (Some(_), _) => match app.forge.find_all(&effect).await {
+                Ok(found) => Some(found),
+                Err(error) => {
+                    tracing::warn!(error = %error, effect.key = %effect.key, "twins cannot be looked for now");
+                    None
+                }
+            },
+        };
+        let mut tx = app.store.write_tx().await?;
+        if let (Some(found), Some(kept)) = (&found, &effect.remote_ref) {
+            for twin in found.iter().filter(|found| found.id != kept.id) {
+                if let Some(twin) = effect.payload.twin(twin, kept) {
+                    tracing::warn!(effect.key = %effect.key, "a twin turned up: it is taken away");
+                    remove(app, &mut tx, &effect, twin).await?;
+                }
+            }
+        }
+        match found {
+            Some(_) => store::effects::looked(&mut tx, &effect.id, true, next).await?,
+            None => store::effects::looked(&mut tx, &effect.id, false, Some(now + TWIN_LATER)).await?,
+        }
+        tx.commit().await?;
+        app.wakeup.notify(Topic::Effects);
+    }
+    Ok(())
+}
+
 /// An effect whose sending had no clear end: look for what it made, before anything is sent again.
 #[tracing::instrument(skip_all, fields(effect.key = %effect.key, kind = effect.payload.kind()))]
 async fn reconcile(app: &App, effect: &Effect) -> Result<(), EngineError> {
     let now = app.clock.now();
-    let sets_a_value = matches!(effect.payload, Payload::Reaction { .. } | Payload::Minimise { .. });
-    let found = if sets_a_value || effect.remote_ref.is_some() {
-        // Repeating it, or editing the same thing again, changes nothing.
-        None
-    } else {
-        match app.forge.find(effect).await {
+    let how = match effect.remote_ref {
+        // Editing the same thing again changes nothing.
+        Some(_) => Reconcile::Repeat,
+        None => effect.payload.reconcile(),
+    };
+    let found = match how {
+        Reconcile::Repeat => None,
+        Reconcile::Natural | Reconcile::Look => match app.forge.find(effect).await {
             Ok(found) => found,
-            Err(error) => {
-                let wait = match error.retry() {
-                    Retry::After(wait) => Duration::from_std(wait).unwrap_or(LOOK_AGAIN),
-                    Retry::Reconcile | Retry::Never => LOOK_AGAIN,
-                };
-                let mut tx = app.store.write_tx().await?;
-                store::effects::ambiguous(
-                    &mut tx,
-                    &effect.id,
-                    &error.to_string(),
-                    now + wait.max(LOOK_AGAIN),
-                )
-                .await?;
-                tx.commit().await?;
-                return Ok(());
-            }
-        }
+            Err(error) => return look_later(app, effect, &error).await,
+        },
     };
     let mut tx = app.store.write_tx().await?;
-    match found {
-        Some(remote) => {
+    match (found, how) {
+        (Some(remote), _) => {
             tracing::info!(remote.id = %remote.id, "found what an unclear sending had made");
             // One revision back: it exists, and is edited once more to hold the newest text.
             store::effects::confirm(&mut tx, &effect.id, effect.revision - 1, &remote, now).await?;
             confirmed(app, &mut tx, effect, &remote).await?;
         }
-        None => {
-            let sent = effect.intent_at.unwrap_or(now);
-            // A pull request has a natural key at the forge: a second one is refused there and adopted.
-            let safe =
-                sets_a_value || effect.remote_ref.is_some() || matches!(effect.payload, Payload::Pull(_));
-            if safe || now - sent >= LIST_LAG {
-                store::effects::again(&mut tx, &effect.id, "not found: sent again", now).await?;
-            } else {
-                store::effects::ambiguous(&mut tx, &effect.id, "not found yet", now + LOOK_AGAIN).await?;
-            }
+        (None, Reconcile::Repeat) => {
+            store::effects::again(&mut tx, effect, "sent again", now).await?;
+        }
+        (None, Reconcile::Natural) => {
+            store::effects::again(&mut tx, effect, "not found: sent again", now).await?;
+        }
+        (None, Reconcile::Look) if now - effect.intent_at.unwrap_or(now) >= LIST_LAG => {
+            store::effects::again(&mut tx, effect, "not found: sent again", now).await?;
+            store::effects::watch(&mut tx, &effect.id, now + TWIN_LOOKS[0]).await?;
+        }
+        (None, Reconcile::Look) => {
+            store::effects::ambiguous(&mut tx, effect, "not found yet", now + LOOK_AGAIN).await?;
         }
     }
     tx.commit().await?;
     app.wakeup.notify(Topic::Effects);
+    Ok(())
+}
+
+/// The look itself did not succeed.
+async fn look_later(app: &App, effect: &Effect, error: &RemoteError) -> Result<(), EngineError> {
+    let (now, text) = (app.clock.now(), error.to_string());
+    let wait = match error.retry() {
+        Retry::After(wait) => Duration::from_std(wait).unwrap_or(LOOK_AGAIN),
+        Retry::Reconcile | Retry::Never => LOOK_AGAIN,
+    };
+    let until = now + wait.max(LOOK_AGAIN);
+    let mut tx = app.store.write_tx().await?;
+    if matches!(error, RemoteError::RateLimited { .. }) {
+        hold(&mut tx, effect, until, &text).await?;
+    }
+    store::effects::ambiguous(&mut tx, effect, &text, until).await?;
+    tx.commit().await?;
     Ok(())
 }
 
@@ -274,6 +407,7 @@ async fn confirmed(app: &App, tx: &mut Tx, effect: &Effect, remote: &RemoteRef) 
                 store::runs::save(tx, &run).await?;
                 tracing::info!(run.id = %run.id, pull = number, "pull request is open");
                 report::report(app, tx, &run, Urgency::State).await?;
+                report::ask_review(app, tx, &run, number).await?;
             }
         }
         Payload::Sticky(_) if effect.remote_ref.is_none() => {

@@ -8,17 +8,19 @@ use crate::agent::adapter::{self, BRIDGE_PORT, EGRESS_PORT, LaunchContext, MASKE
 use crate::agent::prompt;
 use crate::agent::{AdapterKind, AgentEvent, AgentSpec};
 use crate::app::App;
+use crate::broker::trouble::Trouble;
 use crate::broker::{Allowance, BrokerError, Listener, tools};
 use crate::clock::IdKind;
 use crate::domain::budget::{self, BudgetKind};
 use crate::domain::event::Repo;
 use crate::domain::ids::{BranchName, RunId, Sha, SlotId};
 use crate::domain::run::{
-    AgentEnd, Attempt, FailureClass, LogKind, LogLine, Phase, Run, RunInput, RunState, SetupState,
+    Again, AgentEnd, Attempt, FailureClass, LogKind, LogLine, MAX_DEATHS, Phase, Run, RunInput, RunState,
+    SetupState,
 };
 use crate::domain::{sanitize, wording};
 use crate::git::{Access, GitError, Workspace, WorkspaceSpec};
-use crate::queue::Topic;
+use crate::queue::{LogLines, Topic};
 use crate::remote::{GitPermission, RemoteError, Retry};
 use crate::sandbox::{CollectJob, Duty, Job, Limits, LineSource, Polled, SandboxSpec, Status};
 use crate::store::approvals::PullKey;
@@ -34,14 +36,14 @@ use tokio_util::sync::CancellationToken;
 
 /// Requests that a budget did not reach for, until the agent is stopped.
 const BUDGET_REFUSALS: u32 = 3;
-/// How long a claim is good without a heartbeat.
+/// How long a claim is good without a heartbeat, by default.
 pub const LEASE: Duration = Duration::from_secs(60);
 
 /// Between two heartbeats of a live run; also how fast a cancel is seen.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// Between two heartbeats within one step: well below the lease, so that one may fail.
-const LONG_STEP: Duration = Duration::from_secs(15);
+/// Heartbeats within one step that fit into a lease: some may fail.
+const BEATS_PER_LEASE: u32 = 4;
 
 /// A run that lost its worker this often before its agent ended is given up.
 const MAX_ATTEMPTS: i64 = 3;
@@ -52,11 +54,17 @@ const POLL: Duration = Duration::from_millis(500);
 /// A collector has to commit and bundle; it may not take longer.
 const COLLECT_SECONDS: i64 = 120;
 
+/// What the name of a collector's slot has more than that of its attempt.
+pub(super) const COLLECTOR: &str = "-c";
+
 /// A step that the forge did not answer is tried this often in all.
 const MAX_TROUBLES: u32 = 5;
 
 /// A forge that wants to be left alone for longer than this fails the run: it can be retried then.
 const LONGEST_TROUBLE: Duration = Duration::from_secs(120);
+
+/// Work that is ready to be pushed waits for so long for a limit of the forge to end.
+const LONGEST_LIMIT: Duration = Duration::from_secs(2 * 3600);
 
 /// Result text that is kept of an agent, bytes.
 const MAX_RESULT_BYTES: usize = 16 * 1024;
@@ -106,6 +114,11 @@ impl Live {
     }
 }
 
+/// How long a claim is good without a heartbeat.
+pub fn lease(app: &App) -> Duration {
+    Duration::from_secs(u64::try_from(app.config.limits.lease_seconds).unwrap_or(LEASE.as_secs()))
+}
+
 /// Whether a run wants another step, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -119,12 +132,22 @@ pub enum Step {
 }
 
 /// Claims runs while there is room, and gives each to its own task until `stop`.
-/// On `stop` nothing is claimed and tasks end between two steps; containers go on for adoption.
-pub async fn work(app: &Arc<App>, stop: &CancellationToken) {
+/// On `drain` nothing more is claimed, and it ends when the last run has; on `stop` tasks end between two steps, and
+/// containers go on for adoption.
+pub async fn work(app: &Arc<App>, drain: &CancellationToken, stop: &CancellationToken) {
     let mut workers = JoinSet::new();
+    let slots = usize::try_from(slots(app)).unwrap_or(1);
     loop {
-        if stop.is_cancelled() {
+        if stop.is_cancelled() || drain.is_cancelled() {
             break;
+        }
+        if workers.len() >= slots {
+            tokio::select! {
+                Some(_) = workers.join_next() => {}
+                () = drain.cancelled() => break,
+                () = stop.cancelled() => break,
+            }
+            continue;
         }
         match claim(app).await {
             Ok(Some(run)) => {
@@ -141,56 +164,91 @@ pub async fn work(app: &Arc<App>, stop: &CancellationToken) {
         let due = store::runs::next_due(&app.store).await.ok().flatten();
         tokio::select! {
             () = super::nap(app, Topic::Runs, due.filter(|due| *due > app.clock.now())) => {}
-            Some(_) = workers.join_next(), if !workers.is_empty() => {}
+            Some(ended) = workers.join_next(), if !workers.is_empty() => note_panic(ended),
+            () = drain.cancelled() => break,
             () = stop.cancelled() => break,
         }
     }
-    while workers.join_next().await.is_some() {}
+    while let Some(ended) = workers.join_next().await {
+        note_panic(ended);
+    }
 }
 
-/// Claims the next due run, unless the operator paused everything.
+/// A defect in the steps of one run takes nothing else with it: its lease ends, and it counts as a death.
+fn note_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(error = %error, "the steps of a run broke off");
+    }
+}
+
+/// Runs at one time on this node.
+pub(super) fn slots(app: &App) -> i64 {
+    app.config.node.slots.unwrap_or(app.config.limits.runs)
+}
+
+/// Claims the next due run, unless the operator paused everything or drains this node.
 pub async fn claim(app: &App) -> Result<Option<Run>, EngineError> {
     let limits = &app.config.limits;
     // Runs that are live already must go on while paused: only their lease is taken over.
-    let paused = store::settings::get(&app.store, store::settings::PAUSED).await?.is_some();
+    let paused = store::settings::get(&app.store, store::settings::PAUSED).await?.is_some()
+        || store::nodes::is_draining(&app.store, &app.node.id).await?;
     let caps = if paused {
-        Caps { global: 0, per_repo: 0, per_user: 0 }
+        Caps { global: 0, per_owner: 0, per_repo: 0, per_user: 0 }
     } else {
-        Caps { global: limits.runs, per_repo: limits.runs_per_repo, per_user: limits.runs_per_user }
+        Caps {
+            global: limits.runs,
+            per_owner: limits.runs_per_owner,
+            per_repo: limits.runs_per_repo,
+            per_user: limits.runs_per_user,
+        }
     };
-    Ok(store::runs::claim(&app.store, &app.boot, app.clock.now(), LEASE, caps).await?)
+    Ok(store::runs::claim(&app.store, &app.boot, app.clock.now(), lease(app), caps).await?)
 }
 
 /// Steps one claimed run until it needs no worker, its lease is lost, or `stop`.
 pub async fn drive(app: &App, mut run: Run, stop: &CancellationToken) {
     let mut beat = app.clock.now();
     let mut troubles = 0;
+    let mut wait_until = None;
     while !stop.is_cancelled() {
         let now = app.clock.now();
-        // Also after a clock was set back.
-        if (now - beat).abs().to_std().unwrap_or_default() >= HEARTBEAT {
+        // A clock that was set back must not keep the lease from being extended.
+        if now < beat || (now - beat).to_std().unwrap_or_default() >= HEARTBEAT {
             beat = now;
-            match store::runs::heartbeat(&app.store, &run.id, run.fence, now + LEASE).await {
+            match store::runs::heartbeat(&app.store, &run.id, run.fence, now + lease(app)).await {
                 Ok(cancel) => run.cancel_requested = cancel,
                 Err(StoreError::Fenced { .. }) => {
-                    tracing::warn!(run.id = %run.id, "somebody else has this run now");
+                    lost(app, &run.id).await;
                     break;
                 }
                 Err(error) => tracing::error!(run.id = %run.id, error = %error, "heartbeat failed"),
             }
         }
+        // A wait may be longer than a lease, and ends early for a cancel.
+        if let Some(until) = wait_until
+            && std::time::Instant::now() < until
+            && run.cancel_requested.is_none()
+        {
+            tokio::time::sleep(HEARTBEAT.min(until - std::time::Instant::now())).await;
+            continue;
+        }
+        wait_until = None;
         let kept = keep_lease(app, run.id.clone(), run.fence);
         let stepped = tokio::select! {
             stepped = advance(app, &mut run, POLL, &mut troubles) => stepped,
             () = kept => {
-                tracing::warn!(run.id = %run.id, "somebody else has this run now");
+                lost(app, &run.id).await;
                 break;
             }
         };
         match stepped {
             Ok(Step::Again | Step::Idle) => {}
-            Ok(Step::Wait(pause)) => tokio::time::sleep(pause).await,
+            Ok(Step::Wait(pause)) => wait_until = Some(std::time::Instant::now() + pause),
             Ok(Step::Done) => break,
+            Err(EngineError::Store(StoreError::Fenced { .. })) => {
+                lost(app, &run.id).await;
+                break;
+            }
             Err(error) => {
                 tracing::error!(run.id = %run.id, error = %error, "the run is let go");
                 break;
@@ -201,11 +259,20 @@ pub async fn drive(app: &App, mut run: Run, stop: &CancellationToken) {
     app.wakeup.notify(Topic::Runs);
 }
 
+/// Somebody else has the run now: its broker answers no more at once, and its container goes unless it was adopted.
+async fn lost(app: &App, run: &RunId) {
+    tracing::warn!(run.id = %run, "somebody else has this run now");
+    app.live.release(run);
+    if let Err(error) = super::sweep::containers(app, Some(run)).await {
+        tracing::warn!(run.id = %run, error = %error, "its container stays for the sweeper");
+    }
+}
+
 /// Extends the lease while one step takes long (a first clone, an import). Ends when the lease is lost.
 async fn keep_lease(app: &App, run: RunId, fence: i64) {
     loop {
-        tokio::time::sleep(LONG_STEP).await;
-        match store::runs::heartbeat(&app.store, &run, fence, app.clock.now() + LEASE).await {
+        tokio::time::sleep(lease(app) / BEATS_PER_LEASE).await;
+        match store::runs::heartbeat(&app.store, &run, fence, app.clock.now() + lease(app)).await {
             // A cancel is seen after the step.
             Ok(_) => {}
             Err(StoreError::Fenced { .. }) => return,
@@ -222,9 +289,17 @@ pub async fn advance(
     patience: Duration,
     troubles: &mut u32,
 ) -> Result<Step, EngineError> {
+    if run.deaths >= MAX_DEATHS {
+        dead_letter(app, run).await?;
+        return Ok(Step::Done);
+    }
     let error = match step(app, run, patience).await {
         Ok(step) => {
             *troubles = 0;
+            if run.deaths > 0 {
+                run.deaths = 0;
+                store::runs::survived(&app.store, &run.id, run.fence).await?;
+            }
             return Ok(step);
         }
         Err(EngineError::Store(StoreError::Fenced { run })) => {
@@ -241,8 +316,26 @@ pub async fn advance(
         {
             Some(Duration::from_secs(5))
         }
+        // Once: the token may have been too old. Wrong credentials stay wrong.
+        EngineError::Remote(RemoteError::Auth { .. }) if *troubles > 1 => None,
         EngineError::Remote(remote) => match remote.retry() {
             Retry::After(pause) if pause <= LONGEST_TROUBLE && *troubles <= MAX_TROUBLES => Some(pause),
+            // Nothing is lost by waiting: the work is stored, and a limit is over at its reset.
+            Retry::After(pause)
+                if run.state == RunState::Publishing
+                    && pause <= LONGEST_LIMIT
+                    && matches!(remote, RemoteError::RateLimited { .. }) =>
+            {
+                Some(pause)
+            }
+            // A forge that is down for long is as good as one that wants to be left alone.
+            Retry::After(pause) if run.state == RunState::Preparing => {
+                let (_, reason) = classify(&error);
+                if put_back(app, run, FailureClass::Quota, reason, Some(pause)).await? {
+                    return Ok(Step::Done);
+                }
+                None
+            }
             _ => None,
         },
         _ => None,
@@ -259,12 +352,76 @@ pub async fn advance(
     }
 }
 
+/// Back into the queue until something has passed, when it is of that kind and was not tried too often; else false, and
+/// nothing has changed. The container goes; workspace and session stay for the next attempt on this machine.
+async fn put_back(
+    app: &App,
+    run: &mut Run,
+    class: FailureClass,
+    reason: String,
+    reset: Option<Duration>,
+) -> Result<bool, EngineError> {
+    let times = run.progress.again.as_ref().map_or(0, |again| again.times);
+    let reset = reset.and_then(|reset| chrono::Duration::from_std(reset).ok());
+    let Some(pause) = class.pause_before_retry(times, reset) else { return Ok(false) };
+    let now = app.clock.now();
+    app.loads.forget(&run.id);
+    app.live.release(&run.id);
+    let attempt = store::attempts::latest(&app.store, &run.id).await?;
+    if let Some(attempt) = attempt.as_ref().filter(|attempt| attempt.ended_at.is_none()) {
+        app.sandbox.remove(&attempt.slot).await?;
+        remove_sockets(app, &attempt.slot);
+        count_money(app, run).await?;
+    }
+    metrics::counter!(crate::telemetry::RUN_RETRIES, "class" => class.name()).increment(1);
+    tracing::warn!(run.id = %run.id, class = class.name(), reason, minutes = pause.num_minutes(), "tried again later");
+    run.not_before = Some(now + pause);
+    let progress = &mut run.progress;
+    progress.again = Some(Again { class, reason: app.secrets.mask(&reason), times: times + 1 });
+    progress.error = None;
+    progress.exit_code = None;
+    progress.result.clear();
+    progress.prose = false;
+    progress.collected = false;
+    progress.session_lost = false;
+    progress.phase = None;
+    if progress.setup == SetupState::Running {
+        progress.setup = SetupState::Pending;
+    }
+    run.apply(&RunInput::Later, now)?;
+    let mut tx = app.store.write_tx().await?;
+    if let Some(attempt) = &attempt {
+        store::attempts::end(&mut tx, &attempt.slot, now).await?;
+    }
+    store::runs::save(&mut tx, run).await?;
+    report::report(app, &mut tx, run, Urgency::State).await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Effects);
+    app.wakeup.notify(Topic::Runs);
+    Ok(true)
+}
+
+/// Workers died on this run again and again: it ends here, so that it kills no more of them. What the agent left is
+/// still collected, unless that is what kills.
+async fn dead_letter(app: &App, run: &mut Run) -> Result<(), EngineError> {
+    metrics::counter!(crate::telemetry::DEAD_LETTERS, "what" => "run").increment(1);
+    tracing::error!(run.id = %run.id, state = run.state.as_str(), deaths = run.deaths, "a dead letter: workers die on this run");
+    let reason = wording::dead_letter(run);
+    let mut tx = app.store.write_tx().await?;
+    ingest::audit(app, &mut tx, None, "dead_letter", run.id.as_str(), &reason).await?;
+    tx.commit().await?;
+    fail(app, run, FailureClass::Poison, reason).await
+}
+
 /// One step of a claimed run. Waits for news of a running agent for at most `patience`.
 #[tracing::instrument(skip_all, fields(run.id = %run.id, state = run.state.as_str()))]
 pub async fn step(app: &App, run: &mut Run, patience: Duration) -> Result<Step, EngineError> {
     // It may have been renamed, or transferred to where only another installation may write.
     if let Some(repo) = store::runs::repo_of(&app.store, &run.id).await? {
         run.repo = repo;
+    }
+    if is_out_of_reach(app, run).await? {
+        return begin_elsewhere(app, run).await;
     }
     match run.state {
         RunState::Preparing => prepare(app, run).await,
@@ -280,6 +437,37 @@ pub async fn step(app: &App, run: &mut Run, patience: Duration) -> Result<Step, 
         | RunState::Failed
         | RunState::Cancelled => Ok(Step::Done),
     }
+}
+
+/// Whether what the run goes on from is on another node: its container, its workspace.
+async fn is_out_of_reach(app: &App, run: &Run) -> Result<bool, EngineError> {
+    if !matches!(run.state, RunState::Running | RunState::Collecting | RunState::Publishing)
+        || run.outcome.kept.is_some()
+        || app.live.is_held(&run.id)
+    {
+        return Ok(false);
+    }
+    let attempt = store::attempts::latest(&app.store, &run.id).await?;
+    if attempt.is_none_or(|attempt| attempt.node.is_empty() || attempt.node == app.node.id) {
+        return Ok(false);
+    }
+    // What was imported and kept can be published from anywhere.
+    Ok(run.state != RunState::Publishing || !publish::is_stored(app, run).await?)
+}
+
+/// Starts a run anew that another node had: there is nothing of it here.
+async fn begin_elsewhere(app: &App, run: &mut Run) -> Result<Step, EngineError> {
+    tracing::warn!(run.id = %run.id, state = run.state.as_str(), "its node is gone: the run begins anew here");
+    run.apply(&RunInput::Moved, app.clock.now())?;
+    let mut tx = app.store.write_tx().await?;
+    if let Some(attempt) = store::attempts::latest_tx(&mut tx, &run.id).await? {
+        store::attempts::end(&mut tx, &attempt.slot, app.clock.now()).await?;
+    }
+    store::runs::save(&mut tx, run).await?;
+    report::report(app, &mut tx, run, Urgency::State).await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Effects);
+    Ok(Step::Again)
 }
 
 /// Stores the run as it is, with its report, in one transaction.
@@ -406,30 +594,36 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         // A crash between the attempt's row and the agent's start: that slot is burnt.
         app.sandbox.remove(&old.slot).await?;
         remove_sockets(app, &old.slot);
-        let mut tx = app.store.write_tx().await?;
-        store::attempts::end(&mut tx, &old.slot, app.clock.now()).await?;
-        tx.commit().await?;
+        end_attempt(app, run, &old.slot).await?;
     }
     // The setup has an attempt of its own, and an agent that begins anew after all has all of them once more.
     let containers = 1 + i64::from(run.has_setup());
-    if run.attempts >= MAX_ATTEMPTS - 1 + containers * (1 + i64::from(run.progress.no_resume)) {
+    let retries = run.progress.again.as_ref().map_or(0, |again| again.times);
+    if run.attempts >= MAX_ATTEMPTS - 1 + containers * (1 + retries + i64::from(run.progress.no_resume)) {
         let reason = format!("The server stopped {MAX_ATTEMPTS} times before the agent could start.");
         fail(app, run, FailureClass::Internal, reason).await?;
         return Ok(Step::Done);
     }
     save(app, run, Urgency::State).await?;
+    let started_from = run.start().clone();
     if let Some(reason) = settle_start(app, run).await? {
         fail(app, run, FailureClass::Conflict, reason).await?;
         return Ok(Step::Done);
     }
+    // Of the setup that just ran, or of an agent that was interrupted by something that has passed.
+    let interrupted = run.progress.again.is_some() && *run.start() == started_from;
     let kept = app
         .git
         .prepared(&run.remote, run.repo.id, &run.id)
-        .filter(|_| run.progress.setup == SetupState::Done);
+        .filter(|_| run.progress.setup == SetupState::Done || (interrupted && !run.has_setup()));
     let workspace = match kept {
         Some(workspace) => workspace,
         None => {
             run.progress.setup = SetupState::Pending;
+            if interrupted {
+                // It lay on another machine, or is gone: so is its session.
+                run.progress.session = None;
+            }
             phase(app, run, Phase::Clone).await?;
             workspace(app, run).await?
         }
@@ -487,6 +681,7 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         started_at: now,
         ended_at: None,
         log_cursor: 0,
+        node: app.node.id.clone(),
     };
     let known = serde_json::to_vec(&spec.context).map_err(|error| EngineError::Defect(error.to_string()))?;
     let mut tx = app.store.write_tx().await?;
@@ -529,30 +724,22 @@ async fn note_in_log(app: &App, tx: &mut store::Tx, run: &Run, notes: &[String])
     Ok(())
 }
 
+/// Writes that an attempt has ended, which only who holds the run may.
+async fn end_attempt(app: &App, run: &Run, slot: &SlotId) -> Result<(), EngineError> {
+    let mut tx = app.store.write_tx().await?;
+    store::runs::check_fence(&mut tx, run).await?;
+    store::attempts::end(&mut tx, slot, app.clock.now()).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
 async fn cancel_before_start(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     run.outcome.step = Some(wording::current_phase(run));
-    run.outcome.reason = cancel_reason(run);
+    run.outcome.reason = wording::cancel_reason(run);
     run.apply(&RunInput::Cancelled, app.clock.now())?;
     clean_up(app, run).await;
     save(app, run, Urgency::State).await?;
     Ok(Step::Done)
-}
-
-pub(super) fn cancel_reason(run: &Run) -> String {
-    let by = run.cancel_requested.as_deref().unwrap_or("somebody");
-    if by == wording::NOT_APPROVED {
-        return "Nobody approved the change in time.".into();
-    }
-    if by == wording::APPROVAL_VOID {
-        return "Somebody pushed to the pull request after its commit was approved.".into();
-    }
-    if by == wording::REPOSITORY_GONE {
-        return "The repository was deleted, or the App may not see it any more.".into();
-    }
-    if wording::subject_was_closed(run) {
-        return format!("{}.", sanitize::one_line(by, 80));
-    }
-    format!("Asked for by {}.", sanitize::one_line(by, 80))
 }
 
 /// Is the pinned commit still what it was? Our own earlier run may have moved the branch on: then the
@@ -698,7 +885,11 @@ async fn sandbox_spec(
         Start::Anew => {}
         Start::Instead(note) => began = Some(note),
         Start::Session(found) => {
-            began = Some(wording::session_resumed(&found.previous));
+            began = Some(if found.previous == run.id {
+                wording::session_taken_up(run)
+            } else {
+                wording::session_resumed(&found.previous)
+            });
             session = Some(found);
         }
     }
@@ -745,7 +936,9 @@ async fn sandbox_spec(
         bridge_port: launch.needs_model.then_some(BRIDGE_PORT),
         egress_port: reaches.then_some(EGRESS_PORT),
         links: setup::links(run),
-        mask_from: (run.progress.setup == SetupState::Done).then(|| run.spec.base_sha.to_string()),
+        // Whatever ran in this workspace before.
+        mask_from: (run.progress.setup == SetupState::Done || run.progress.again.is_some())
+            .then(|| run.spec.base_sha.to_string()),
         setup: false,
         collect,
     });
@@ -999,13 +1192,16 @@ async fn take_lines(app: &App, run: &mut Run, attempt: &Attempt, polled: &Polled
     run.progress.result = app.secrets.mask(&run.progress.result);
     run.progress.last = app.secrets.mask(&run.progress.last);
     let mut tx = app.store.write_tx().await?;
-    if !text.is_empty() {
-        store::logs::append(&mut tx, &run.id, attempt.n, &text, app.clock.now()).await?;
-    }
+    let seq = match text.is_empty() {
+        true => None,
+        false => Some(store::logs::append(&mut tx, &run.id, attempt.n, &text, app.clock.now()).await?),
+    };
     store::attempts::set_cursor(&mut tx, &attempt.slot, cursor).await?;
     store::runs::save_progress(&mut tx, run).await?;
     tx.commit().await?;
-    app.wakeup.notify(Topic::Logs);
+    if let Some(seq) = seq {
+        app.wakeup.lines(LogLines { run: run.id.to_string(), seq, text: text.into() });
+    }
     Ok(())
 }
 
@@ -1168,12 +1364,48 @@ async fn agent_gone(app: &App, run: &mut Run, end: AgentEnd) -> Result<Step, Eng
             run.progress.warnings.retain(|(kind, _)| *kind != over);
             AgentEnd::Failed { class: FailureClass::Budget, detail: budget_detail(app, run) }
         }
+        AgentEnd::Failed { class, detail } if is_models(class) || class == FailureClass::Auth => {
+            match seen(app, run) {
+                Some(seen) if seen.passes => {
+                    if put_back(app, run, seen.class, seen.detail.clone(), seen.reset).await? {
+                        return Ok(Step::Done);
+                    }
+                    AgentEnd::Failed { class: seen.class, detail: wording::tried_in_vain(run, &seen.detail) }
+                }
+                Some(seen) => AgentEnd::Failed { class: seen.class, detail: seen.detail },
+                None => AgentEnd::Failed { class, detail },
+            }
+        }
         end => end,
     };
     tracing::info!(run.id = %run.id, end = ?end, "the agent is gone");
     run.apply(&RunInput::AgentGone(end), app.clock.now())?;
     save(app, run, Urgency::State).await?;
     Ok(Step::Again)
+}
+
+/// What the broker saw of the model endpoint, for an agent that gave up.
+struct Seen {
+    class: FailureClass,
+    detail: String,
+    /// It passes by itself, perhaps at a known time.
+    passes: bool,
+    reset: Option<Duration>,
+}
+
+/// The agent's own words are not enough to wait for anything: only an endpoint that was seen to be busy is waited for.
+fn seen(app: &App, run: &Run) -> Option<Seen> {
+    let (trouble, until) = app.broker.trouble(&run.id)?;
+    let reset = until.and_then(|until| (until - app.clock.now()).to_std().ok());
+    let (class, detail, passes) = match trouble {
+        Trouble::Auth => (FailureClass::Auth, wording::model_refused_key(), false),
+        // Nobody knows when somebody pays: only a named time is waited for.
+        Trouble::Quota => (FailureClass::Quota, wording::model_account_empty(), reset.is_some()),
+        Trouble::Overload => (FailureClass::Quota, wording::model_overloaded(), true),
+        Trouble::Timeout => (FailureClass::Model, wording::model_does_not_answer(), true),
+        Trouble::Other => return None,
+    };
+    Some(Seen { class, detail, passes, reset })
 }
 
 /// What an agent says when the broker refuses its requests, in whatever words.
@@ -1215,9 +1447,7 @@ async fn collect(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     if let Some(attempt) = &attempt {
         app.sandbox.remove(&attempt.slot).await?;
         remove_sockets(app, &attempt.slot);
-        let mut tx = app.store.write_tx().await?;
-        store::attempts::end(&mut tx, &attempt.slot, app.clock.now()).await?;
-        tx.commit().await?;
+        end_attempt(app, run, &attempt.slot).await?;
     }
     if attempt.is_some() && run.progress.setup != SetupState::Running {
         extras::take(app, run).await?;
@@ -1236,7 +1466,7 @@ async fn run_collector(
     attempt: &Attempt,
     workspace: &Workspace,
 ) -> Result<bool, EngineError> {
-    let slot = SlotId::new(format!("{}-c", attempt.slot));
+    let slot = SlotId::new(format!("{}{COLLECTOR}", attempt.slot));
     let mut collect = collect_job(run);
     collect.session = resume::patterns(app, adapter_of(app, run).await?);
     let spec = SandboxSpec {
@@ -1265,7 +1495,7 @@ async fn run_collector(
             Status::Running if app.clock.now() >= deadline => break false,
             Status::Running => {
                 // Collecting may outlast a lease's heartbeat.
-                store::runs::heartbeat(&app.store, &run.id, run.fence, app.clock.now() + LEASE).await?;
+                store::runs::heartbeat(&app.store, &run.id, run.fence, app.clock.now() + lease(app)).await?;
             }
         }
     };
@@ -1290,18 +1520,14 @@ pub(super) async fn clean_up(app: &App, run: &Run) {
     app.loads.forget(&run.id);
     app.live.release(&run.id);
     match store::attempts::latest(&app.store, &run.id).await {
-        Ok(Some(attempt)) if attempt.ended_at.is_none() => {
+        // That of another node is not ours to end, whoever has the run now.
+        Ok(Some(attempt)) if attempt.ended_at.is_none() && attempt.node == app.node.id => {
             if let Err(error) = app.sandbox.remove(&attempt.slot).await {
                 tracing::warn!(run.id = %run.id, error = %error, "container stays behind");
                 return;
             }
             remove_sockets(app, &attempt.slot);
-            let ended = async {
-                let mut tx = app.store.write_tx().await?;
-                store::attempts::end(&mut tx, &attempt.slot, app.clock.now()).await?;
-                tx.commit().await
-            };
-            if let Err(error) = ended.await {
+            if let Err(error) = end_attempt(app, run, &attempt.slot).await {
                 tracing::warn!(run.id = %run.id, error = %error, "attempt stays open");
             }
         }

@@ -14,10 +14,11 @@ use crate::domain::command::{Command, CommandError, Verb};
 use crate::domain::effect::{EffectPriority, OwnComment, Payload, Reaction};
 use crate::domain::egress::AllowList;
 use crate::domain::event::{
-    Actor, Comment, CommentAction, Decoded, Event, EventKind, PullHead, Repo, Source, SubjectKind, Surface,
+    Actor, ActorKind, Comment, CommentAction, Decoded, Event, EventKind, PullHead, Repo, Source, SubjectKind,
+    Surface,
 };
 use crate::domain::ids::{BranchName, InboxId, RepoName, RunId, Sha, TaskId};
-use crate::domain::plan::{self, Action, AgentFacts, Interest, Own, Plan, PlanContext, ServerRules};
+use crate::domain::plan::{self, Action, AgentFacts, Interest, Own, Plan, PlanContext, ServerRules, Wait};
 use crate::domain::policy::PushMode;
 use crate::domain::repo_config::{self, ConfigProblem, RepoConfig};
 use crate::domain::run::{Origin, Run, RunInput, RunState};
@@ -81,35 +82,30 @@ async fn together(app: &App, deliveries: Vec<Delivery>) -> Result<(), EngineErro
         store::inbox::begun(&mut tx, &delivery.id, now + AFTER_DEATH * deaths).await?;
     }
     tx.commit().await?;
-    let handled = handle_each(app, &deliveries).await;
-    // The database is down: nothing can be recorded, the deliveries stay pending.
-    if let Err(EngineError::Store(_)) = &handled {
+    let done = all(app, &deliveries).await;
+    if let Err(EngineError::Store(_)) = &done {
+        // The database is down: nothing can be recorded, the deliveries stay pending.
         nobody_died(app, &deliveries).await;
     }
-    handled
+    done
 }
 
-async fn handle_each(app: &App, deliveries: &[Delivery]) -> Result<(), EngineError> {
-    let mut ended = Vec::new();
+async fn all(app: &App, deliveries: &[Delivery]) -> Result<(), EngineError> {
+    let ended = &mut Vec::new();
+    // A label put on many issues at once comes as many deliveries: they are planned together and share a commit, too.
+    let mut batch = Batch::default();
     for delivery in deliveries {
-        match take(app, delivery).await {
-            Ok(Taken::Ended(state, verdict)) => {
-                tracing::debug!(delivery.id = %delivery.delivery_id, verdict, "delivery ended");
-                ended.push((&delivery.id, state, verdict));
-            }
-            Ok(Taken::Stored) => {}
-            Err(EngineError::Store(error)) => return Err(EngineError::Store(error)),
-            // A defect must not stop the deliveries behind this one; `zeblit replay` takes it up again.
-            Err(error) => {
-                tracing::error!(delivery.id = %delivery.delivery_id, error = %error, "delivery failed");
-                give_up(app, &delivery.id, &error.to_string()).await?;
-            }
+        if !is_label(delivery) {
+            flush(app, &mut batch, ended).await?;
         }
+        let taken = take(app, delivery, &mut batch).await;
+        settle(app, delivery, taken, ended).await?;
     }
+    flush(app, &mut batch, ended).await?;
     if !ended.is_empty() {
         let mut tx = app.store.write_tx().await?;
         for (id, state, verdict) in ended {
-            store::inbox::finish(&mut tx, id, state, &verdict).await?;
+            store::inbox::finish(&mut tx, id, *state, verdict).await?;
         }
         tx.commit().await?;
     }
@@ -136,9 +132,35 @@ async fn give_up_deadly(app: &App, delivery: &Delivery) -> Result<(), EngineErro
     tracing::error!(delivery.id = %delivery.delivery_id, inbox.id = %delivery.id, "{why}");
     let mut tx = app.store.write_tx().await?;
     store::inbox::finish(&mut tx, &delivery.id, InboxState::Failed, &why).await?;
-    audit(app, &mut tx, None, "delivery.deadly", &delivery.delivery_id, &why).await?;
+    audit(app, &mut tx, None, "dead_letter", &delivery.delivery_id, &why).await?;
     tx.commit().await?;
-    metrics::counter!(telemetry::DEADLY_DELIVERIES).increment(1);
+    metrics::counter!(telemetry::DEAD_LETTERS, "what" => "delivery").increment(1);
+    Ok(())
+}
+
+type Ended = Vec<(InboxId, InboxState, String)>;
+
+/// Records what became of a delivery, as far as that was not done with its consequences.
+async fn settle(
+    app: &App,
+    delivery: &Delivery,
+    taken: Result<Taken, EngineError>,
+    ended: &mut Ended,
+) -> Result<(), EngineError> {
+    match taken {
+        Ok(Taken::Ended(state, verdict)) => {
+            tracing::debug!(delivery.id = %delivery.delivery_id, verdict, "delivery ended");
+            ended.push((delivery.id.clone(), state, verdict));
+        }
+        Ok(Taken::Stored | Taken::Batched) => {}
+        // The database is down: nothing can be recorded, the delivery stays pending.
+        Err(EngineError::Store(error)) => return Err(EngineError::Store(error)),
+        // A defect must not stop the deliveries behind this one; `zeblit replay` takes it up again.
+        Err(error) => {
+            tracing::error!(delivery.id = %delivery.delivery_id, error = %error, "delivery failed");
+            give_up(app, &delivery.id, &error.to_string()).await?;
+        }
+    }
     Ok(())
 }
 
@@ -147,10 +169,100 @@ enum Taken {
     Ended(InboxState, String),
     /// Stored already, in the transaction that holds its consequences.
     Stored,
+    /// Planned, and stored with the others of its batch.
+    Batched,
+}
+
+/// A delivery whose commands are decided.
+struct Planned {
+    delivery: Delivery,
+    repo: Repo,
+    comment: Comment,
+    task: Task,
+    plan: Plan,
+}
+
+/// Deliveries that are stored together, and what was asked for them once instead of for each.
+#[derive(Default)]
+struct Batch {
+    planned: Vec<Planned>,
+    known: Known,
+}
+
+impl Batch {
+    /// Runs that are planned here for this person and not in the database yet.
+    fn started_by(&self, user: i64) -> i64 {
+        let starts = |planned: &&Planned| planned.comment.author.id == user && planned.plan.starts();
+        i64::try_from(self.planned.iter().filter(starts).count()).unwrap_or(i64::MAX)
+    }
+}
+
+/// Answers of the forge that are good for one batch.
+#[derive(Default)]
+struct Known {
+    repos: BTreeMap<i64, RepoFacts>,
+    roles: BTreeMap<(i64, i64), policy::Role>,
+}
+
+/// What is true of a repository, whoever asks about whatever in it.
+#[derive(Clone)]
+struct RepoFacts {
+    default_branch: BranchName,
+    default_sha: Sha,
+    config: Result<RepoConfig, ConfigProblem>,
+    agents: AgentSet,
+    agents_problem: Option<String>,
+}
+
+/// Cheap enough to ask of every delivery: labels are events of their own, and their payloads say so.
+fn is_label(delivery: &Delivery) -> bool {
+    matches!(delivery.event.as_str(), "issues" | "pull_request")
+        && matches!(
+            intake::decode(delivery.source, &delivery.event, &delivery.raw),
+            Decoded::Event(event) if matches!(&event.kind, EventKind::Comment(comment) if of_label(comment))
+        )
+}
+
+fn of_label(comment: &Comment) -> bool {
+    matches!(comment.surface, Surface::Label { .. })
+}
+
+/// Stores a batch in one transaction; when that cannot be (two of one issue's first task), each in its own.
+async fn flush(app: &App, batch: &mut Batch, ended: &mut Ended) -> Result<(), EngineError> {
+    let planned = std::mem::take(batch).planned;
+    if planned.is_empty() {
+        return Ok(());
+    }
+    let mut tx = app.store.write_tx().await?;
+    let mut stored = true;
+    for one in &planned {
+        stored = stored && store_plan(app, &mut tx, one).await?;
+    }
+    if stored {
+        tx.commit().await?;
+        app.wakeup.notify(Topic::Effects);
+        let most_urgent = planned.iter().map(|one| one.plan.priority()).min().unwrap_or_default();
+        app.wakeup.notify(Topic::runs(most_urgent.as_i64()));
+        return Ok(());
+    }
+    drop(tx);
+    for one in planned {
+        let mut alone = Batch::default();
+        let taken = take(app, &one.delivery, &mut alone).await;
+        settle(app, &one.delivery, taken, ended).await?;
+        for one in alone.planned {
+            let taken = commit(app, one).await;
+            if !taken? {
+                // Its task was made between the two looks: the next tick finds it.
+                tracing::debug!("a label waits for the next tick");
+            }
+        }
+    }
+    Ok(())
 }
 
 #[tracing::instrument(skip_all, fields(delivery.id = %delivery.delivery_id, source = delivery.source.as_str(), event = %delivery.event))]
-async fn take(app: &App, delivery: &Delivery) -> Result<Taken, EngineError> {
+async fn take(app: &App, delivery: &Delivery, batch: &mut Batch) -> Result<Taken, EngineError> {
     Ok(match intake::decode(delivery.source, &delivery.event, &delivery.raw) {
         Decoded::Ignored(reason) => Taken::Ended(InboxState::Ignored, reason),
         Decoded::NotYetHandled(reason) => Taken::Ended(InboxState::NotYetHandled, reason),
@@ -159,7 +271,7 @@ async fn take(app: &App, delivery: &Delivery) -> Result<Taken, EngineError> {
             if let EventKind::Comment(comment) = &mut event.kind {
                 hide_secrets(app, comment);
             }
-            match handle(app, delivery, &event).await {
+            match handle(app, delivery, &event, batch).await {
                 Ok(taken) => taken,
                 Err(EngineError::Remote(error)) => {
                     put_off(app, delivery, &event, &error).await?;
@@ -194,7 +306,7 @@ async fn put_off(
 ) -> Result<(), EngineError> {
     let now = app.clock.now();
     let waited = now - delivery.received_at;
-    let mut tx = app.store.write_tx().await?;
+    let Some(mut tx) = begin(app, &delivery.id).await? else { return Ok(()) };
     let passing = !matches!(error.retry(), crate::remote::Retry::Never);
     if passing && waited < PATIENCE {
         let asked = match error.retry() {
@@ -228,21 +340,37 @@ async fn put_off(
     Ok(())
 }
 
-async fn handle(app: &App, delivery: &Delivery, event: &Event) -> Result<Taken, EngineError> {
+/// A transaction in which the delivery is still pending: `None` when another process has ended it meanwhile. Whatever a
+/// delivery leads to is written in one of these, so that two readers of the inbox do it once.
+async fn begin(app: &App, id: &InboxId) -> Result<Option<Tx>, EngineError> {
+    let mut tx = app.store.write_tx().await?;
+    if store::inbox::is_pending(&mut tx, id).await? {
+        return Ok(Some(tx));
+    }
+    tracing::info!(delivery = %id, "another process has handled this delivery");
+    Ok(None)
+}
+
+async fn handle(
+    app: &App,
+    delivery: &Delivery,
+    event: &Event,
+    batch: &mut Batch,
+) -> Result<Taken, EngineError> {
     let done = |verdict: &str| Taken::Ended(InboxState::Done, verdict.to_owned());
     match &event.kind {
         EventKind::Ping => Ok(done("the hook works")),
         EventKind::InstallationCreated { account, repos } => {
-            installation(app, event, account, InstallationState::Active).await?;
+            installation(app, delivery, event, account, InstallationState::Active).await?;
             Ok(done(&format!("installed for {account}, {} repositories", repos.len())))
         }
         EventKind::InstallationDeleted => {
-            installation(app, event, "", InstallationState::Deleted).await?;
+            installation(app, delivery, event, "", InstallationState::Deleted).await?;
             Ok(done("uninstalled"))
         }
         EventKind::InstallationSuspended { suspended } => {
             let state = if *suspended { InstallationState::Suspended } else { InstallationState::Active };
-            installation(app, event, "", state).await?;
+            installation(app, delivery, event, "", state).await?;
             Ok(done(if *suspended { "suspended" } else { "unsuspended" }))
         }
         EventKind::InstallationReposChanged { added, removed } => {
@@ -280,7 +408,7 @@ async fn handle(app: &App, delivery: &Delivery, event: &Event) -> Result<Taken, 
                 }
                 _ => None,
             };
-            match (commented(app, delivery, event, comment).await?, checked) {
+            match (commented(app, delivery, event, comment, batch).await?, checked) {
                 (Taken::Ended(InboxState::Ignored, _), Some(verdict)) => {
                     Ok(Taken::Ended(InboxState::Done, verdict))
                 }
@@ -292,13 +420,14 @@ async fn handle(app: &App, delivery: &Delivery, event: &Event) -> Result<Taken, 
 
 async fn installation(
     app: &App,
+    delivery: &Delivery,
     event: &Event,
     account: &str,
     state: InstallationState,
 ) -> Result<(), EngineError> {
     let Some(id) = event.installation else { return Ok(()) };
     app.forge.forget(id);
-    let mut tx = app.store.write_tx().await?;
+    let Some(mut tx) = begin(app, &delivery.id).await? else { return Ok(()) };
     store::nodes::set_installation(&mut tx, app.forge.name(), id, account, state, app.clock.now()).await?;
     audit(
         app,
@@ -334,7 +463,7 @@ pub(super) async fn repo_gone(app: &App, repo: &Repo, by: Option<&Actor>) -> Res
     let mut stopped = 0;
     let tasks = store::tasks::open_of_repo(&app.store, app.forge.name(), repo.id).await?;
     for task in &tasks {
-        stopped += end_task(app, task, wording::REPOSITORY_GONE, None).await?.unwrap_or(0);
+        stopped += end_task(app, task, task.number, wording::REPOSITORY_GONE, None).await?.unwrap_or(0);
     }
     if !tasks.is_empty() {
         let mut tx = app.store.write_tx().await?;
@@ -359,7 +488,7 @@ async fn closed(
     let Some(task) = store::tasks::open_for(&app.store, app.forge.name(), repo.id, number).await? else {
         return Ok(Taken::Ended(InboxState::Ignored, "no task of ours".into()));
     };
-    let stopped = end_task(app, &task, &wording::was_closed(number), None).await?.unwrap_or(0);
+    let stopped = end_task(app, &task, number, &wording::was_closed(number), None).await?.unwrap_or(0);
     let what = match (kind, merged) {
         (SubjectKind::PullRequest, true) => "merged",
         _ => "closed",
@@ -367,11 +496,12 @@ async fn closed(
     Ok(Taken::Ended(InboxState::Done, format!("#{number} was {what}: {stopped} run(s) stop")))
 }
 
-/// Ends a task and asks its runs to stop, with the reason. Where a run is newer than `seen_at`, what was seen is older
+/// Ends a task because issue or pull request `number` ended, and asks its runs to stop, with the reason. Where a run is newer than `seen_at`, what was seen is older
 /// than the newest command and nothing is done: `None`. Else the number of runs that stop.
 pub(super) async fn end_task(
     app: &App,
     task: &Task,
+    number: i64,
     why: &str,
     seen_at: Option<DateTime<Utc>>,
 ) -> Result<Option<usize>, EngineError> {
@@ -385,8 +515,12 @@ pub(super) async fn end_task(
         store::runs::request_cancel(&mut tx, run, why).await?;
     }
     store::tasks::close(&mut tx, &task.id, app.clock.now()).await?;
+    if let Some(last) = runs.iter().rev().find(|run| run.outcome.head.is_some()) {
+        report::delete_branch(app, &mut tx, last, number).await?;
+    }
     tx.commit().await?;
     app.wakeup.notify(Topic::Runs);
+    app.wakeup.notify(Topic::Effects);
     Ok(Some(cancelled.len()))
 }
 
@@ -404,17 +538,21 @@ async fn pull_pushed(
         return Ok(Taken::Ended(InboxState::Failed, "names no repository".into()));
     };
     let checked = config_check::check(app, repo, number, head).await?;
-    let seen = HeadMoved { repo, number, head, by: event.sender.as_ref() };
     let runs = runs_on(app, repo, number).await?;
+    let ours = pushed_by_us(app, event.sender.as_ref(), &runs, head).await?;
+    let seen = HeadMoved { repo, number, head, by: event.sender.as_ref(), ours };
     let key = PullKey { remote: app.forge.name(), repo_id: repo.id, number };
-    let mut tx = app.store.write_tx().await?;
+    let Some(mut tx) = begin(app, &delivery.id).await? else { return Ok(Taken::Stored) };
     let void = store::approvals::pushed(&mut tx, key, head, at.unwrap_or(delivery.received_at)).await?;
-    void_approvals(app, &mut tx, &seen, &void, &runs).await?;
+    let superseded = head_moved(app, &mut tx, &seen, &void, &runs).await?;
     store::inbox::finish(
         &mut tx,
         &delivery.id,
         InboxState::Done,
-        &checked.unwrap_or_else(|| format!("pushed {}; {} approval(s) void", head.short(), void.len())),
+        &checked.unwrap_or_else(|| {
+            let void = void.len();
+            format!("pushed {}; {void} approval(s) void, {superseded} run(s) superseded", head.short())
+        }),
     )
     .await?;
     tx.commit().await?;
@@ -426,9 +564,10 @@ async fn pull_pushed(
 pub(super) async fn head_seen(app: &App, repo: &Repo, number: i64, head: &Sha) -> Result<usize, EngineError> {
     let runs = runs_on(app, repo, number).await?;
     let key = PullKey { remote: app.forge.name(), repo_id: repo.id, number };
+    let ours = pushed_by_us(app, None, &runs, head).await?;
     let mut tx = app.store.write_tx().await?;
     let void = store::approvals::moved(&mut tx, key, head, app.clock.now()).await?;
-    void_approvals(app, &mut tx, &HeadMoved { repo, number, head, by: None }, &void, &runs).await?;
+    head_moved(app, &mut tx, &HeadMoved { repo, number, head, by: None, ours }, &void, &runs).await?;
     tx.commit().await?;
     app.wakeup.notify(Topic::Runs);
     Ok(void.len())
@@ -440,6 +579,8 @@ struct HeadMoved<'a> {
     number: i64,
     head: &'a Sha,
     by: Option<&'a Actor>,
+    /// A run of ours made it.
+    ours: bool,
 }
 
 async fn runs_on(app: &App, repo: &Repo, number: i64) -> Result<Vec<Run>, EngineError> {
@@ -449,13 +590,14 @@ async fn runs_on(app: &App, repo: &Repo, number: i64) -> Result<Vec<Run>, Engine
     })
 }
 
-async fn void_approvals(
+/// What a new head leads to. Gives the number of runs that it makes pointless.
+async fn head_moved(
     app: &App,
     tx: &mut Tx,
     seen: &HeadMoved<'_>,
     void: &[Sha],
     runs: &[Run],
-) -> Result<(), EngineError> {
+) -> Result<usize, EngineError> {
     let head = seen.head;
     let subject = format!("{}#{}", seen.repo.name, seen.number);
     for old in void {
@@ -469,7 +611,34 @@ async fn void_approvals(
             store::runs::request_cancel(tx, &run.id, wording::APPROVAL_VOID).await?;
         }
     }
-    Ok(())
+    let superseded = plan::superseded_by_push(runs, seen.number, head, seen.ours);
+    for run in &superseded {
+        store::runs::request_cancel(tx, run, &wording::superseded(head)).await?;
+    }
+    Ok(superseded.len())
+}
+
+/// Whether we made this head: by what runs recorded, or by a push whose outcome nobody has recorded yet.
+async fn pushed_by_us(
+    app: &App,
+    sender: Option<&Actor>,
+    runs: &[Run],
+    head: &Sha,
+) -> Result<bool, EngineError> {
+    if runs.iter().any(|run| run.outcome.head.as_ref() == Some(head)) {
+        return Ok(true);
+    }
+    for run in runs.iter().filter(|run| !run.state.is_terminal()) {
+        let effects = store::effects::of_run(&app.store, &run.id).await?;
+        if effects.iter().any(|effect| matches!(&effect.payload, Payload::Branch(push) if push.new == *head))
+        {
+            return Ok(true);
+        }
+    }
+    Ok(match sender {
+        Some(sender) if sender.kind == ActorKind::Bot => sender.id == app.forge.own_identity().await?.user_id,
+        _ => false,
+    })
 }
 
 /// GitHub's own "Re-run" on our check: a retry, by whoever pressed it.
@@ -493,7 +662,7 @@ async fn rerequested(
     let role = app.forge.role_of(repo, sender).await?;
     let granted =
         policy::permission(Verb::Retry, role, repo.private, &run.spec.config) == policy::Permission::Granted;
-    let mut tx = app.store.write_tx().await?;
+    let Some(mut tx) = begin(app, &delivery.id).await? else { return Ok(Taken::Stored) };
     let action = if granted { "grant" } else { "refuse" };
     audit(
         app,
@@ -574,6 +743,7 @@ async fn commented(
     delivery: &Delivery,
     event: &Event,
     comment: &Comment,
+    batch: &mut Batch,
 ) -> Result<Taken, EngineError> {
     let ignored = |why: &str| Ok(Taken::Ended(InboxState::Ignored, why.to_owned()));
     let Some(repo) = &event.repo else { return ignored("names no repository") };
@@ -593,12 +763,18 @@ async fn commented(
     {
         return ignored("the App is not active here");
     }
-    let facts = match gather(app, repo, comment, &commands).await? {
+    let mut fresh = Known::default();
+    let known = if of_label(comment) { &mut batch.known } else { &mut fresh };
+    let mut facts = match gather(app, repo, comment, &commands, known).await? {
         Ok(facts) => facts,
         Err(refusal) => {
             return refuse_all(app, delivery, repo, comment, &refusal).await;
         }
     };
+    facts.recent_runs += batch.started_by(comment.author.id);
+    if of_label(comment) {
+        facts.rules.commands_per_user_hour = app.config.limits.labels_per_user_hour;
+    }
     let context = PlanContext {
         repo,
         now: app.clock.now(),
@@ -619,10 +795,26 @@ async fn commented(
         rules: &facts.rules,
         recent_runs: facts.recent_runs,
         standings: &facts.standings,
+        after: &facts.after,
         delivery: delivery.id.as_str(),
     };
     let plan = plan::plan(comment, &commands, &context);
-    commit(app, delivery, repo, comment, &facts.task, plan).await
+    let planned = Planned {
+        delivery: delivery.clone(),
+        repo: repo.clone(),
+        comment: comment.clone(),
+        task: facts.task,
+        plan,
+    };
+    if of_label(comment) {
+        batch.planned.push(planned);
+        return Ok(Taken::Batched);
+    }
+    if commit(app, planned).await? {
+        return Ok(Taken::Stored);
+    }
+    // Somebody made the subject's task meanwhile: plan again on what is there now.
+    Box::pin(take(app, delivery, batch)).await
 }
 
 /// What a plan is made from, asked of forge and store.
@@ -644,6 +836,7 @@ struct Facts {
     pushed_since: bool,
     recent_runs: i64,
     standings: Vec<Standing>,
+    after: BTreeMap<i64, Option<plan::Blocker>>,
 }
 
 /// `Ok(Err(text))`: cannot be planned; say so (to people that are heard).
@@ -652,13 +845,23 @@ async fn gather(
     repo: &Repo,
     comment: &Comment,
     commands: &[Result<Command, CommandError>],
+    known: &mut Known,
 ) -> Result<Result<Facts, String>, EngineError> {
-    let role = app.forge.role_of(repo, &comment.author).await?;
-    let info = app.forge.repo_info(repo).await?;
-    let Some(default_sha) = app.forge.branch_head(repo, &info.default_branch).await? else {
-        return Ok(Err("😕 This repository has no commit yet.".into()));
+    let whose = (repo.id, comment.author.id);
+    let role = match known.roles.get(&whose) {
+        Some(role) => *role,
+        None => app.forge.role_of(repo, &comment.author).await?,
     };
-    let config = repository_config(app, repo, default_sha.as_str()).await?;
+    known.roles.insert(whose, role);
+    let of_repo = match known.repos.get(&repo.id) {
+        Some(facts) => facts.clone(),
+        None => match repo_facts(app, repo).await? {
+            Ok(facts) => facts,
+            Err(refusal) => return Ok(Err(refusal)),
+        },
+    };
+    known.repos.insert(repo.id, of_repo.clone());
+    let RepoFacts { default_branch, default_sha, config, agents, agents_problem } = of_repo;
     let pull = match (&comment.pull, comment.subject.kind) {
         // Asked again even when the payload has it: the payload may be old.
         (_, SubjectKind::PullRequest) => Some(app.forge.pull(repo, comment.subject.number).await?),
@@ -704,13 +907,9 @@ async fn gather(
     } else {
         (Vec::new(), false)
     };
-    // Broken agents must not keep anybody from `cancel` and `help`: the plan decides with the server's own.
-    let (agents, agents_problem) = match repository_agents(app, repo, default_sha.as_str()).await? {
-        Ok(agents) => (agents, None),
-        Err(problem) => (app.agents.clone(), Some(problem)),
-    };
     let hour_ago = app.clock.now() - Duration::hours(1);
     let runs = store::runs::of_task(&app.store, &task.id).await?;
+    let task_id = task.id.clone();
     let standings = if commands.iter().flatten().any(|command| command.verb == Verb::Budget) {
         let own = config.as_ref().ok().and_then(|config| config.limits.day_budget_micros);
         let remote = &task.remote;
@@ -726,7 +925,7 @@ async fn gather(
     Ok(Ok(Facts {
         role,
         config,
-        default_branch: info.default_branch,
+        default_branch,
         default_sha,
         bases,
         pull,
@@ -741,7 +940,45 @@ async fn gather(
         pushed_since,
         recent_runs: store::runs::count_by_requester(&app.store, comment.author.id, hour_ago).await?,
         standings,
+        after: blockers(app, repo, &task_id, commands).await?,
     }))
+}
+
+/// What is true of a repository now; `Ok(Err(text))` as in `gather`.
+async fn repo_facts(app: &App, repo: &Repo) -> Result<Result<RepoFacts, String>, EngineError> {
+    let info = app.forge.repo_info(repo).await?;
+    let Some(default_sha) = app.forge.branch_head(repo, &info.default_branch).await? else {
+        return Ok(Err("😕 This repository has no commit yet.".into()));
+    };
+    let config = repository_config(app, repo, default_sha.as_str()).await?;
+    // Broken agents must not keep anybody from `cancel` and `help`: the plan decides with the server's own.
+    let (agents, agents_problem) = match repository_agents(app, repo, default_sha.as_str()).await? {
+        Ok(agents) => (agents, None),
+        Err(problem) => (app.agents.clone(), Some(problem)),
+    };
+    Ok(Ok(RepoFacts { default_branch: info.default_branch, default_sha, config, agents, agents_problem }))
+}
+
+/// The tasks that `--after` flags name.
+async fn blockers(
+    app: &App,
+    repo: &Repo,
+    task: &TaskId,
+    commands: &[Result<Command, CommandError>],
+) -> Result<BTreeMap<i64, Option<plan::Blocker>>, EngineError> {
+    let mut found = BTreeMap::new();
+    for number in commands.iter().flatten().flat_map(|command| command.flags.after.iter().copied()) {
+        let parent = store::tasks::open_for(&app.store, app.forge.name(), repo.id, number).await?;
+        let blocker = match parent {
+            None => None,
+            Some(parent) => {
+                let waits_for_us = store::tasks::waits_for_all(&app.store, &parent.id).await?.contains(task);
+                Some(plan::Blocker { task: parent.id, waits_for_us })
+            }
+        };
+        found.insert(number, blocker);
+    }
+    Ok(found)
 }
 
 /// Where a devcontainer is described, in the order in which its tools look.
@@ -787,6 +1024,7 @@ fn facts_of(spec: &AgentSpec) -> AgentFacts {
         model: spec.model.clone(),
         minutes: spec.minutes,
         budget_micros: spec.budget_micros,
+        needs: spec.needs.clone(),
         description: spec.description.clone(),
     }
 }
@@ -915,7 +1153,7 @@ async fn refuse_all(
 ) -> Result<Taken, EngineError> {
     let role = app.forge.role_of(repo, &comment.author).await?;
     let heard = policy::is_heard(role, repo.private, &RepoConfig::default());
-    let mut tx = app.store.write_tx().await?;
+    let Some(mut tx) = begin(app, &delivery.id).await? else { return Ok(Taken::Stored) };
     if heard {
         put_reply(app, &mut tx, repo, comment, format!("reply:{}:all", comment.node_id), text).await?;
     }
@@ -925,37 +1163,52 @@ async fn refuse_all(
     Ok(Taken::Stored)
 }
 
-/// One transaction: task, runs, cancels, replies, reactions, audit and the delivery's verdict.
-async fn commit(
-    app: &App,
-    delivery: &Delivery,
-    repo: &Repo,
-    comment: &Comment,
-    task: &Task,
-    plan: Plan,
-) -> Result<Taken, EngineError> {
+/// One transaction: task, runs, cancels, replies, reactions, audit and the delivery's verdict. False, and nothing is
+/// stored, when somebody made the subject's task meanwhile.
+async fn commit(app: &App, planned: Planned) -> Result<bool, EngineError> {
     let mut tx = app.store.write_tx().await?;
+    if !store_plan(app, &mut tx, &planned).await? {
+        return Ok(false);
+    }
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Effects);
+    app.wakeup.notify(Topic::runs(planned.plan.priority().as_i64()));
+    Ok(true)
+}
+
+/// Writes what was planned; false when it was planned for a task that is not the subject's.
+async fn store_plan(app: &App, tx: &mut Tx, planned: &Planned) -> Result<bool, EngineError> {
+    let Planned { delivery, repo, comment, task, plan } = planned;
+    if !store::inbox::is_pending(tx, &delivery.id).await? {
+        tracing::info!(delivery = %delivery.id, "another process has handled this delivery");
+        return Ok(true);
+    }
     let mut seen = false;
     let mut confused = false;
-    let starts = plan.actions.iter().any(|action| matches!(action, Action::Start { .. }));
-    let mut task_id = task.id.clone();
-    if starts && !store::tasks::insert(&mut tx, task).await? {
-        // Somebody made the subject's task meanwhile: plan again on what is there now.
-        if let Some(other) = store::tasks::open_for_tx(&mut tx, &task.remote, repo.id, task.number).await?
-            && other.id != task.id
-        {
-            drop(tx);
-            return Box::pin(take(app, delivery)).await;
-        }
-        task_id = task.id.clone();
+    let starts = plan.starts();
+    if starts
+        && !store::tasks::insert(tx, task).await?
+        && let Some(other) = store::tasks::open_for_tx(tx, &task.remote, repo.id, task.number).await?
+        && other.id != task.id
+    {
+        return Ok(false);
     }
-    for action in plan.actions {
+    for action in &plan.actions {
         match action {
-            Action::Start { command, spec } => {
+            Action::Start { command, spec, priority, wait } => {
                 seen = true;
+                match wait {
+                    Wait::Unchanged => {}
+                    Wait::Nothing => store::tasks::unblock(tx, &task.id).await?,
+                    Wait::For(parents) => {
+                        for parent in parents {
+                            store::tasks::block(tx, &task.id, parent).await?;
+                        }
+                    }
+                }
                 let new = NewRun {
                     id: RunId::new(app.ids.next(IdKind::Run)),
-                    task: task_id.clone(),
+                    task: task.id.clone(),
                     key: run_key(
                         delivery.source,
                         &comment.node_id,
@@ -964,33 +1217,33 @@ async fn commit(
                     ),
                     remote: app.forge.name().to_owned(),
                     repo: repo.clone(),
-                    lock_key: plan::lock_key(repo, task, &spec),
-                    spec: *spec,
-                    priority: 1,
+                    lock_key: plan::lock_key(repo, task, spec),
+                    spec: (**spec).clone(),
+                    priority: priority.as_i64(),
                     created_at: app.clock.now(),
                 };
-                store_run(app, &mut tx, &new).await?;
+                store_run(app, tx, &new).await?;
             }
             Action::Cancel { run } => {
-                store::runs::request_cancel(&mut tx, &run, &comment.author.login).await?;
+                store::runs::request_cancel(tx, run, &comment.author.login).await?;
             }
             Action::Release { run } => {
-                release(app, &mut tx, &run, &comment.author).await?;
+                release(app, tx, run, &comment.author).await?;
             }
             Action::ApproveHead { number, head } => {
-                let key = PullKey { remote: app.forge.name(), repo_id: repo.id, number };
-                store::approvals::approve(&mut tx, key, &head, &comment.author, comment.written_at).await?;
+                let key = PullKey { remote: app.forge.name(), repo_id: repo.id, number: *number };
+                store::approvals::approve(tx, key, head, &comment.author, comment.written_at).await?;
             }
             Action::Reply { command, occurrence, body, ok } => {
-                seen |= ok;
-                confused |= !ok;
+                seen |= *ok;
+                confused |= !*ok;
                 let key =
-                    format!("reply:{}", run_key(delivery.source, &comment.node_id, &command, occurrence));
-                put_reply(app, &mut tx, repo, comment, key, &body).await?;
+                    format!("reply:{}", run_key(delivery.source, &comment.node_id, command, *occurrence));
+                put_reply(app, tx, repo, comment, key, body).await?;
             }
         }
     }
-    let owner = Owner { run: None, task: starts.then_some(&task_id), remote: app.forge.name(), repo };
+    let owner = Owner { run: None, task: starts.then_some(&task.id), remote: app.forge.name(), repo };
     for (wanted, reaction) in [(seen, Reaction::Eyes), (confused, Reaction::Confused)] {
         if wanted {
             let payload = Payload::Reaction {
@@ -998,18 +1251,15 @@ async fn commit(
                 reaction,
             };
             let key = format!("react:{}:{}", comment.node_id, reaction.rest_name());
-            report::put(app, &mut tx, &owner, key, EffectPriority::Seen, payload).await?;
+            report::put(app, tx, &owner, key, EffectPriority::Seen, payload).await?;
         }
     }
     let subject = format!("{}#{}", repo.name, comment.subject.number);
     for (action, detail) in &plan.audit {
-        audit(app, &mut tx, Some(&comment.author), action, &subject, detail).await?;
+        audit(app, tx, Some(&comment.author), action, &subject, detail).await?;
     }
-    store::inbox::finish(&mut tx, &delivery.id, InboxState::Done, &plan.verdict).await?;
-    tx.commit().await?;
-    app.wakeup.notify(Topic::Effects);
-    app.wakeup.notify(Topic::Runs);
-    Ok(Taken::Stored)
+    store::inbox::finish(tx, &delivery.id, InboxState::Done, &plan.verdict).await?;
+    Ok(true)
 }
 
 /// A change was approved: a worker takes its run on. Nothing happens when it does not wait any more.

@@ -31,7 +31,7 @@ use crate::git::GitError;
 use crate::queue::Topic;
 use crate::remote::RemoteError;
 use crate::sandbox::SandboxError;
-use crate::store::StoreError;
+use crate::store::{self, StoreError};
 use chrono::{DateTime, Utc};
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,7 +76,21 @@ const REPAIR_EVERY: Duration = Duration::from_secs(10);
 
 /// Boots (reconciles what a crash left) and runs every loop until `stop` is cancelled.
 /// Deliveries are accepted meanwhile: the HTTP side does not wait for any of it.
+/// Between two signs of life of a node.
+const SEEN_EVERY: Duration = Duration::from_secs(5);
+
+/// How long the duty of reading the inbox is held: those that stand by take over after it.
+const DUTY_TIME: Duration = Duration::from_secs(20);
+
+/// `run_until` that does not drain.
 pub async fn run(app: Arc<App>, stop: CancellationToken) {
+    run_until(app, CancellationToken::new(), stop).await;
+}
+
+/// Boots (reconciles what a crash left) and runs the loops of this node's role until `stop` is cancelled; after `drain`
+/// nothing more is claimed, and it ends with the last run. Deliveries are accepted meanwhile: the HTTP side does not
+/// wait for any of it.
+pub async fn run_until(app: Arc<App>, drain: CancellationToken, stop: CancellationToken) {
     while let Err(error) = sweep::boot(&app).await {
         tracing::error!(error = %error, "start-up is not possible yet");
         tokio::select! {
@@ -84,13 +98,41 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
             () = stop.cancelled() => return,
         }
     }
+    let role = app.node.role;
+    let work = async {
+        if role.works() {
+            execute::work(&app, &drain, &stop).await;
+        } else {
+            tokio::select! {
+                () = drain.cancelled() => {}
+                () = stop.cancelled() => {}
+            }
+        }
+        // The last run has ended: so may the rest.
+        if drain.is_cancelled() {
+            stop.cancel();
+        }
+    };
     tokio::join!(
-        until(&stop, ingest_loop(&app)),
-        until(&stop, deliver_loop(&app)),
-        execute::work(&app, &stop),
-        until(&stop, sweep_loop(&app)),
-        until(&stop, repair_loop(&app)),
+        until(&stop, only(role.delivers(), ingest_loop(&app))),
+        until(&stop, only(role.delivers(), deliver_loop(&app))),
+        until(&stop, only(role.works() || role.delivers(), sweep_loop(&app))),
+        until(&stop, only(role.delivers(), repair_loop(&app))),
+        until(&stop, seen_loop(&app)),
+        work,
     );
+    match tokio::time::timeout(AFTER_ERROR, sweep::end(&app)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(error = %error, "the others were not told of the end"),
+        Err(_elapsed) => tracing::warn!("the others were not told of the end: the database does not answer"),
+    }
+}
+
+/// Does the work, or nothing.
+async fn only(wanted: bool, work: impl Future<Output = ()>) {
+    if wanted {
+        work.await;
+    }
 }
 
 async fn until(stop: &CancellationToken, work: impl Future<Output = ()>) {
@@ -102,6 +144,19 @@ async fn until(stop: &CancellationToken, work: impl Future<Output = ()>) {
 
 async fn ingest_loop(app: &App) {
     loop {
+        let mine = store::duties::hold(&app.store, "ingest", &app.boot, app.clock.now(), DUTY_TIME).await;
+        match mine {
+            Ok(true) => {}
+            // Another node reads the inbox; this one stands by.
+            Ok(false) => {
+                nap(app, Topic::Inbox, None).await;
+                continue;
+            }
+            Err(error) => {
+                after_error("ingest", &error.into()).await;
+                continue;
+            }
+        }
         match ingest::tick(app).await {
             Ok(0) => nap(app, Topic::Inbox, ingest::next_due(app).await.ok().flatten()).await,
             Ok(_) => {}
@@ -132,11 +187,25 @@ async fn sweep_loop(app: &App) {
 async fn repair_loop(app: &App) {
     let mut look = repair::Look::Boot;
     loop {
-        match repair::tick(app, look).await {
-            Ok(()) => look = repair::Look::Due,
-            Err(error) => after_error("repair", &error).await,
+        // One node looks for all; another that takes over begins with what a boot does.
+        match store::duties::hold(&app.store, "repair", &app.boot, app.clock.now(), DUTY_TIME).await {
+            Ok(false) => look = repair::Look::Boot,
+            Ok(true) => match repair::tick(app, look).await {
+                Ok(()) => look = repair::Look::Due,
+                Err(error) => after_error("repair", &error).await,
+            },
+            Err(error) => after_error("repair", &error.into()).await,
         }
         tokio::time::sleep(REPAIR_EVERY).await;
+    }
+}
+
+async fn seen_loop(app: &App) {
+    loop {
+        tokio::time::sleep(SEEN_EVERY).await;
+        if let Err(error) = sweep::seen(app).await {
+            after_error("seen", &error).await;
+        }
     }
 }
 

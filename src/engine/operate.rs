@@ -3,7 +3,7 @@
 use super::{EngineError, ingest};
 use crate::app::App;
 use crate::clock::IdKind;
-use crate::domain::ids::{InboxId, RunId};
+use crate::domain::ids::RunId;
 use crate::domain::run::RunState;
 use crate::queue::Topic;
 use crate::store::{self, StoreError};
@@ -84,16 +84,36 @@ pub async fn retry(app: &App, run: &RunId, by: &str) -> Result<RunId, OperateErr
     Ok(new)
 }
 
-/// Makes an ended delivery pending again.
-pub async fn replay(app: &App, delivery: &InboxId, by: &str) -> Result<(), OperateError> {
+/// Takes up again what was given up: an ended delivery (our id or the sender's) is pending again, the request of an ended
+/// run is queued again. Gives the id of the delivery or of the new run.
+pub async fn replay(app: &App, id: &str, by: &str) -> Result<String, OperateError> {
+    let Some(delivery) = store::inbox::get(&app.store, id).await? else {
+        return match store::runs::find(&app.store, id).await? {
+            Some(run) => Ok(retry(app, &run.id, by).await?.to_string()),
+            None => Err(OperateError::NotFound { what: "delivery or run", id: id.to_owned() }),
+        };
+    };
     let mut tx = app.store.write_tx().await?;
-    if !store::inbox::replay(&mut tx, delivery, app.clock.now()).await? {
-        return Err(OperateError::NotFound { what: "delivery", id: delivery.to_string() });
-    }
-    ingest::audit_by(app, &mut tx, by, "replay", delivery.as_str(), "").await?;
+    store::inbox::replay(&mut tx, &delivery.id, app.clock.now()).await?;
+    ingest::audit_by(app, &mut tx, by, "replay", delivery.id.as_str(), "").await?;
     tx.commit().await?;
     app.wakeup.notify(Topic::Inbox);
-    Ok(())
+    Ok(delivery.id.to_string())
+}
+
+/// Lets the nodes of a name or id claim nothing (their live runs go on), or claim again; gives how many there are.
+pub async fn drain(app: &App, node: &str, drain: bool, by: &str) -> Result<u64, OperateError> {
+    let mut tx = app.store.write_tx().await?;
+    let nodes = store::nodes::set_draining(&mut tx, node, drain).await?;
+    if nodes == 0 {
+        let id: String = node.chars().take(100).collect();
+        return Err(OperateError::NotFound { what: "node", id });
+    }
+    let action = if drain { "drain" } else { "undrain" };
+    ingest::audit_by(app, &mut tx, by, action, node, "").await?;
+    tx.commit().await?;
+    app.wakeup.notify(Topic::Runs);
+    Ok(nodes)
 }
 
 /// The pause-all switch: while set, nothing new is claimed; deliveries are still taken. `None` resumes.

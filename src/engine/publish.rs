@@ -51,7 +51,10 @@ pub async fn publish(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         || execute::adapter_of(app, run).await? == AdapterKind::Command;
     run.outcome.summary = summary(run, raw);
     let end = run.agent_end.clone().unwrap_or(AgentEnd::Finished);
+    let elsewhere = app.git.prepared(&run.remote, run.repo.id, &run.id).is_none();
+    let from_store = elsewhere && is_stored(app, run).await?;
     let imported = match import(app, run).await {
+        Ok(None) if from_store => Some(kept_changeset(app, run).await?),
         Ok(imported) => imported,
         Err(GitError::Rejected { detail }) => {
             let reason =
@@ -63,7 +66,7 @@ pub async fn publish(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     };
     let mut dropped: BTreeSet<String> =
         imported.iter().flat_map(|imported| imported.dropped.iter().cloned()).collect();
-    if run.spec.mode != RunMode::ReadOnly {
+    if run.spec.mode != RunMode::ReadOnly && !from_store {
         // What was not committed did not even come into the bundle.
         let (repo, commits) = (run.repo.id, (run.start(), &run.spec.base_sha));
         dropped.extend(app.git.masked_edits(&run.remote, repo, &run.id, commits, MASKED_PATHS).await?);
@@ -83,7 +86,11 @@ pub async fn publish(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     run.outcome.added_lines = changes.iter().map(|change| change.added_lines).sum();
     run.outcome.removed_lines = changes.iter().map(|change| change.removed_lines).sum();
     let violations = gate::check(&imported.changeset, &run.spec.config.gate, &app.secrets);
-    keep(app, run, &imported, &violations).await?;
+    if from_store {
+        fetch_base(app, run, &imported).await?;
+    } else {
+        keep(app, run, &imported, &violations).await?;
+    }
     if !violations.is_empty() {
         refuse(app, run, &violations).await?;
         return Ok(Step::Done);
@@ -124,13 +131,6 @@ async fn set_aside(
     let input = if waits { RunInput::Held } else { ended_by(run, end, RunInput::Done) };
     run.apply(&input, app.clock.now())?;
     let mut tx = app.store.write_tx().await?;
-    if waits {
-        let without_text = Changeset { added_text: Vec::new(), ..changeset.clone() };
-        let json = serde_json::to_vec(&without_text)
-            .map_err(|error| EngineError::Defect(format!("a changeset cannot be stored: {error}")))?;
-        store::artifacts::put(&mut tx, &run.id, "changeset", &json, app.clock.now()).await?;
-        store::artifacts::put(&mut tx, &run.id, "added", &changeset.added_text, app.clock.now()).await?;
-    }
     ingest::audit(app, &mut tx, None, "kept", run.id.as_str(), changeset.head.as_str()).await?;
     store::runs::save(&mut tx, run).await?;
     report::report(app, &mut tx, run, Urgency::State).await?;
@@ -162,7 +162,7 @@ fn ended_by(run: &mut Run, end: &AgentEnd, good: RunInput) -> RunInput {
         AgentEnd::Finished => good,
         AgentEnd::Cancelled => {
             run.outcome.step = Some(Phase::Agent);
-            run.outcome.reason = execute::cancel_reason(run);
+            run.outcome.reason = wording::cancel_reason(run);
             RunInput::Cancelled
         }
         AgentEnd::Failed { class, detail } => {
@@ -182,11 +182,14 @@ fn ended_by(run: &mut Run, end: &AgentEnd, good: RunInput) -> RunInput {
 async fn released(app: &App, run: &mut Run, kept: &Kept) -> Result<Step, EngineError> {
     if run.cancel_requested.is_some() {
         run.outcome.step = Some(Phase::Push);
-        run.outcome.reason = execute::cancel_reason(run);
+        run.outcome.reason = wording::cancel_reason(run);
         finish(app, run, &RunInput::Cancelled).await?;
         return Ok(Step::Done);
     }
-    let imported = stored(app, run, kept).await?;
+    let imported = kept_changeset(app, run).await?;
+    if imported.changeset.head != kept.head {
+        return Err(EngineError::Defect("the stored changeset is not the one that was approved".into()));
+    }
     let base = app.forge.repo_info(&run.repo).await?.default_branch;
     let config = match app.forge.branch_head(&run.repo, &base).await? {
         Some(head) => ingest::repository_config(app, &run.repo, head.as_str()).await?,
@@ -204,10 +207,7 @@ async fn released(app: &App, run: &mut Run, kept: &Kept) -> Result<Step, EngineE
         refuse(app, run, &violations).await?;
         return Ok(Step::Done);
     }
-    let access = execute::git_access(app, run, GitPermission::Read).await?;
-    let pull = run.spec.pull.as_ref().filter(|pull| pull.fork).map(|pull| pull.number);
-    let wanted = [imported.changeset.base.clone()];
-    app.git.ensure(&run.remote, run.repo.id, &access, &wanted, pull).await?;
+    fetch_base(app, run, &imported).await?;
     if let Some(by) = &kept.approved_by {
         let note = format!("Approved by {}.", sanitize::for_comment(&sanitize::one_line(by, 60), 200));
         if !run.outcome.notes.contains(&note) {
@@ -217,19 +217,31 @@ async fn released(app: &App, run: &mut Run, kept: &Kept) -> Result<Step, EngineE
     push(app, run, imported, AgentEnd::Finished).await
 }
 
+/// Brings the commit here that a stored changeset stands on.
+async fn fetch_base(app: &App, run: &Run, imported: &Imported) -> Result<(), EngineError> {
+    let access = execute::git_access(app, run, GitPermission::Read).await?;
+    let pull = run.spec.pull.as_ref().filter(|pull| pull.fork).map(|pull| pull.number);
+    let wanted = [imported.changeset.base.clone()];
+    app.git.ensure(&run.remote, run.repo.id, &access, &wanted, pull).await?;
+    Ok(())
+}
+
+/// Whether the run's changeset is kept whole, so that any node can publish it.
+pub(super) async fn is_stored(app: &App, run: &Run) -> Result<bool, EngineError> {
+    Ok(store::artifacts::get(&app.store, &run.id, "changeset").await?.is_some())
+}
+
 /// The changeset that was kept, as it was verified.
-async fn stored(app: &App, run: &Run, kept: &Kept) -> Result<Imported, EngineError> {
+async fn kept_changeset(app: &App, run: &Run) -> Result<Imported, EngineError> {
     let part = async |name: &str| -> Result<Vec<u8>, EngineError> {
         let missing = || EngineError::Defect(format!("the artifact `{name}` of run {} is gone", run.id));
         store::artifacts::get(&app.store, &run.id, name).await?.ok_or_else(missing)
     };
     let mut changeset: Changeset = serde_json::from_slice(&part("changeset").await?)
         .map_err(|error| EngineError::Defect(format!("a stored changeset cannot be read: {error}")))?;
-    if changeset.head != kept.head {
-        return Err(EngineError::Defect("the stored changeset is not the one that was approved".into()));
-    }
     changeset.added_text = part("added").await?;
-    Ok(Imported { changeset, bundle: part("bundle").await?, diff: String::new(), dropped: Vec::new() })
+    let diff = String::from_utf8_lossy(&part("diff").await?).into_owned();
+    Ok(Imported { changeset, bundle: part("bundle").await?, diff, dropped: Vec::new() })
 }
 
 /// Where the run's branch lives: the repository itself, or our fork of it.
@@ -317,7 +329,7 @@ async fn finish(app: &App, run: &mut Run, input: &RunInput) -> Result<(), Engine
     execute::save(app, run, Urgency::State).await
 }
 
-/// Keeps bundle and diff: any worker can go on from them, and refused work is not lost.
+/// Keeps bundle, changeset and diff: any node can go on from them, and refused work is not lost.
 async fn keep(
     app: &App,
     run: &mut Run,
@@ -325,8 +337,14 @@ async fn keep(
     violations: &[Violation],
 ) -> Result<(), EngineError> {
     let now = app.clock.now();
+    let changeset = &imported.changeset;
+    let without_text = Changeset { added_text: Vec::new(), ..changeset.clone() };
+    let json = serde_json::to_vec(&without_text)
+        .map_err(|error| EngineError::Defect(format!("a changeset cannot be stored: {error}")))?;
     let mut tx = app.store.write_tx().await?;
     store::artifacts::put(&mut tx, &run.id, "bundle", &imported.bundle, now).await?;
+    store::artifacts::put(&mut tx, &run.id, "changeset", &json, now).await?;
+    store::artifacts::put(&mut tx, &run.id, "added", &changeset.added_text, now).await?;
     let diff = app.secrets.mask(&imported.diff);
     store::artifacts::put(&mut tx, &run.id, "diff", diff.as_bytes(), now).await?;
     let verdict = if violations.is_empty() { "gate.pass" } else { "gate.refuse" };
@@ -417,11 +435,11 @@ async fn push(app: &App, run: &mut Run, imported: Imported, end: AgentEnd) -> Re
             // Not known whether it took place: repeating it finds the branch at our commit or at the old one.
             Err(GitError::Unavailable { operation, detail }) if tries < PUSH_TRIES => {
                 tracing::warn!(operation, detail, tries, "push again");
-                store::runs::heartbeat(&app.store, &run.id, run.fence, app.clock.now() + execute::LEASE)
+                store::runs::heartbeat(&app.store, &run.id, run.fence, app.clock.now() + execute::lease(app))
                     .await?;
             }
             Err(error) => {
-                fail_branch(app, &key, &error.to_string()).await?;
+                fail_branch(app, run, &key, &error.to_string()).await?;
                 return Err(error.into());
             }
         }
@@ -447,7 +465,7 @@ async fn intend(app: &App, run: &Run, key: &str, push: &BranchPush) -> Result<()
     if let Some(stored) = store::effects::by_key_tx(&mut tx, key).await?
         && stored.state == EffectState::Planned
     {
-        store::effects::sending(&mut tx, &stored.id, stored.revision, now).await?;
+        store::effects::sending(&mut tx, &stored.id, stored.revision, &app.boot, now).await?;
     }
     let detail = format!("{} to {}", push.new, push.branch);
     ingest::audit(app, &mut tx, None, "push", run.id.as_str(), &detail).await?;
@@ -456,10 +474,11 @@ async fn intend(app: &App, run: &Run, key: &str, push: &BranchPush) -> Result<()
     Ok(())
 }
 
-async fn fail_branch(app: &App, key: &str, error: &str) -> Result<(), EngineError> {
+async fn fail_branch(app: &App, run: &Run, key: &str, error: &str) -> Result<(), EngineError> {
     let mut tx = app.store.write_tx().await?;
+    store::runs::check_fence(&mut tx, run).await?;
     if let Some(stored) = store::effects::by_key_tx(&mut tx, key).await? {
-        store::effects::fail(&mut tx, &stored.id, error).await?;
+        store::effects::fail(&mut tx, &stored, error).await?;
     }
     tx.commit().await?;
     Ok(())

@@ -261,7 +261,7 @@ async fn compare(
             Err(error) => return Err(error.into()),
         };
         if let Some(why) = why {
-            if let Some(stopped) = ingest::end_task(app, task, &why, Some(now)).await? {
+            if let Some(stopped) = ingest::end_task(app, task, number, &why, Some(now)).await? {
                 tracing::warn!(task.id = %task.id, repo = %repo.name, stopped, "{why}, and nobody told");
             }
             return Ok(());
@@ -401,7 +401,7 @@ async fn end(
         other => other?,
     }
     if let Some(effect) = waited_for.filter(|effect| effect.state == EffectState::Planned) {
-        store::effects::fail(&mut tx, &effect.id, "its run was ended").await?;
+        store::effects::fail(&mut tx, &effect, "its run was ended").await?;
     }
     // The container is removed by the node that has it, which asks for ended attempts.
     if let Some(attempt) = attempt.filter(|attempt| attempt.ended_at.is_none()) {

@@ -4,7 +4,8 @@
 use crate::app::App;
 use crate::clock::IdKind;
 use crate::domain::effect::{
-    CheckRun, CheckStatus, EffectPriority, NewEffect, OwnComment, Payload, Reaction, ReactionTarget,
+    CheckRun, CheckStatus, EffectPriority, NewEffect, OWN_BRANCH_PREFIX, OwnComment, Payload, Reaction,
+    ReactionTarget,
 };
 use crate::domain::event::{Repo, Surface};
 use crate::domain::ids::{EffectId, RunId, Sha, TaskId};
@@ -133,10 +134,39 @@ pub async fn report(app: &App, tx: &mut Tx, run: &Run, urgency: Urgency) -> Resu
             .await?;
         }
     }
+    if run.spec.config.state_labels {
+        let number = run.spec.subject.number;
+        let payload = Payload::StateLabel { number, name: Some(wording::state_label(run).to_owned()) };
+        // One effect for each subject: an older state never overtakes a newer one.
+        let key = format!("state-label:{}:{}:{number}", run.remote, run.repo.id);
+        put(app, tx, &owner, key, priority, payload).await?;
+    }
     if ended {
         last_words(app, tx, run, &owner).await?;
     }
     Ok(())
+}
+
+/// Asks the requester for a review of the run's new pull request, where the repository wants that and it is no draft.
+pub async fn ask_review(app: &App, tx: &mut Tx, run: &Run, number: i64) -> Result<(), StoreError> {
+    if !run.spec.config.request_review || !run.outcome.no_draft {
+        return Ok(());
+    }
+    let payload = Payload::Reviewers { number, logins: vec![run.spec.requester.login.clone()] };
+    let key = format!("reviewers:{}:{}:{number}", run.remote, run.repo.id);
+    put(app, tx, &Owner::of(run), key, EffectPriority::Check, payload).await
+}
+
+/// Deletes the branch of a task whose pull request was closed, where the repository wants that. A branch in a fork stays.
+pub async fn delete_branch(app: &App, tx: &mut Tx, run: &Run, number: i64) -> Result<(), StoreError> {
+    let (Some(branch), Some(head)) = (&run.outcome.branch, &run.outcome.head) else { return Ok(()) };
+    let ours = branch.as_str().starts_with(OWN_BRANCH_PREFIX) && run.spec.fork.is_none();
+    if !run.spec.config.delete_branch || !ours || run.outcome.pull_number != Some(number) {
+        return Ok(());
+    }
+    let payload = Payload::DeleteBranch { branch: branch.clone(), expected: head.clone() };
+    let key = format!("delete-branch:{}:{}:{branch}", run.remote, run.repo.id);
+    put(app, tx, &Owner::of(run), key, EffectPriority::Progress, payload).await
 }
 
 /// Commits that carry the run's check: the pinned head of a pull request, and what was pushed.
@@ -205,7 +235,7 @@ async fn last_words(app: &App, tx: &mut Tx, run: &Run, owner: &Owner<'_>) -> Res
 pub fn reaction_target(origin: &Origin, number: i64) -> ReactionTarget {
     match &origin.surface {
         Surface::Conversation => ReactionTarget::Comment { id: origin.comment_id },
-        Surface::Opening => ReactionTarget::Subject { number },
+        Surface::Opening | Surface::Label { .. } => ReactionTarget::Subject { number },
         Surface::ReviewComment { .. } => ReactionTarget::ReviewComment { id: origin.comment_id },
         Surface::Review => ReactionTarget::Review { node_id: origin.node_id.clone() },
     }

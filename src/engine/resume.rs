@@ -41,6 +41,20 @@ pub(super) fn patterns(app: &App, adapter: AdapterKind) -> Vec<String> {
 
 /// How the run's agent starts.
 pub(super) async fn start(app: &App, run: &Run, adapter: AdapterKind) -> Result<Start, EngineError> {
+    // It was interrupted, and workspace and HOME are as its agent left them.
+    if run.progress.again.is_some()
+        && !run.progress.no_resume
+        && let Some(id) = run.progress.session.clone().filter(|id| resume::is_session_id(adapter, id))
+    {
+        let resumed = Resumed {
+            since: run.started_at.unwrap_or(run.created_at),
+            subject_known: true,
+            verdict: String::new(),
+            kept_workspace: true,
+        };
+        let previous = run.id.clone();
+        return Ok(Start::Session(Box::new(Session { id, files: Vec::new(), resumed, previous })));
+    }
     let Some(previous) = run.spec.previous.as_ref().filter(|_| run.spec.resume) else {
         return Ok(Start::Anew);
     };
@@ -69,6 +83,7 @@ pub(super) async fn start(app: &App, run: &Run, adapter: AdapterKind) -> Result<
         since: written,
         subject_known: now.title == then.title && now.body == then.body,
         verdict: wording::verdict(&previous),
+        kept_workspace: false,
     };
     Ok(Start::Session(Box::new(Session { id, files, resumed, previous: previous.id })))
 }

@@ -4,32 +4,62 @@ use super::EngineError;
 use super::report::{self, Urgency};
 use crate::app::App;
 use crate::domain::ids::RunId;
+use crate::domain::node::node_of;
 use crate::domain::run::{FailureClass, Phase, Run, RunInput};
 use crate::domain::wording;
 use crate::queue::Topic;
-use crate::sandbox::SandboxError;
+use crate::sandbox::{Listed, SandboxError};
 use crate::store;
 use crate::store::retention::Part;
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Queued runs whose place is looked after; those behind it show an older place.
 const PLACES: i64 = 200;
 
-/// What start-up does before anything is claimed: leases of dead boots end, unclear effects are marked.
-/// Containers of live runs are left alone: their runs are claimed again and adopt them.
+/// A node that was not seen for so long is taken for lost, and after the other time forgotten.
+pub const LOST_AFTER: chrono::Duration = chrono::Duration::minutes(2);
+const FORGOTTEN_AFTER: chrono::Duration = chrono::Duration::days(1);
+/// How long the duty of sweeping for all nodes is held.
+const DUTY_TIME: Duration = Duration::from_secs(20);
+
+/// What start-up does before anything is claimed: what earlier boots of this node held is taken over, unclear effects
+/// are marked. Containers of live runs are left alone: their runs are claimed again and adopt them.
 pub async fn boot(app: &App) -> Result<(), EngineError> {
-    if app.config.sandbox.strict {
+    if app.config.sandbox.strict && app.node.role.works() {
         strict(app).await?;
     }
     let now = app.clock.now();
+    seen(app).await?;
+    let duties = store::duties::expire(&app.store, &app.boot).await?;
     let mut tx = app.store.write_tx().await?;
-    let leases = store::runs::expire_leases(&mut tx, &app.boot, now).await?;
-    let effects = store::effects::orphaned_to_ambiguous(&mut tx, now).await?;
+    let leases = match app.node.role.works() {
+        true => store::runs::inherit_leases(&mut tx, &app.boot).await?,
+        false => 0,
+    };
+    let effects = match app.node.role.delivers() {
+        true => store::effects::orphaned_to_ambiguous(&mut tx, &app.boot, now).await?,
+        false => 0,
+    };
     tx.commit().await?;
-    if leases > 0 || effects > 0 {
-        tracing::info!(leases, effects, "taking over from an earlier process");
+    if leases > 0 || effects > 0 || duties > 0 {
+        tracing::info!(leases, effects, duties, "taking over from an earlier process");
     }
+    Ok(())
+}
+
+/// Tells the others that this node lives.
+pub async fn seen(app: &App) -> Result<(), EngineError> {
+    let slots = if app.node.role.works() { super::execute::slots(app) } else { 0 };
+    Ok(store::nodes::seen(&app.store, &app.node, &app.boot, slots, app.clock.now()).await?)
+}
+
+/// An orderly end: what this process held is free at once. Its leases stay for its next boot, which adopts its containers.
+pub async fn end(app: &App) -> Result<(), EngineError> {
+    store::duties::release_all(&app.store, &app.boot).await?;
+    store::runs::left_alive(&app.store, &app.boot).await?;
+    store::nodes::stopped(&app.store, &app.node.id, &app.boot).await?;
     Ok(())
 }
 
@@ -50,30 +80,58 @@ async fn strict(app: &App) -> Result<(), EngineError> {
     Err(EngineError::Sandbox(SandboxError::Profile { detail }))
 }
 
-/// One round of repair.
+/// One round of repair: of this machine, and for all nodes when it is this one's turn.
 pub async fn tick(app: &App) -> Result<(), EngineError> {
-    store::nodes::seen(&app.store, &app.boot, "all", app.clock.now()).await?;
-    queued(app).await?;
-    unapproved(app).await?;
-    expired(app).await?;
-    orphans(app).await?;
-    retention(app).await?;
+    seen(app).await?;
+    if app.node.role.delivers()
+        && store::duties::hold(&app.store, "sweep", &app.boot, app.clock.now(), DUTY_TIME).await?
+    {
+        queued(app).await?;
+        unapproved(app).await?;
+        expired(app).await?;
+        retention(app).await?;
+        super::deliver::twins(app).await?;
+        store::nodes::forget_unseen(&app.store, app.clock.now() - FORGOTTEN_AFTER).await?;
+    }
+    if app.node.role.works() {
+        machine(app).await?;
+    }
     Ok(())
 }
 
 /// Cancels of runs that nobody works on, and places in the queue.
 async fn queued(app: &App) -> Result<(), EngineError> {
     let longest = chrono::Duration::hours(app.config.limits.queue_hours);
+    let longest_blocked = chrono::Duration::days(app.config.limits.blocked_days);
+    let blockers = store::tasks::blockers(&app.store).await?;
+    let lost = app.clock.now() - LOST_AFTER;
+    let without_node = store::nodes::without_node(&app.store, lost, PLACES).await?;
     for mut run in store::runs::queued(&app.store, PLACES).await? {
         if run.cancel_requested.is_some() {
-            run.outcome.reason = super::execute::cancel_reason(&run);
+            run.outcome.reason = wording::cancel_reason(&run);
             end_in_queue(app, run, &RunInput::Cancelled).await?;
-        } else if app.clock.now() - run.created_at >= longest {
+            continue;
+        }
+        let waits_for: Vec<_> = blockers.iter().filter(|blocker| blocker.child == run.task).collect();
+        let waited = app.clock.now() - run.created_at;
+        // What it waits for by order, ours or its own, is not the queue's fault.
+        let patient = !waits_for.is_empty() || run.progress.again.is_some();
+        if let Some(failed) = waits_for.iter().find(|blocker| blocker.failed) {
+            run.outcome.class = Some(FailureClass::Blocked);
+            run.outcome.reason = wording::blocker_failed(failed.number);
+            end_in_queue(app, run, &RunInput::Failed).await?;
+        } else if waited >= if patient { longest_blocked } else { longest } {
             run.outcome.class = Some(FailureClass::Timeout);
-            run.outcome.reason = wording::waited_too_long(app.config.limits.queue_hours);
+            run.outcome.reason = if patient {
+                wording::waited_too_long(app.config.limits.blocked_days * 24)
+            } else {
+                wording::waited_too_long(app.config.limits.queue_hours)
+            };
             end_in_queue(app, run, &RunInput::Failed).await?;
         } else {
-            show_place(app, run).await?;
+            let numbers = waits_for.iter().map(|blocker| blocker.number).collect();
+            let no_node = without_node.iter().any(|(id, _)| *id == run.id);
+            show_place(app, run, numbers, no_node).await?;
         }
     }
     Ok(())
@@ -137,11 +195,18 @@ async fn expired(app: &App) -> Result<(), EngineError> {
     Ok(())
 }
 
-async fn show_place(app: &App, mut run: Run) -> Result<(), EngineError> {
+async fn show_place(app: &App, mut run: Run, after: Vec<i64>, no_node: bool) -> Result<(), EngineError> {
     let Some(place) = store::runs::place(&app.store, &run.id).await? else { return Ok(()) };
-    if run.progress.position == Some(place.position) && run.progress.waits_for == place.waits_for {
+    let progress = &run.progress;
+    if progress.position == Some(place.position)
+        && progress.waits_for == place.waits_for
+        && progress.after == after
+        && progress.no_node == no_node
+    {
         return Ok(());
     }
+    run.progress.after = after;
+    run.progress.no_node = no_node;
     run.progress.position = Some(place.position);
     run.progress.waits_for = place.waits_for;
     let mut tx = app.store.write_tx().await?;
@@ -180,22 +245,45 @@ async fn sockets(app: &App) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// Containers and workspaces whose run has ended.
-async fn orphans(app: &App) -> Result<(), EngineError> {
+/// Containers of this machine (of one run, when it is named) that no run goes on with: they are removed at once, so that
+/// a worker that was away too long has no agent left that somebody else's replaced.
+pub(super) async fn containers(app: &App, only: Option<&RunId>) -> Result<(), EngineError> {
     // Listed before the runs are read: a container that starts in between is not in the list.
-    let listed = app.sandbox.list().await;
+    let listed = match app.sandbox.list().await {
+        Ok(listed) => listed,
+        Err(error) => {
+            tracing::warn!(error = %error, "containers cannot be listed");
+            return Ok(());
+        }
+    };
+    for container in listed.iter().filter(|container| only.is_none_or(|run| container.run == *run)) {
+        if !is_wanted(app, container).await? {
+            tracing::info!(run.id = %container.run, slot = %container.slot, "removing an orphaned container");
+            app.sandbox.remove(&container.slot).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a container is that of the newest attempt of a live run, or its collector, and no other node has the run.
+async fn is_wanted(app: &App, container: &Listed) -> Result<bool, EngineError> {
+    let Some(run) = store::runs::get(&app.store, &container.run).await? else { return Ok(false) };
+    let owner = run.lease_owner.as_deref().map_or("", node_of);
+    if !run.state.needs_worker() || !(owner.is_empty() || owner == app.node.id) {
+        return Ok(false);
+    }
+    let slot = container.slot.as_str();
+    let slot = slot.strip_suffix(super::execute::COLLECTOR).unwrap_or(slot);
+    let attempt = store::attempts::latest(&app.store, &container.run).await?;
+    Ok(attempt.is_some_and(|attempt| attempt.slot.as_str() == slot && attempt.ended_at.is_none()))
+}
+
+/// What is left on this machine of runs that have ended: containers, workspaces, sockets.
+async fn machine(app: &App) -> Result<(), EngineError> {
+    containers(app, None).await?;
     let folders = app.git.known_runs();
     let live: Vec<RunId> = store::runs::live(&app.store).await?.into_iter().map(|run| run.id).collect();
     let wanted: HashSet<&RunId> = live.iter().collect();
-    match listed {
-        Ok(listed) => {
-            for container in listed.iter().filter(|container| !wanted.contains(&container.run)) {
-                tracing::info!(run.id = %container.run, slot = %container.slot, "removing an orphaned container");
-                app.sandbox.remove(&container.slot).await?;
-            }
-        }
-        Err(error) => tracing::warn!(error = %error, "containers cannot be listed"),
-    }
     for id in folders.iter().filter(|id| !wanted.contains(id)) {
         // Queued ones and those that wait for somebody are not live either.
         if store::runs::get(&app.store, id).await?.is_none_or(|run| run.state.is_terminal()) {

@@ -3,12 +3,12 @@
 use super::Http;
 use super::error::HttpError;
 use super::view::{
-    self, ArtifactView, AuditView, BudgetView, DeliveryView, LogView, RunCostView, RunView, StatusView,
+    self, ArtifactView, AuditView, BudgetView, DeliveryView, LogView, NodesView, RunCostView, RunView,
+    StatusView,
 };
 use crate::app::App;
 use crate::clock::IdKind;
 use crate::domain::budget::month;
-use crate::domain::ids::InboxId;
 use crate::domain::run::{Run, RunState};
 use crate::engine::operate;
 use crate::store;
@@ -63,8 +63,10 @@ pub(super) fn routes(http: &Http) -> Router<Http> {
         .route("/pause", post(pause))
         .route("/resume", post(resume))
         .route("/deliveries", get(deliveries))
-        .route("/deliveries/{id}/replay", post(replay))
+        .route("/replay/{id}", post(replay))
         .route("/audit", get(audit))
+        .route("/nodes", get(nodes))
+        .route("/nodes/drain", post(drain))
         .route_layer(axum::middleware::from_fn_with_state(http.clone(), authenticate))
 }
 
@@ -369,6 +371,43 @@ async fn resume(State(http): State<Http>, Extension(caller): Extension<Caller>) 
     Ok(Json(PauseBody::default()))
 }
 
+async fn nodes(State(http): State<Http>) -> Answer<NodesView> {
+    let app = http.app();
+    NodesView::read(&app.store, app.clock.now())
+        .await
+        .map(Json)
+        .map_err(|error| HttpError::store(app, "list the nodes", &error))
+}
+
+/// Which node, by name or id, and whether it shall claim nothing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainBody {
+    pub node: String,
+    pub drain: bool,
+}
+
+/// How many nodes there are of the name.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Drained {
+    pub nodes: u64,
+}
+
+async fn drain(
+    State(http): State<Http>,
+    Extension(caller): Extension<Caller>,
+    body: Bytes,
+) -> Answer<Drained> {
+    let app = http.app();
+    let body: DrainBody = serde_json::from_slice(&body).map_err(|error| {
+        HttpError::bad_request(format!("the body is `{{\"node\": \"…\", \"drain\": true}}`: {error}"))
+    })?;
+    operate::drain(app, &body.node, body.drain, &caller.actor())
+        .await
+        .map(|nodes| Json(Drained { nodes }))
+        .map_err(|error| HttpError::operate(app, "drain a node", &error))
+}
+
 async fn deliveries(
     State(http): State<Http>,
     query: Result<Query<Page>, axum::extract::rejection::QueryRejection>,
@@ -387,15 +426,10 @@ async fn replay(
     Path(id): Path<String>,
 ) -> Answer<Changed> {
     let app = http.app();
-    let known = store::inbox::get(&app.store, &id)
+    let id = operate::replay(app, &id, &caller.actor())
         .await
-        .map_err(|error| HttpError::store(app, "read a delivery", &error))?
-        .ok_or_else(|| HttpError::not_found("there is no delivery with this id"))?;
-    let id = InboxId::new(known.id.as_str());
-    operate::replay(app, &id, &caller.actor())
-        .await
-        .map_err(|error| HttpError::operate(app, "replay a delivery", &error))?;
-    Ok(Json(Changed { id: id.to_string() }))
+        .map_err(|error| HttpError::operate(app, "replay a delivery or run", &error))?;
+    Ok(Json(Changed { id }))
 }
 
 async fn audit(

@@ -58,8 +58,12 @@ pub async fn readyz(State(http): State<Http>) -> Response {
         let now = app.clock.now();
         let fresh = kept.asked_at.is_some_and(|at| (now - at).num_seconds() < CACHE_SECONDS);
         if !fresh {
-            let (sandbox, forge, disk) = tokio::join!(sandbox(app), forge(app), disk(app));
-            kept.parts = vec![sandbox, forge, disk];
+            let role = app.node.role;
+            // What another role's nodes need says nothing of this one.
+            let containers = async { if role.works() { Some(sandbox(app).await) } else { None } };
+            let writes = async { if role.is_the_app() { Some(forge(app).await) } else { None } };
+            let (containers, writes, disk) = tokio::join!(containers, writes, disk(app));
+            kept.parts = containers.into_iter().chain(writes).chain([disk]).collect();
             kept.asked_at = Some(now);
         }
         checks.extend(kept.parts.iter().cloned());

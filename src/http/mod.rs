@@ -83,6 +83,20 @@ pub fn router(app: Arc<App>) -> Router {
     router_until(app, CancellationToken::new())
 }
 
+/// What a node without web pages answers.
+pub fn health_router(app: Arc<App>) -> Router {
+    crate::telemetry::prometheus();
+    Router::new()
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .route("/metrics", get(health::metrics))
+        .layer(TimeoutLayer::with_status_code(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Duration::from_secs(REQUEST_TIMEOUT_SECONDS),
+        ))
+        .with_state(Http::new(app, CancellationToken::new()))
+}
+
 /// `router`, whose live logs end when `stop` is cancelled.
 pub fn router_until(app: Arc<App>, stop: CancellationToken) -> Router {
     // The recorder must be there before the first counter is touched.

@@ -18,6 +18,8 @@ pub const GRACE_SECONDS: u64 = 10;
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// Headers of one request; GitHub sends about 20.
 const MAX_HEADERS: usize = 100;
+/// Milliseconds after a stop in which a connection may still begin a request.
+const LAST_REQUEST_MS: u64 = 300;
 /// Milliseconds before accepting again after the system refused (out of file descriptors).
 const ACCEPT_PAUSE_MS: u64 = 100;
 
@@ -96,10 +98,14 @@ async fn connection(stream: TcpStream, router: Router, limits: Limits, stop: Can
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+        // One that was just accepted has its request on the way: closing it now would lose that.
+        () = stop.cancelled() => tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = tokio::time::sleep(Duration::from_millis(LAST_REQUEST_MS)) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        },
     };
     if let Err(error) = ended {
         // Peers hang up and time out all day; nothing for a maintainer to do.

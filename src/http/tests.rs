@@ -155,7 +155,13 @@ async fn server_with(change: impl FnOnce(&mut Config), checks: Vec<Check>) -> Se
         secrets: SecretScan::new(&[SECRET.as_bytes()]),
         live: Default::default(),
         loads: Default::default(),
-        boot: "boot".into(),
+        node: crate::domain::node::Node {
+            id: "n1".into(),
+            name: "n1".into(),
+            role: Default::default(),
+            capabilities: Vec::new(),
+        },
+        boot: "n1:boot".into(),
         socket_root: folder.path().into(),
     });
     let stop = CancellationToken::new();
@@ -318,6 +324,7 @@ fn spec() -> RunSpec {
         config: RepoConfig::default(),
         previous: None,
         resume: false,
+        needs: Vec::new(),
     }
 }
 
@@ -847,7 +854,7 @@ async fn every_route_asks_for_what_it_needs() {
         ("POST", "/api/v1/pause".into(), Needs::Token),
         ("POST", "/api/v1/resume".into(), Needs::Token),
         ("GET", "/api/v1/deliveries".into(), Needs::Token),
-        ("POST", "/api/v1/deliveries/none/replay".into(), Needs::Token),
+        ("POST", "/api/v1/replay/none".into(), Needs::Token),
         ("GET", "/api/v1/audit".into(), Needs::Token),
     ];
     for (method, path, needs) in &routes {
@@ -997,7 +1004,7 @@ async fn pause_replay_and_audit_name_the_token() {
     server.deliver(Source::Jira, SECRET, "j-1", "{}").await;
     let listed = server.call("GET", "/api/v1/deliveries?limit=1", Some(&token)).await.json();
     assert_eq!((&listed[0]["delivery_id"], &listed[0]["state"]), (&"j-1".into(), &"pending".into()));
-    assert_eq!(server.call("POST", "/api/v1/deliveries/j-9/replay", Some(&token)).await.status, 404);
+    assert_eq!(server.call("POST", "/api/v1/replay/j-9", Some(&token)).await.status, 404);
     let audit = server.call("GET", "/api/v1/audit", Some(&token)).await.json();
     let actions: Vec<(&str, &str)> = audit
         .as_array()

@@ -6,6 +6,7 @@ use crate::domain::budget::{self, Budget, BudgetKind, Standing, Usage, dollars};
 use crate::domain::ids::RunId;
 use crate::domain::run::{LogKind, LogLine, Run};
 use crate::domain::wording;
+use crate::engine::sweep::LOST_AFTER;
 use crate::store::{self, Store, StoreError};
 use chrono::{DateTime, Duration, Utc};
 use serde::{Deserialize, Serialize};
@@ -395,6 +396,64 @@ impl StatusView {
             effects: store::effects::counts(store).await?.into_iter().collect(),
             deliveries: store::inbox::counts(store).await?.into_iter().collect(),
         })
+    }
+}
+
+/// The nodes of an installation, and what none of them takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodesView {
+    pub nodes: Vec<NodeView>,
+    pub waiting: Vec<WaitingView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    pub id: String,
+    pub name: String,
+    /// `all`, `web`, `worker` or `deliver`.
+    pub role: String,
+    /// `live`, `draining`, `lost` (not seen for two minutes) or `stopped`.
+    pub state: String,
+    pub version: String,
+    pub capabilities: Vec<String>,
+    /// Runs that it has, and takes at most.
+    pub live: i64,
+    pub slots: i64,
+    pub started_at: DateTime<Utc>,
+    pub seen_at: DateTime<Utc>,
+}
+
+/// A queued run that no live node would take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingView {
+    pub run: String,
+    pub needs: Vec<String>,
+}
+
+impl NodesView {
+    pub async fn read(store: &Store, now: DateTime<Utc>) -> Result<Self, StoreError> {
+        let lost = now - LOST_AFTER;
+        let nodes = store::nodes::list(store).await?.into_iter().map(|known| NodeView {
+            state: match () {
+                () if known.boot.is_empty() => "stopped",
+                () if known.seen_at < lost => "lost",
+                () if known.draining => "draining",
+                () => "live",
+            }
+            .to_owned(),
+            id: known.node.id,
+            name: visible(&known.node.name),
+            role: known.node.role.as_str().to_owned(),
+            version: visible(&known.version),
+            capabilities: known.node.capabilities,
+            live: known.live,
+            slots: known.slots,
+            started_at: known.started_at,
+            seen_at: known.seen_at,
+        });
+        let waiting = store::nodes::without_node(store, lost, MAX_ROWS).await?;
+        let waiting = waiting.into_iter().map(|(run, needs)| WaitingView { run: run.to_string(), needs });
+        Ok(Self { nodes: nodes.collect(), waiting: waiting.collect() })
     }
 }
 

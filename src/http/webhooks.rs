@@ -12,7 +12,6 @@ use crate::domain::event::Source;
 use crate::domain::ids::InboxId;
 use crate::intake::signature::{self, VerifiedBody};
 use crate::queue::Topic;
-use crate::store::StoreError;
 use crate::store::inbox::{self, Inserted, NewDelivery};
 use crate::telemetry;
 use axum::Json;
@@ -32,8 +31,8 @@ const PERMIT_BYTES: usize = 1024;
 const FIRST_BUFFER_BYTES: usize = 64 * 1024;
 /// Bodies above this many bytes are hashed on a thread of their own: HMAC of 25 MiB takes tens of milliseconds.
 const HASH_INLINE_BYTES: usize = 256 * 1024;
-/// A delivery is answered within this time, whatever the database does: GitHub gives up after 10 s.
-const ANSWER_WITHIN: Duration = Duration::from_secs(8);
+/// Seconds that storing may take: a sender that waits longer hangs up (GitHub after 10).
+const STORE_SECONDS: u64 = 8;
 /// Longest value of a header that is kept, in bytes.
 const MAX_HEADER_BYTES: usize = 1024;
 /// Headers that are kept with a delivery; signatures and credentials never are.
@@ -127,6 +126,10 @@ async fn take(http: &Http, source: Source, request: Request) -> Result<(Verdict,
             )),
         ));
     }
+    if app.store.is_nearly_full() {
+        let error = HttpError::unavailable("the disk of the database is nearly full, try again later");
+        return Err(Refusal(Verdict::NotStored, error));
+    }
     let cap = app.config.body_cap(source);
     let (parts, body) = request.into_parts();
     let declared = content_length(&parts.headers);
@@ -135,8 +138,7 @@ async fn take(http: &Http, source: Source, request: Request) -> Result<(Verdict,
     }
     let seconds = app.config.server.body_timeout_seconds;
     let reading = read_body(body, cap, declared, http.budget());
-    // The permit is held until the delivery is stored: the body is in memory for that long.
-    let (body, _held) = match tokio::time::timeout(Duration::from_secs(seconds), reading).await {
+    let (body, held) = match tokio::time::timeout(Duration::from_secs(seconds), reading).await {
         Ok(Ok(read)) => read,
         Ok(Err(ReadError::TooLarge)) => return Err(too_large(source, cap)),
         Ok(Err(ReadError::NoMemory)) => {
@@ -174,9 +176,32 @@ async fn take(http: &Http, source: Source, request: Request) -> Result<(Verdict,
         received_at: app.clock.now(),
     };
     let (delivery_id, event) = (delivery.delivery_id.clone(), delivery.event.clone());
-    match in_time(inbox::insert(&app.store, delivery)).await {
+    // The permit is held until the delivery is stored, also when its sender has given up: the body is in memory for that
+    // long.
+    let storing = tokio::spawn({
+        let app = Arc::clone(app);
+        async move {
+            let stored = inbox::insert(&app.store, delivery).await;
+            drop(held);
+            if matches!(stored, Ok(Inserted::New)) {
+                app.wakeup.notify(Topic::Inbox);
+            }
+            stored
+        }
+    });
+    let stored = match tokio::time::timeout(Duration::from_secs(STORE_SECONDS), storing).await {
+        Ok(Ok(stored)) => stored,
+        Ok(Err(_stopped)) => {
+            return Err(Refusal(Verdict::NotStored, HttpError::unavailable("the server is shutting down")));
+        }
+        // It may be stored yet: the sender's next try is then known.
+        Err(_elapsed) => {
+            let error = HttpError::unavailable("the database does not answer, try again soon");
+            return Err(Refusal(Verdict::NotStored, error));
+        }
+    };
+    match stored {
         Ok(Inserted::New) => {
-            app.wakeup.notify(Topic::Inbox);
             tracing::info!(
                 source = source.as_str(),
                 delivery.id = delivery_id,
@@ -194,15 +219,8 @@ async fn take(http: &Http, source: Source, request: Request) -> Result<(Verdict,
     }
 }
 
-/// A sender does not wait for ever: what is not stored in time is refused, and taken again when it comes again.
-async fn in_time(
-    storing: impl Future<Output = Result<Inserted, StoreError>>,
-) -> Result<Inserted, StoreError> {
-    tokio::time::timeout(ANSWER_WITHIN, storing).await.unwrap_or(Err(StoreError::Overloaded))
-}
-
 /// Whatever went wrong, the sender keeps the delivery and tries again.
-fn not_stored(app: &App, error: &StoreError) -> HttpError {
+fn not_stored(app: &App, error: &crate::store::StoreError) -> HttpError {
     let answer = HttpError::store(app, "store a delivery", error);
     if answer.status == StatusCode::SERVICE_UNAVAILABLE {
         answer

@@ -1,5 +1,6 @@
 //! GitHub payloads: only the fields we use, optional wherever GitHub may drop them.
 
+use crate::domain::command::Verb;
 use crate::domain::event::{
     Actor, ActorKind, Comment, CommentAction, Decoded, Event, EventKind, PullHead, Repo, Source, Subject,
     SubjectKind, Surface,
@@ -29,6 +30,7 @@ struct Payload {
     review: Option<RawComment>,
     changes: Option<RawChanges>,
     check_run: Option<RawCheckRun>,
+    label: Option<RawLabel>,
     #[serde(rename = "ref")]
     git_ref: Option<String>,
     after: Option<String>,
@@ -151,6 +153,17 @@ struct RawCheckRun {
     head_sha: String,
 }
 
+#[derive(Deserialize)]
+struct RawLabel {
+    name: Option<String>,
+}
+
+/// Labels that stand for a command begin so; the rest is its verb.
+const LABEL_PREFIX: &str = "zeblit:";
+
+/// Verbs that need no words besides.
+const LABEL_VERBS: [Verb; 4] = [Verb::Fix, Verb::Review, Verb::Retry, Verb::Continue];
+
 /// Why a delivery gives no event.
 enum Refused {
     Ignored(String),
@@ -170,8 +183,10 @@ fn missing(field: &str) -> Refused {
 fn is_used(event: &str, action: &str) -> bool {
     match event {
         "issue_comment" | "pull_request_review_comment" => matches!(action, "created" | "edited"),
-        "issues" => matches!(action, "opened" | "edited" | "closed" | "reopened"),
-        "pull_request" => matches!(action, "opened" | "edited" | "closed" | "reopened" | "synchronize"),
+        "issues" => matches!(action, "opened" | "edited" | "closed" | "reopened" | "labeled"),
+        "pull_request" => {
+            matches!(action, "opened" | "edited" | "closed" | "reopened" | "synchronize" | "labeled")
+        }
         "pull_request_review" => matches!(action, "submitted" | "edited"),
         "check_run" => action == "rerequested",
         "installation" => {
@@ -216,6 +231,12 @@ fn event_of(event: &str, raw: &[u8]) -> Result<Event, Refused> {
     let sender = payload.sender.take().map(actor_of);
     let kind = match event {
         "issue_comment" => comment(&mut payload, &action)?,
+        "issues" if action == "labeled" => {
+            labeled(payload.issue.take(), "issue", payload.label.take(), sender.as_ref())?
+        }
+        "pull_request" if action == "labeled" => {
+            labeled(payload.pull_request.take(), "pull_request", payload.label.take(), sender.as_ref())?
+        }
         "issues" => subject_event(payload.issue.take(), "issue", payload.changes.take(), &action)?,
         "pull_request" => {
             subject_event(payload.pull_request.take(), "pull_request", payload.changes.take(), &action)?
@@ -466,6 +487,39 @@ fn subject_event(
     }
 }
 
+/// A label that stands for a command, by whoever put it there.
+fn labeled(
+    raw: Option<RawSubject>,
+    field: &str,
+    label: Option<RawLabel>,
+    sender: Option<&Actor>,
+) -> Result<EventKind, Refused> {
+    let name = text(label.ok_or_else(|| missing("label"))?.name);
+    let verb = name.strip_prefix(LABEL_PREFIX).unwrap_or_default();
+    let Some(verb) = LABEL_VERBS.into_iter().find(|known| known.name() == verb) else {
+        return Err(ignored(format!("the label `{name}` stands for no command")));
+    };
+    let raw = raw.ok_or_else(|| missing(field))?;
+    let pull = if kind_of(&raw, field) == SubjectKind::PullRequest { pull_of(&raw) } else { None };
+    let at = written("labeled", raw.updated_at, raw.created_at, field)?;
+    let (id, subject_node) = (raw.id, node_id_of(raw.node_id.clone(), field, raw.id));
+    let subject = subject_of(raw, field)?;
+    Ok(EventKind::Comment(Box::new(Comment {
+        action: CommentAction::Created,
+        pull,
+        id,
+        // Putting the label there again is another request; GitHub gives the act no id of its own.
+        node_id: format!("{subject_node}:{name}:{}", at.timestamp_millis()),
+        body: format!("/zeblit {}", verb.name()),
+        author: sender.cloned().ok_or_else(|| missing("sender"))?,
+        app_id: None,
+        url: subject.url.clone(),
+        written_at: at,
+        subject,
+        surface: Surface::Label { name },
+    })))
+}
+
 fn push(payload: &Payload) -> Result<EventKind, Refused> {
     let name = payload.git_ref.as_deref().ok_or_else(|| missing("ref"))?;
     let Some(branch) = name.strip_prefix("refs/heads/") else {
@@ -648,7 +702,7 @@ mod tests {
             "Codertocat/Hello-World by 21031067: comment 492700400 on Issue 1 Conversation pull=false",
         );
         check("issues.assigned", "ignored: nothing is done on GitHub `issues.assigned`");
-        check("issues.labeled", "ignored: nothing is done on GitHub `issues.labeled`");
+        check("issues.labeled", "ignored: the label `bug` stands for no command");
         check("ping", "Octocoders/Hello-World by 21031067: Ping");
         check(
             "pull_request.opened",
@@ -833,6 +887,31 @@ mod tests {
         assert_eq!(kind(act("reopened")), EventKind::SubjectReopened { kind: kind_, number: 1 });
         assert!(matches!(act("deleted"), Decoded::Ignored(_)));
         assert!(matches!(act(""), Decoded::Ignored(_)));
+    }
+
+    #[test]
+    fn a_label_that_stands_for_a_command_is_one_by_whoever_put_it_there() {
+        let put = |name: &str| with("issues.labeled", |p| p["label"]["name"] = json!(name));
+        let fix = comment_in(put("zeblit:fix"));
+        assert_eq!((fix.body.as_str(), fix.author.id), ("/zeblit fix", 21_031_067));
+        assert_eq!(fix.surface, Surface::Label { name: "zeblit:fix".into() });
+        assert!(fix.node_id.starts_with("MDU6SXNzdWU0NDQ1MDAwNDE=:zeblit:fix:"), "{}", fix.node_id);
+        assert_eq!(comment_in(put("zeblit:review")).body, "/zeblit review");
+        for other in
+            ["zeblit:queued", "zeblit:", "zeblit", "fix", "zeblit:run", "zeblit:fix now", "Zeblit:fix"]
+        {
+            assert!(matches!(put(other), Decoded::Ignored(_)), "{other}");
+        }
+        let again = with("issues.labeled", |p| {
+            p["label"]["name"] = json!("zeblit:fix");
+            p["issue"]["updated_at"] = json!("2026-01-01T00:00:00Z");
+        });
+        assert_ne!(comment_in(again).node_id, fix.node_id);
+        let nobody = with("issues.labeled", |p| {
+            p["label"]["name"] = json!("zeblit:fix");
+            p["sender"] = json!(null);
+        });
+        assert!(matches!(nobody, Decoded::Unreadable(_)));
     }
 
     #[test]

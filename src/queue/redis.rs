@@ -1,21 +1,27 @@
-//! Wake-ups between processes, over one Redis channel.
+//! Wake-ups between processes over one Redis channel, and lines of live logs over one for each run that is followed.
 //!
-//! Everything here is a hint: when Redis is flushed, slow or gone, waiters wake by their own time-outs and
-//! the database tells the rest. So messages are dropped rather than waited for, and errors are only logged.
+//! Everything here is a hint: when Redis is flushed, slow or gone, waiters wake by their own time-outs and the database
+//! tells the rest. So nothing is waited for, and errors are only logged. What could not be told stays pending, each
+//! topic once, and is told when Redis is back, urgent runs first; lines are dropped.
 
 use super::local::LocalWakeup;
-use super::{Topic, Wakeup};
+use super::{Following, LogLines, Topic, Wakeup};
 use async_trait::async_trait;
 use futures_util::StreamExt;
-use std::sync::Arc;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
 /// The channel that carries the topics' names.
 const CHANNEL: &str = "zeblit:wake";
 
-/// Wake-ups that may wait for being published; more are dropped, because one look finds everything.
+/// What comes before the run in the name of a channel of lines.
+const LINES: &str = "zeblit:log:";
+
+/// Lines that may wait for being published; more are dropped, because their readers look by themselves.
 const BACKLOG: usize = 256;
 
 /// Between two tries to reach Redis.
@@ -24,26 +30,62 @@ const RECONNECT: Duration = Duration::from_secs(1);
 /// An answer that takes longer than this counts as none.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Between two questions whether the connection that listens still lives: a network that swallows everything closes none.
+const PING_EVERY: Duration = Duration::from_secs(5);
+
 /// Local wake-ups, also told to and by the other processes on the same Redis.
 #[derive(Debug)]
 pub struct RedisWakeup {
     local: Arc<LocalWakeup>,
-    publish: mpsc::Sender<Topic>,
+    pending: Arc<Pending>,
+    publish: mpsc::Sender<LogLines>,
     #[expect(dead_code, reason = "held for their drop: the tasks end with this")]
     tasks: [AbortOnDropHandle<()>; 2],
+}
+
+/// Topics that others are to be told of, each once, in the order of `Topic::ALL`.
+#[derive(Debug, Default)]
+struct Pending {
+    topics: Mutex<[bool; Topic::ALL.len()]>,
+    more: Notify,
+}
+
+impl Pending {
+    fn add(&self, topic: Topic) {
+        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        for (known, pending) in Topic::ALL.into_iter().zip(topics.iter_mut()) {
+            *pending |= known == topic;
+        }
+        drop(topics);
+        self.more.notify_one();
+    }
+
+    fn take(&self) -> Option<Topic> {
+        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = topics.iter().position(|pending| *pending)?;
+        *topics.get_mut(next)? = false;
+        Topic::ALL.get(next).copied()
+    }
+}
+
+/// Lines as they are published.
+#[derive(Debug, Serialize, Deserialize)]
+struct Message {
+    seq: i64,
+    text: Arc<str>,
 }
 
 impl RedisWakeup {
     /// Starts publishing and listening; Redis need not be there yet. The error is a URL that is none.
     pub fn start(url: &str) -> Result<Self, redis::RedisError> {
         let client = redis::Client::open(url)?;
-        let local = Arc::new(LocalWakeup::default());
-        let (publish, topics) = mpsc::channel(BACKLOG);
+        let (local, pending) = (Arc::new(LocalWakeup::default()), Arc::new(Pending::default()));
+        let (publish, lines) = mpsc::channel(BACKLOG);
         let tasks = [
-            AbortOnDropHandle::new(tokio::spawn(tell(client.clone(), topics))),
+            AbortOnDropHandle::new(tokio::spawn(tell(client.clone(), Arc::clone(&pending), lines))),
             AbortOnDropHandle::new(tokio::spawn(listen(client, Arc::clone(&local)))),
         ];
-        Ok(Self { local, publish, tasks })
+        Ok(Self { local, pending, publish, tasks })
     }
 }
 
@@ -51,19 +93,30 @@ impl RedisWakeup {
 impl Wakeup for RedisWakeup {
     fn notify(&self, topic: Topic) {
         self.local.notify(topic);
-        // Full or closed: the others look by themselves soon enough.
-        let _dropped = self.publish.try_send(topic);
+        self.pending.add(topic);
     }
 
     async fn wait(&self, topic: Topic, at_most: Duration) {
         self.local.wait(topic, at_most).await;
+    }
+
+    fn lines(&self, lines: LogLines) {
+        self.local.lines(lines.clone());
+        // Full or closed: readers look by themselves soon enough.
+        let _dropped = self.publish.try_send(lines);
+    }
+
+    fn follow(&self, run: &str) -> Following {
+        self.local.follow(run)
     }
 }
 
 fn name(topic: Topic) -> &'static str {
     match topic {
         Topic::Inbox => "inbox",
-        Topic::Runs => "runs",
+        Topic::RunsHigh => "runs:high",
+        Topic::Runs => "runs:default",
+        Topic::RunsLow => "runs:low",
         Topic::Effects => "effects",
         Topic::Logs => "logs",
     }
@@ -73,10 +126,23 @@ fn topic(name: &str) -> Option<Topic> {
     Topic::ALL.into_iter().find(|topic| self::name(*topic) == name)
 }
 
-/// Publishes what is sent to it, for as long as somebody can send.
-async fn tell(client: redis::Client, mut topics: mpsc::Receiver<Topic>) {
+/// Publishes what is pending, for as long as this process can add to it.
+async fn tell(client: redis::Client, pending: Arc<Pending>, mut lines: mpsc::Receiver<LogLines>) {
     let mut connection = None;
-    while let Some(topic) = topics.recv().await {
+    loop {
+        let (topic, command) = match pending.take() {
+            Some(topic) => (Some(topic), publish(CHANNEL, name(topic))),
+            None => tokio::select! {
+                () = pending.more.notified() => continue,
+                lines = lines.recv() => match lines {
+                    None => return,
+                    Some(LogLines { run, seq, text }) => {
+                        let Ok(message) = serde_json::to_string(&Message { seq, text }) else { continue };
+                        (None, publish(&format!("{LINES}{run}"), &message))
+                    }
+                },
+            },
+        };
         if connection.is_none() {
             connection = match tokio::time::timeout(TIMEOUT, client.get_multiplexed_async_connection()).await
             {
@@ -88,17 +154,23 @@ async fn tell(client: redis::Client, mut topics: mpsc::Receiver<Topic>) {
                 Err(_) => None,
             };
         }
-        let Some(connected) = connection.as_mut() else {
-            tokio::time::sleep(RECONNECT).await;
-            continue;
-        };
-        let mut command = redis::cmd("PUBLISH");
-        command.arg(CHANNEL).arg(name(topic));
-        match tokio::time::timeout(TIMEOUT, command.query_async::<i64>(connected)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) | Err(_) => connection = None,
+        if let Some(connected) = connection.as_mut() {
+            match tokio::time::timeout(TIMEOUT, command.query_async::<i64>(connected)).await {
+                Ok(Ok(_)) => continue,
+                Ok(Err(_)) | Err(_) => connection = None,
+            }
         }
+        if let Some(topic) = topic {
+            pending.add(topic);
+        }
+        tokio::time::sleep(RECONNECT).await;
     }
+}
+
+fn publish(channel: &str, message: &str) -> redis::Cmd {
+    let mut command = redis::cmd("PUBLISH");
+    command.arg(channel).arg(message);
+    command
 }
 
 /// Wakes the waiters of this process when another one publishes.
@@ -111,22 +183,58 @@ async fn listen(client: redis::Client, local: Arc<LocalWakeup>) {
     }
 }
 
+/// The answer in time, or an error as if the connection had broken.
+async fn in_time<T>(asked: impl Future<Output = redis::RedisResult<T>>) -> redis::RedisResult<T> {
+    match tokio::time::timeout(TIMEOUT, asked).await {
+        Ok(answer) => answer,
+        Err(_elapsed) => Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
+    }
+}
+
 async fn listen_once(client: &redis::Client, local: &LocalWakeup) -> Result<(), redis::RedisError> {
-    let mut connection = client.get_async_pubsub().await?;
-    connection.subscribe(CHANNEL).await?;
+    let (mut sink, mut messages) = in_time(client.get_async_pubsub()).await?.split();
+    in_time(sink.subscribe(CHANNEL)).await?;
     // What was published while nobody listened is lost: look once at everything.
     for topic in Topic::ALL {
         local.notify(topic);
     }
-    let mut messages = connection.on_message();
-    while let Some(message) = messages.next().await {
-        if let Ok(text) = message.get_payload::<String>()
-            && let Some(topic) = topic(&text)
-        {
-            local.notify(topic);
+    let mut heard: BTreeSet<String> = BTreeSet::new();
+    loop {
+        let wanted: BTreeSet<String> = local.followed.names().into_iter().collect();
+        for run in wanted.difference(&heard) {
+            in_time(sink.subscribe(format!("{LINES}{run}"))).await?;
+        }
+        for run in heard.difference(&wanted) {
+            in_time(sink.unsubscribe(format!("{LINES}{run}"))).await?;
+        }
+        heard = wanted;
+        tokio::select! {
+            message = messages.next() => match message {
+                Some(message) => take(local, &message),
+                None => return Ok(()),
+            },
+            () = local.followed.changed.notified() => {}
+            () = tokio::time::sleep(PING_EVERY) => {
+                in_time(sink.ping::<redis::Value>()).await?;
+            }
         }
     }
-    Ok(())
+}
+
+fn take(local: &LocalWakeup, message: &redis::Msg) {
+    let Ok(text) = message.get_payload::<String>() else { return };
+    match message.get_channel_name().strip_prefix(LINES) {
+        Some(run) => {
+            if let Ok(Message { seq, text }) = serde_json::from_str(&text) {
+                local.lines(LogLines { run: run.to_owned(), seq, text });
+            }
+        }
+        None => {
+            if let Some(topic) = topic(&text) {
+                local.notify(topic);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -167,6 +275,123 @@ mod tests {
             }
         }
         assert!(begin.elapsed() < Duration::from_secs(25), "woken by time-out only");
+    }
+
+    #[test]
+    fn urgent_runs_are_told_first_and_everything_once() {
+        let pending = Pending::default();
+        for topic in [Topic::Logs, Topic::RunsLow, Topic::Runs, Topic::RunsHigh, Topic::Runs] {
+            pending.add(topic);
+        }
+        let told: Vec<Topic> = std::iter::from_fn(|| pending.take()).collect();
+        assert_eq!(told, [Topic::RunsHigh, Topic::Runs, Topic::RunsLow, Topic::Logs]);
+    }
+
+    /// A way to Redis that can be cut (connections are closed, new ones too) or swallow everything.
+    struct Way {
+        address: std::net::SocketAddr,
+        state: Arc<tokio::sync::watch::Sender<WayState>>,
+    }
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum WayState {
+        Open,
+        Cut,
+        Swallows,
+    }
+
+    impl Way {
+        async fn to(url: &str) -> Self {
+            let target = url.trim_start_matches("redis://").trim_end_matches('/').to_owned();
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let state = Arc::new(tokio::sync::watch::channel(WayState::Open).0);
+            let states = Arc::clone(&state);
+            tokio::spawn(async move {
+                while let Ok((near, _)) = listener.accept().await {
+                    let mut state = states.subscribe();
+                    let target = target.clone();
+                    tokio::spawn(async move {
+                        if *state.borrow() == WayState::Cut {
+                            return;
+                        }
+                        let mut near = near;
+                        let mut far = tokio::net::TcpStream::connect(target).await.unwrap();
+                        loop {
+                            let now = *state.borrow_and_update();
+                            tokio::select! {
+                                changed = state.changed() => changed.unwrap(),
+                                _ = tokio::io::copy_bidirectional(&mut near, &mut far), if now == WayState::Open => return,
+                                () = std::future::ready(()), if now == WayState::Cut => return,
+                            }
+                        }
+                    });
+                }
+            });
+            Self { address, state }
+        }
+
+        fn url(&self) -> String {
+            format!("redis://{}/", self.address)
+        }
+    }
+
+    /// Notified again and again, `there` hears it in time.
+    async fn hears(here: &RedisWakeup, there: &RedisWakeup, topic: Topic) {
+        let begin = Instant::now();
+        loop {
+            let waited = Instant::now();
+            here.notify(topic);
+            there.wait(topic, Duration::from_secs(2)).await;
+            if waited.elapsed() < Duration::from_secs(1) {
+                return;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(60), "not heard");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_way_that_was_cut_or_swallowed_everything_is_found_again() {
+        let Some(url) = url() else { return };
+        let way = Way::to(&url).await;
+        let (here, there) = (RedisWakeup::start(&url).unwrap(), RedisWakeup::start(&way.url()).unwrap());
+        hears(&here, &there, Topic::RunsHigh).await;
+        for trouble in [WayState::Cut, WayState::Swallows] {
+            way.state.send_replace(trouble);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            // Drains what came before.
+            there.wait(Topic::Runs, Duration::from_millis(50)).await;
+            let begin = Instant::now();
+            here.notify(Topic::Runs);
+            there.wait(Topic::Runs, Duration::from_millis(700)).await;
+            assert!(begin.elapsed() >= Duration::from_millis(700), "{trouble:?}: nothing can be heard");
+            // Its own waiters are woken as ever.
+            there.notify(Topic::Runs);
+            there.wait(Topic::Runs, Duration::from_secs(30)).await;
+            assert!(begin.elapsed() < Duration::from_secs(25));
+            way.state.send_replace(WayState::Open);
+            hears(&here, &there, Topic::Runs).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn lines_of_a_followed_run_reach_another_process() {
+        let Some(url) = url() else { return };
+        let (here, there) = (RedisWakeup::start(&url).unwrap(), RedisWakeup::start(&url).unwrap());
+        let run = format!("run-{}", uuid::Uuid::now_v7().simple());
+        let mut following = there.follow(&run);
+        let begin = Instant::now();
+        let heard = loop {
+            // Told again until it is heard: a hint may be lost.
+            here.lines(LogLines { run: run.clone(), seq: 7, text: "{\"n\":1}\n".into() });
+            here.lines(LogLines { run: "another".into(), seq: 9, text: "x".into() });
+            tokio::select! {
+                lines = following.next() => break lines,
+                () = tokio::time::sleep(Duration::from_millis(50)) => {}
+            }
+            assert!(begin.elapsed() < Duration::from_secs(25));
+        };
+        assert_eq!(heard, Some(LogLines { run, seq: 7, text: "{\"n\":1}\n".into() }));
     }
 
     #[tokio::test]

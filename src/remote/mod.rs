@@ -40,6 +40,9 @@ pub enum RemoteError {
     /// The other side understood and said no (4xx).
     #[error("{operation}: refused ({status}): {detail}")]
     Refused { operation: &'static str, status: u16, detail: String },
+    /// One step of several was done: it is sent again for the next.
+    #[error("{operation}: more steps follow")]
+    Unfinished { operation: &'static str },
     /// The reply is not what the protocol says.
     #[error("{operation}: unexpected reply: {detail}")]
     Protocol { operation: &'static str, detail: String },
@@ -61,6 +64,7 @@ impl RemoteError {
             RemoteError::Unclear { .. } => Retry::Reconcile,
             RemoteError::Unavailable { .. } => Retry::After(Duration::from_secs(5)),
             RemoteError::Auth { .. } => Retry::After(Duration::from_secs(60)),
+            RemoteError::Unfinished { .. } => Retry::After(Duration::ZERO),
             RemoteError::Forbidden { .. }
             | RemoteError::NotFound { .. }
             | RemoteError::Refused { .. }
@@ -77,8 +81,18 @@ pub trait Remote: Send + Sync + Debug {
     /// Makes the outside world as the effect wants it: creates, or edits what `remote_ref` names.
     async fn apply(&self, effect: &Effect) -> Result<RemoteRef, RemoteError>;
 
-    /// Looks for what the effect may already have made (natural key or signed marker). `None`: not there.
-    async fn find(&self, effect: &Effect) -> Result<Option<RemoteRef>, RemoteError>;
+    /// Everything that the effect may already have made (natural key or signed marker), the one to keep first;
+    /// more than one where a list lagged behind and it was made again.
+    async fn find_all(&self, effect: &Effect) -> Result<Vec<RemoteRef>, RemoteError>;
+
+    /// The first of `find_all`. `None`: not there, or it is known what the effect edits: doing that again is
+    /// harmless and cheaper than comparing.
+    async fn find(&self, effect: &Effect) -> Result<Option<RemoteRef>, RemoteError> {
+        if effect.remote_ref.is_some() {
+            return Ok(None);
+        }
+        Ok(self.find_all(effect).await?.into_iter().next())
+    }
 }
 
 /// What Git needs to reach a repository.

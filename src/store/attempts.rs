@@ -17,14 +17,15 @@ fn read_attempt(row: &AnyRow) -> Result<Attempt, StoreError> {
         started_at: row.time("started_at")?,
         ended_at: row.time_or_null("ended_at")?,
         log_cursor: row.integer("log_cursor")?,
+        node: row.text("node")?,
     })
 }
 
 /// Committed before the container is made.
 pub async fn insert(tx: &mut Tx, attempt: &Attempt) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO attempts (run, n, slot, container, started_at, ended_at, log_cursor) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        "INSERT INTO attempts (run, n, slot, container, started_at, ended_at, log_cursor, node) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
     )
     .bind(attempt.run.as_str())
     .bind(attempt.n)
@@ -33,6 +34,7 @@ pub async fn insert(tx: &mut Tx, attempt: &Attempt) -> Result<(), StoreError> {
     .bind(millis(attempt.started_at))
     .bind(attempt.ended_at.map(millis))
     .bind(attempt.log_cursor)
+    .bind(&attempt.node)
     .execute(&mut *tx.inner)
     .await
     .map_err(sql("insert an attempt"))?;
@@ -75,7 +77,7 @@ pub async fn end(tx: &mut Tx, slot: &SlotId, now: DateTime<Utc>) -> Result<(), S
 /// The newest attempt of a run.
 pub async fn latest(store: &Store, run: &RunId) -> Result<Option<Attempt>, StoreError> {
     let row = sqlx::query(
-        "SELECT run, n, slot, container, started_at, ended_at, log_cursor FROM attempts \
+        "SELECT run, n, slot, container, started_at, ended_at, log_cursor, node FROM attempts \
          WHERE run = $1 ORDER BY n DESC LIMIT 1",
     )
     .bind(run.as_str())
@@ -85,10 +87,23 @@ pub async fn latest(store: &Store, run: &RunId) -> Result<Option<Attempt>, Store
     row.as_ref().map(read_attempt).transpose()
 }
 
+/// As `latest`, inside a transaction.
+pub async fn latest_tx(tx: &mut Tx, run: &RunId) -> Result<Option<Attempt>, StoreError> {
+    let row = sqlx::query(
+        "SELECT run, n, slot, container, started_at, ended_at, log_cursor, node FROM attempts \
+         WHERE run = $1 ORDER BY n DESC LIMIT 1",
+    )
+    .bind(run.as_str())
+    .fetch_optional(&mut *tx.inner)
+    .await
+    .map_err(sql("read the latest attempt"))?;
+    row.as_ref().map(read_attempt).transpose()
+}
+
 /// The attempt of a container found at the engine.
 pub async fn of_slot(store: &Store, slot: &SlotId) -> Result<Option<Attempt>, StoreError> {
     let row = sqlx::query(
-        "SELECT run, n, slot, container, started_at, ended_at, log_cursor FROM attempts WHERE slot = $1",
+        "SELECT run, n, slot, container, started_at, ended_at, log_cursor, node FROM attempts WHERE slot = $1",
     )
     .bind(slot.as_str())
     .fetch_optional(&store.pool)
@@ -100,7 +115,7 @@ pub async fn of_slot(store: &Store, slot: &SlotId) -> Result<Option<Attempt>, St
 /// Not ended, oldest first.
 pub async fn open(store: &Store) -> Result<Vec<Attempt>, StoreError> {
     let rows = sqlx::query(
-        "SELECT run, n, slot, container, started_at, ended_at, log_cursor FROM attempts \
+        "SELECT run, n, slot, container, started_at, ended_at, log_cursor, node FROM attempts \
          WHERE ended_at IS NULL ORDER BY started_at, slot LIMIT $1",
     )
     .bind(MAX_ROWS)
@@ -124,6 +139,7 @@ mod tests {
             started_at: at(n),
             ended_at: None,
             log_cursor: 0,
+            node: "n1".into(),
         }
     }
 
@@ -144,6 +160,9 @@ mod tests {
 
             let second = Attempt { container: Some("container".to_owned()), log_cursor: 42, ..second };
             assert_eq!(latest(store, &second.run).await.unwrap(), Some(second.clone()));
+            let mut tx = store.write_tx().await.unwrap();
+            assert_eq!(latest_tx(&mut tx, &second.run).await.unwrap(), Some(second.clone()));
+            drop(tx);
             assert_eq!(
                 of_slot(store, &first.slot).await.unwrap(),
                 Some(Attempt { ended_at: Some(at(9)), ..first })

@@ -24,7 +24,7 @@ const FORMAT: u32 = 1;
 /// Bytes of one line that are read: a delivery of 25 MiB in base64, and room.
 const MAX_LINE_BYTES: u64 = 64 * 1024 * 1024;
 /// What nodes said of themselves, and what they were at, is not true of the machine that a backup is restored on.
-const LEFT_OUT: &[&str] = &["duties", "nodes"];
+const LEFT_OUT: &[&str] = &["duties", "node_capabilities", "nodes"];
 /// A database that holds rows in one of these is in use.
 const IN_USE: &[&str] = &["audit", "effects", "inbox", "runs", "tasks", "tokens"];
 

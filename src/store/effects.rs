@@ -1,6 +1,6 @@
 //! The outbox and the memory of the rate governor.
 
-use super::rows::{self, MAX_ROWS, RowReader, json, lone_time, millis, plain, sql};
+use super::rows::{self, MAX_ROWS, RowReader, exclusive, json, lone_time, millis, plain, sql};
 use super::{DatabaseKind, Store, StoreError, Tx};
 use crate::domain::effect::{Effect, EffectPriority, EffectState, NewEffect, RemoteRef};
 use crate::domain::ids::{EffectId, RunId, TaskId};
@@ -17,8 +17,8 @@ const WRITES_KEPT: TimeDelta = TimeDelta::hours(1);
 macro_rules! select {
     ($($rest:expr),+) => {
         concat!(
-            "SELECT id, run, task, remote, repo, effect_key, priority, payload, revision, state, intent_at, not_before, \
-             remote_ref, tries, last_error, created_at FROM effects ",
+            "SELECT id, run, task, remote, repo, effect_key, priority, payload, revision, state, intent_at, sender, \
+             not_before, looks, remote_ref, tries, last_error, created_at FROM effects ",
             $($rest),+
         )
     };
@@ -48,6 +48,7 @@ fn read_effect(row: &AnyRow) -> Result<Effect, StoreError> {
         revision: row.integer("revision")?,
         state: row.word("state", EffectState::parse)?,
         intent_at: row.time_or_null("intent_at")?,
+        sender: row.text_or_null("sender")?,
         not_before: row.time_or_zero("not_before")?,
         remote_ref: row.json_or_null("remote_ref")?,
         tries: row.integer("tries")?,
@@ -103,6 +104,20 @@ pub async fn get(store: &Store, id: &EffectId) -> Result<Option<Effect>, StoreEr
     let row = sqlx::query(select!("WHERE id = $1"))
         .bind(id.as_str())
         .fetch_optional(&store.pool)
+        .await
+        .map_err(sql("read an effect"))?;
+    row.as_ref().map(read_effect).transpose()
+}
+
+/// As `get`; nobody else can write the effect until the transaction ends.
+pub async fn get_tx(tx: &mut Tx, id: &EffectId) -> Result<Option<Effect>, StoreError> {
+    let text = match tx.kind {
+        DatabaseKind::Sqlite => select!("WHERE id = $1"),
+        DatabaseKind::Postgres => select!("WHERE id = $1 FOR UPDATE"),
+    };
+    let row = sqlx::query(text)
+        .bind(id.as_str())
+        .fetch_optional(&mut *tx.inner)
         .await
         .map_err(sql("read an effect"))?;
     row.as_ref().map(read_effect).transpose()
@@ -202,20 +217,22 @@ pub async fn next_of_lane(
     }
 }
 
-/// Commits the intent: `planned → sending`, counts a try. False when it was not `planned` at this revision.
+/// Commits the intent: `planned → sending` by `sender`, counts a try. False when it was not `planned` at this revision.
 pub async fn sending(
     tx: &mut Tx,
     id: &EffectId,
     revision: i64,
+    sender: &str,
     now: DateTime<Utc>,
 ) -> Result<bool, StoreError> {
     let done = sqlx::query(
-        "UPDATE effects SET state = 'sending', intent_at = $3, tries = tries + 1 \
+        "UPDATE effects SET state = 'sending', intent_at = $3, sender = $4, tries = tries + 1 \
          WHERE id = $1 AND revision = $2 AND state = 'planned'",
     )
     .bind(id.as_str())
     .bind(revision)
     .bind(millis(now))
+    .bind(sender)
     .execute(&mut *tx.inner)
     .await
     .map_err(sql("commit an intent"))?;
@@ -248,70 +265,141 @@ pub async fn confirm(
     Ok(())
 }
 
-/// Nobody knows whether it was carried out: it is looked for, not before a time. A confirmed or failed effect stays.
+/// Nobody knows whether it was carried out: it is looked for, not before a time.
+///
+/// This and the next two change nothing once the effect is confirmed or failed, nor when it was sent again since it was
+/// read: a process that was paused does not undo what another one did meanwhile.
 pub async fn ambiguous(
     tx: &mut Tx,
-    id: &EffectId,
+    effect: &Effect,
     error: &str,
     not_before: DateTime<Utc>,
 ) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE effects SET state = 'ambiguous', last_error = $2, not_before = $3 \
-         WHERE id = $1 AND state NOT IN ('confirmed', 'failed')",
-    )
-    .bind(id.as_str())
-    .bind(plain(error).as_ref())
-    .bind(millis(not_before))
-    .execute(&mut *tx.inner)
-    .await
-    .map_err(sql("mark an effect as ambiguous"))?;
-    Ok(())
+    unsettled(tx, effect, EffectState::Ambiguous, error, Some(not_before)).await
 }
 
-/// Back to `planned`, not before a time. A confirmed or failed effect stays.
+/// Back to `planned`, not before a time.
 pub async fn again(
     tx: &mut Tx,
-    id: &EffectId,
+    effect: &Effect,
     error: &str,
     not_before: DateTime<Utc>,
 ) -> Result<(), StoreError> {
+    unsettled(tx, effect, EffectState::Planned, error, Some(not_before)).await
+}
+
+/// The other side said no, for good.
+pub async fn fail(tx: &mut Tx, effect: &Effect, error: &str) -> Result<(), StoreError> {
+    unsettled(tx, effect, EffectState::Failed, error, None).await
+}
+
+async fn unsettled(
+    tx: &mut Tx,
+    effect: &Effect,
+    state: EffectState,
+    error: &str,
+    not_before: Option<DateTime<Utc>>,
+) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE effects SET state = 'planned', last_error = $2, not_before = $3 \
-         WHERE id = $1 AND state NOT IN ('confirmed', 'failed')",
+        "UPDATE effects SET state = $2, last_error = $3, not_before = COALESCE($4, not_before) \
+         WHERE id = $1 AND state NOT IN ('confirmed', 'failed') AND COALESCE(intent_at, 0) = $5",
     )
-    .bind(id.as_str())
+    .bind(effect.id.as_str())
+    .bind(state.as_str())
     .bind(plain(error).as_ref())
-    .bind(millis(not_before))
+    .bind(not_before.map(millis))
+    .bind(effect.intent_at.map_or(0, millis))
     .execute(&mut *tx.inner)
     .await
-    .map_err(sql("plan an effect again"))?;
+    .map_err(sql("record what came of an effect"))?;
     Ok(())
 }
 
-/// A confirmed effect stays.
-pub async fn fail(tx: &mut Tx, id: &EffectId, error: &str) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE effects SET state = 'failed', last_error = $2 WHERE id = $1 AND state <> 'confirmed'",
-    )
-    .bind(id.as_str())
-    .bind(plain(error).as_ref())
-    .execute(&mut *tx.inner)
-    .await
-    .map_err(sql("fail an effect"))?;
-    Ok(())
-}
-
-/// At start-up: every effect left `sending` by a dead process becomes `ambiguous` (except kind `branch`, which its run re-checks).
-pub async fn orphaned_to_ambiguous(tx: &mut Tx, now: DateTime<Utc>) -> Result<u64, StoreError> {
+/// At start-up: effects left `sending` by earlier boots of this node become `ambiguous`, and those of other nodes whose
+/// intent is too old to be under way still (except kind `branch`, which its run re-checks). A sender is `NODE:BOOT`;
+/// without a node every other boot is an earlier one.
+pub async fn orphaned_to_ambiguous(
+    tx: &mut Tx,
+    keep_sender: &str,
+    now: DateTime<Utc>,
+) -> Result<u64, StoreError> {
+    let node = keep_sender.rsplit_once(':').map_or(String::new(), |(node, _)| format!("{node}:"));
     let done = sqlx::query(
         "UPDATE effects SET state = 'ambiguous', not_before = $1, \
-         last_error = 'the process ended before the answer came' WHERE state = 'sending' AND kind <> 'branch'",
+         last_error = 'the process ended before the answer came' WHERE state = 'sending' AND kind <> 'branch' \
+         AND (intent_at <= $4 OR (sender <> $2 AND ($3 = '' OR SUBSTR(sender, 1, LENGTH($3)) = $3)))",
     )
     .bind(millis(now))
+    .bind(keep_sender)
+    .bind(node)
+    .bind(millis(now - ORPHAN_AFTER))
     .execute(&mut *tx.inner)
     .await
     .map_err(sql("mark orphaned effects"))?;
     Ok(done.rows_affected())
+}
+
+/// The newest revision goes once more: somebody else may have sent an older one after it.
+pub async fn resend(tx: &mut Tx, id: &EffectId) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE effects SET revision = revision + 1, \
+         state = CASE WHEN state = 'confirmed' THEN 'planned' ELSE state END WHERE id = $1",
+    )
+    .bind(id.as_str())
+    .execute(&mut *tx.inner)
+    .await
+    .map_err(sql("send an effect once more"))?;
+    Ok(())
+}
+
+/// It was not to be found and is made again: what was made first may still turn up. It is looked for at `at`.
+pub async fn watch(tx: &mut Tx, id: &EffectId, at: DateTime<Utc>) -> Result<(), StoreError> {
+    sqlx::query("UPDATE effects SET look_at = $2, looks = 0 WHERE id = $1")
+        .bind(id.as_str())
+        .bind(millis(at))
+        .execute(&mut *tx.inner)
+        .await
+        .map_err(sql("plan a look for a twin"))?;
+    Ok(())
+}
+
+/// Effects whose twins are to be looked for by now, with the number of looks so far; the longest due first.
+pub async fn watched(
+    store: &Store,
+    now: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<(Effect, i64)>, StoreError> {
+    let rows = sqlx::query(select!("WHERE look_at > 0 AND look_at <= $1 ORDER BY look_at, id LIMIT $2"))
+        .bind(millis(now))
+        .bind(limit)
+        .fetch_all(&store.pool)
+        .await
+        .map_err(sql("list effects that may have a twin"))?;
+    rows.iter()
+        .map(|row| Ok((read_effect(row)?, RowReader::new(row, "effects", "id").integer("looks")?)))
+        .collect()
+}
+
+/// One look is done (or put off, when `counts` is false); the next one is at `next`, if any.
+pub async fn looked(
+    tx: &mut Tx,
+    id: &EffectId,
+    counts: bool,
+    next: Option<DateTime<Utc>>,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE effects SET look_at = $2, looks = looks + $3 WHERE id = $1")
+        .bind(id.as_str())
+        .bind(next.map_or(0, millis))
+        .bind(i64::from(counts))
+        .execute(&mut *tx.inner)
+        .await
+        .map_err(sql("record a look for a twin"))?;
+    Ok(())
+}
+
+/// Nobody else decides about writes to this installation until the transaction ends.
+pub async fn lock_lane(tx: &mut Tx, remote: &str, installation: i64) -> Result<(), StoreError> {
+    exclusive(tx, &format!("lane:{remote}:{installation}")).await
 }
 
 /// When the next effect is due, except kind `branch`.
@@ -373,9 +461,9 @@ pub async fn record_write(
     Ok(())
 }
 
-/// Times of the content writes since `since`, oldest first.
+/// Times of the content writes since `since`, oldest first; exact below `lock_lane`.
 pub async fn writes_since(
-    store: &Store,
+    tx: &mut Tx,
     remote: &str,
     installation: i64,
     since: DateTime<Utc>,
@@ -386,7 +474,7 @@ pub async fn writes_since(
     .bind(remote)
     .bind(installation)
     .bind(millis(since))
-    .fetch_all(&store.pool)
+    .fetch_all(&mut *tx.inner)
     .await
     .map_err(sql("list recent writes"))?;
     rows.iter().map(|row| RowReader::new(row, "writes", "remote").time("at")).collect()
@@ -415,19 +503,30 @@ pub async fn hold(
     Ok(())
 }
 
+const HELD_UNTIL: &str = "SELECT remote, until FROM holds WHERE remote = $1 AND installation = $2";
+
+fn read_hold(row: Option<AnyRow>) -> Result<Option<DateTime<Utc>>, StoreError> {
+    row.map(|row| RowReader::new(&row, "holds", "remote").time("until")).transpose()
+}
+
 /// The end of the last hold, also when it is over.
 pub async fn held_until(
     store: &Store,
     remote: &str,
     installation: i64,
 ) -> Result<Option<DateTime<Utc>>, StoreError> {
-    let row = sqlx::query("SELECT remote, until FROM holds WHERE remote = $1 AND installation = $2")
-        .bind(remote)
-        .bind(installation)
-        .fetch_optional(&store.pool)
-        .await
-        .map_err(sql("read a hold"))?;
-    row.map(|row| RowReader::new(&row, "holds", "remote").time("until")).transpose()
+    let query = sqlx::query(HELD_UNTIL).bind(remote).bind(installation);
+    read_hold(query.fetch_optional(&store.pool).await.map_err(sql("read a hold"))?)
+}
+
+/// As `held_until`; exact below `lock_lane`.
+pub async fn held_until_tx(
+    tx: &mut Tx,
+    remote: &str,
+    installation: i64,
+) -> Result<Option<DateTime<Utc>>, StoreError> {
+    let query = sqlx::query(HELD_UNTIL).bind(remote).bind(installation);
+    read_hold(query.fetch_optional(&mut *tx.inner).await.map_err(sql("read a hold"))?)
 }
 
 #[cfg(test)]
@@ -439,6 +538,7 @@ mod tests {
     use crate::domain::ids::{BranchName, Sha};
 
     const KEY: &str = "run/sticky";
+    const BOOT: &str = "a:1";
 
     fn id() -> EffectId {
         EffectId::new("effect")
@@ -483,6 +583,7 @@ mod tests {
                     revision: 1,
                     state: EffectState::Planned,
                     intent_at: None,
+                    sender: None,
                     not_before: Some(at(5)),
                     remote_ref: None,
                     tries: 0,
@@ -495,10 +596,11 @@ mod tests {
             assert_eq!(next_due(store).await.unwrap(), Some(at(5)));
             assert_eq!(open_count(store).await.unwrap(), 1);
 
-            assert!(!commit!(store, sending, &id(), 2, at(6)));
-            assert!(commit!(store, sending, &id(), 1, at(6)));
-            assert!(!commit!(store, sending, &id(), 1, at(7)));
+            assert!(!commit!(store, sending, &id(), 2, BOOT, at(6)));
+            assert!(commit!(store, sending, &id(), 1, BOOT, at(6)));
+            assert!(!commit!(store, sending, &id(), 1, "b:1", at(7)));
             let sent = now(store).await;
+            assert_eq!(sent.sender.as_deref(), Some(BOOT));
             assert_eq!((sent.state, sent.intent_at, sent.tries), (EffectState::Sending, Some(at(6)), 1));
 
             commit!(store, confirm, &id(), 1, &remote(), at(8));
@@ -578,9 +680,10 @@ mod tests {
                 for text in ["one", "two", "three"] {
                     put(&mut tx, &id(), &comment(KEY, text), at(0)).await.unwrap();
                 }
-                assert!(sending(&mut tx, &id(), 3, at(1)).await.unwrap());
+                assert!(sending(&mut tx, &id(), 3, BOOT, at(1)).await.unwrap());
                 if unclear {
-                    ambiguous(&mut tx, &id(), "timeout", at(2)).await.unwrap();
+                    let sent = get_tx(&mut tx, &id()).await.unwrap().unwrap();
+                    ambiguous(&mut tx, &sent, "timeout", at(2)).await.unwrap();
                 }
                 put(&mut tx, &id(), &comment(KEY, "four"), at(2)).await.unwrap();
                 tx.commit().await.unwrap();
@@ -593,7 +696,7 @@ mod tests {
                 assert_eq!(effect.remote_ref, Some(remote()));
                 assert_eq!(effect.payload, comment(KEY, "four").payload);
 
-                assert!(commit!(store, sending, &id(), 4, at(4)));
+                assert!(commit!(store, sending, &id(), 4, BOOT, at(4)));
                 commit!(store, confirm, &id(), 4, &remote(), at(5));
                 assert_eq!(now(store).await.state, EffectState::Confirmed);
                 // A reply to the older revision that comes last does not send the newer one again.
@@ -609,23 +712,87 @@ mod tests {
         each_database(async |database| {
             let store = &database.store;
             commit!(store, put, &id(), &comment(KEY, "one"), at(0));
-            commit!(store, again, &id(), "busy\0", at(4));
+            commit!(store, again, &now(store).await, "busy\0", at(4));
             let effect = now(store).await;
             assert_eq!((effect.state, effect.not_before), (EffectState::Planned, Some(at(4))));
             assert_eq!(effect.last_error.as_deref(), Some("busy\u{fffd}"));
             commit!(store, confirm, &id(), 1, &remote(), at(5));
-            commit!(store, again, &id(), "late", at(6));
-            commit!(store, ambiguous, &id(), "late", at(6));
-            commit!(store, fail, &id(), "late");
+            commit!(store, again, &effect, "late", at(6));
+            commit!(store, ambiguous, &effect, "late", at(6));
+            commit!(store, fail, &effect, "late");
             let effect = now(store).await;
             assert_eq!((effect.state, effect.last_error), (EffectState::Confirmed, None));
 
             commit!(store, put, &id(), &comment(KEY, "two"), at(7));
-            commit!(store, fail, &id(), "gone");
-            commit!(store, again, &id(), "late", at(8));
-            commit!(store, ambiguous, &id(), "late", at(8));
+            let effect = now(store).await;
+            commit!(store, fail, &effect, "gone");
+            commit!(store, again, &effect, "late", at(8));
+            commit!(store, ambiguous, &effect, "late", at(8));
             let effect = now(store).await;
             assert_eq!((effect.state, effect.last_error.as_deref()), (EffectState::Failed, Some("gone")));
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn what_came_of_an_earlier_sending_does_not_undo_a_later_one() {
+        each_database(async |database| {
+            let store = &database.store;
+            commit!(store, put, &id(), &comment(KEY, "one"), at(0));
+            assert!(commit!(store, sending, &id(), 1, BOOT, at(1)));
+            let paused = now(store).await;
+            commit!(store, ambiguous, &paused, "orphaned", at(121));
+            commit!(store, again, &paused, "not found", at(121));
+            assert!(commit!(store, sending, &id(), 1, "b:1", at(122)));
+            commit!(store, again, &paused, "late", at(500));
+            commit!(store, ambiguous, &paused, "late", at(500));
+            commit!(store, fail, &paused, "late");
+            let effect = now(store).await;
+            assert_eq!((effect.state, effect.sender.as_deref()), (EffectState::Sending, Some("b:1")));
+            assert_eq!(effect.intent_at, Some(at(122)));
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_once_more_stays_planned_when_an_older_sending_is_confirmed() {
+        each_database(async |database| {
+            let store = &database.store;
+            commit!(store, put, &id(), &comment(KEY, "one"), at(0));
+            assert!(commit!(store, sending, &id(), 1, BOOT, at(1)));
+            commit!(store, resend, &id());
+            assert_eq!((now(store).await.state, now(store).await.revision), (EffectState::Sending, 2));
+            commit!(store, confirm, &id(), 1, &remote(), at(2));
+            assert_eq!(now(store).await.state, EffectState::Planned);
+            assert!(commit!(store, sending, &id(), 2, BOOT, at(3)));
+            commit!(store, confirm, &id(), 2, &remote(), at(4));
+            assert_eq!(now(store).await.state, EffectState::Confirmed);
+            commit!(store, resend, &id());
+            assert_eq!((now(store).await.state, now(store).await.revision), (EffectState::Planned, 3));
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn what_was_made_again_is_looked_at_until_nothing_more_can_turn_up() {
+        each_database(async |database| {
+            let store = &database.store;
+            commit!(store, put, &id(), &comment(KEY, "one"), at(0));
+            assert!(watched(store, at(1_000), 9).await.unwrap().is_empty());
+            commit!(store, watch, &id(), at(120));
+            assert!(watched(store, at(119), 9).await.unwrap().is_empty());
+            let looks = async |seconds| {
+                let found = watched(store, at(seconds), 9).await.unwrap();
+                found.into_iter().map(|(effect, looks)| (effect.id, looks)).collect::<Vec<_>>()
+            };
+            assert_eq!(looks(120).await, [(id(), 0)]);
+            commit!(store, looked, &id(), false, Some(at(180)));
+            assert_eq!(looks(180).await, [(id(), 0)]);
+            commit!(store, looked, &id(), true, Some(at(600)));
+            assert_eq!(looks(599).await, []);
+            assert_eq!(looks(600).await, [(id(), 1)]);
+            commit!(store, looked, &id(), true, None);
+            assert_eq!(looks(100_000).await, []);
         })
         .await;
     }
@@ -663,9 +830,10 @@ mod tests {
             put(&mut tx, &EffectId::new("elsewhere"), &elsewhere, at(0)).await.unwrap();
             let local = NewEffect { remote: "local".to_owned(), ..comment("local", "x") };
             put(&mut tx, &EffectId::new("local"), &local, at(0)).await.unwrap();
-            sending(&mut tx, &EffectId::new("unclear"), 1, at(6)).await.unwrap();
-            ambiguous(&mut tx, &EffectId::new("unclear"), "timeout", at(7)).await.unwrap();
-            sending(&mut tx, &EffectId::new("orphan"), 1, at(10)).await.unwrap();
+            sending(&mut tx, &EffectId::new("unclear"), 1, BOOT, at(6)).await.unwrap();
+            let sent = get_tx(&mut tx, &EffectId::new("unclear")).await.unwrap().unwrap();
+            ambiguous(&mut tx, &sent, "timeout", at(7)).await.unwrap();
+            sending(&mut tx, &EffectId::new("orphan"), 1, BOOT, at(10)).await.unwrap();
             tx.commit().await.unwrap();
 
             assert_eq!(
@@ -680,7 +848,8 @@ mod tests {
             assert_eq!(next(20).await.as_deref(), Some("unclear"));
             let mut order = Vec::new();
             while let Some(id) = next(130).await {
-                commit!(store, fail, &EffectId::new(id.clone()), "done");
+                let effect = get(store, &EffectId::new(id.clone())).await.unwrap().unwrap();
+                commit!(store, fail, &effect, "done");
                 order.push(id);
             }
             assert_eq!(order, ["orphan", "unclear", "final old", "final young", "progress"]);
@@ -716,18 +885,34 @@ mod tests {
         each_database(async |database| {
             let store = &database.store;
             let mut tx = store.write_tx().await.unwrap();
-            put(&mut tx, &id(), &comment(KEY, "one"), at(0)).await.unwrap();
-            put(&mut tx, &EffectId::new("planned"), &comment("other", "one"), at(0)).await.unwrap();
+            for (name, sender, seconds) in
+                [("dead", "a:1", 100), ("own", "a:2", 100), ("other node", "b:1", 100), ("old", "ab:1", 0)]
+            {
+                put(&mut tx, &EffectId::new(name), &comment(name, "one"), at(0)).await.unwrap();
+                assert!(sending(&mut tx, &EffectId::new(name), 1, sender, at(seconds)).await.unwrap());
+            }
+            put(&mut tx, &EffectId::new("planned"), &comment("planned", "one"), at(0)).await.unwrap();
             put(&mut tx, &EffectId::new("branch"), &branch("branch"), at(0)).await.unwrap();
-            assert!(sending(&mut tx, &id(), 1, at(1)).await.unwrap());
-            assert!(sending(&mut tx, &EffectId::new("branch"), 1, at(1)).await.unwrap());
+            assert!(sending(&mut tx, &EffectId::new("branch"), 1, "a:1", at(1)).await.unwrap());
             tx.commit().await.unwrap();
 
-            assert_eq!(commit!(store, orphaned_to_ambiguous, at(2)), 1);
-            assert_eq!(now(store).await.state, EffectState::Ambiguous);
             let state = async |key| by_key(store, key).await.unwrap().unwrap().state;
-            assert_eq!(state("branch").await, EffectState::Sending);
-            assert_eq!(state("other").await, EffectState::Planned);
+            assert_eq!(commit!(store, orphaned_to_ambiguous, "a:2", at(121)), 2);
+            for (name, wanted) in [
+                ("dead", EffectState::Ambiguous),
+                ("own", EffectState::Sending),
+                ("other node", EffectState::Sending),
+                ("old", EffectState::Ambiguous),
+                ("planned", EffectState::Planned),
+                ("branch", EffectState::Sending),
+            ] {
+                assert_eq!(state(name).await, wanted, "{name}");
+            }
+            assert_eq!(
+                commit!(store, orphaned_to_ambiguous, "no node", at(122)),
+                2,
+                "every other boot is dead"
+            );
         })
         .await;
     }
@@ -741,9 +926,9 @@ mod tests {
             assert_eq!(next_due(store).await.unwrap(), None);
             commit!(store, put, &id(), &comment(KEY, "one"), at(3));
             assert_eq!(next_due(store).await.unwrap(), Some(at(3)));
-            assert!(commit!(store, sending, &id(), 1, at(4)));
+            assert!(commit!(store, sending, &id(), 1, BOOT, at(4)));
             assert_eq!(next_due(store).await.unwrap(), Some(at(4) + ORPHAN_AFTER));
-            commit!(store, ambiguous, &id(), "timeout", at(50));
+            commit!(store, ambiguous, &now(store).await, "timeout", at(50));
             assert_eq!(next_due(store).await.unwrap(), Some(at(50)));
         })
         .await;
@@ -757,10 +942,14 @@ mod tests {
                 commit!(store, record_write, "github", 7, at(seconds));
             }
             commit!(store, record_write, "github", 8, at(1));
-            assert_eq!(writes_since(store, "github", 7, at(0)).await.unwrap(), [at(10), at(3_605)]);
-            assert_eq!(writes_since(store, "github", 7, at(11)).await.unwrap(), [at(3_605)]);
-            assert_eq!(writes_since(store, "github", 8, at(0)).await.unwrap(), [at(1)]);
-            assert!(writes_since(store, "local", 7, at(0)).await.unwrap().is_empty());
+            for (remote, installation, since, wanted) in [
+                ("github", 7, 0, vec![at(10), at(3_605)]),
+                ("github", 7, 11, vec![at(3_605)]),
+                ("github", 8, 0, vec![at(1)]),
+                ("local", 7, 0, vec![]),
+            ] {
+                assert_eq!(commit!(store, writes_since, remote, installation, at(since)), wanted);
+            }
         })
         .await;
     }
@@ -774,8 +963,30 @@ mod tests {
             commit!(store, hold, "github", 7, at(30), "shorter");
             assert_eq!(held_until(store, "github", 7).await.unwrap(), Some(at(60)));
             commit!(store, hold, "github", 7, at(90), "longer");
-            assert_eq!(held_until(store, "github", 7).await.unwrap(), Some(at(90)));
+            assert_eq!(commit!(store, held_until_tx, "github", 7), Some(at(90)));
             assert_eq!(held_until(store, "github", 8).await.unwrap(), None);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn two_processes_decide_about_a_lane_one_after_the_other() {
+        each_database(async |database| {
+            let store = &database.store;
+            let one = async |boot: &'static str| {
+                let mut tx = store.write_tx().await.unwrap();
+                lock_lane(&mut tx, "github", 7).await.unwrap();
+                let free = writes_since(&mut tx, "github", 7, at(0)).await.unwrap().is_empty();
+                tokio::task::yield_now().await;
+                if free {
+                    record_write(&mut tx, "github", 7, at(1)).await.unwrap();
+                }
+                tx.commit().await.unwrap();
+                (boot, free)
+            };
+            let won = [tokio::join!(one("a:1"), one("b:1"))];
+            let won = won.into_iter().flat_map(|(a, b)| [a, b]).filter(|(_, free)| *free).count();
+            assert_eq!(won, 1);
         })
         .await;
     }

@@ -353,6 +353,20 @@ pub async fn list(store: &Store, limit: i64) -> Result<Vec<Delivery>, StoreError
     rows.iter().map(|row| read_delivery(row, false)).collect()
 }
 
+/// Whether it is still pending; nobody else can end it until the transaction does.
+pub async fn is_pending(tx: &mut Tx, id: &InboxId) -> Result<bool, StoreError> {
+    let text = match tx.kind {
+        DatabaseKind::Sqlite => "SELECT id FROM inbox WHERE id = $1 AND state = 'pending'",
+        DatabaseKind::Postgres => "SELECT id FROM inbox WHERE id = $1 AND state = 'pending' FOR UPDATE",
+    };
+    let row = sqlx::query(text)
+        .bind(id.as_str())
+        .fetch_optional(&mut *tx.inner)
+        .await
+        .map_err(sql("look whether a delivery is pending"))?;
+    Ok(row.is_some())
+}
+
 /// Ends a pending delivery; one that has ended stays as it is.
 pub async fn finish(tx: &mut Tx, id: &InboxId, state: InboxState, verdict: &str) -> Result<(), StoreError> {
     sqlx::query("UPDATE inbox SET state = $2, verdict = $3 WHERE id = $1 AND state = 'pending'")

@@ -16,27 +16,28 @@ pub struct Chunk {
     pub text: String,
 }
 
-/// Appends with the next number of the run.
+/// Appends with the next number of the run, and gives it.
 pub async fn append(
     tx: &mut Tx,
     run: &RunId,
     attempt: i64,
     text: &str,
     now: DateTime<Utc>,
-) -> Result<(), StoreError> {
+) -> Result<i64, StoreError> {
     exclusive(tx, &format!("log {run}")).await?;
-    sqlx::query(
+    let row = sqlx::query(
         "INSERT INTO log_chunks (run, seq, attempt, at, text) \
-         VALUES ($1, (SELECT COALESCE(MAX(seq), 0) + 1 FROM log_chunks WHERE run = $1), $2, $3, $4)",
+         VALUES ($1, (SELECT COALESCE(MAX(seq), 0) + 1 FROM log_chunks WHERE run = $1), $2, $3, $4) \
+         RETURNING run, seq",
     )
     .bind(run.as_str())
     .bind(attempt)
     .bind(millis(now))
     .bind(plain(text).as_ref())
-    .execute(&mut *tx.inner)
+    .fetch_one(&mut *tx.inner)
     .await
     .map_err(sql("append to a log"))?;
-    Ok(())
+    RowReader::new(&row, "log_chunks", "run").integer("seq")
 }
 
 /// The newest number of a run's log; 0 when it has none.

@@ -43,6 +43,9 @@ pub enum DatabaseKind {
     Postgres,
 }
 
+/// What must be free for new deliveries: runs and effects that are under way write, too, and so do checkpoints.
+const LEAST_FREE_BYTES: u64 = 64 * 1024 * 1024;
+
 /// What a commit on SQLite waits for; a server's always waits for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
@@ -154,6 +157,12 @@ impl Store {
         self.folder.as_deref()
     }
 
+    /// Whether the disk of the SQLite file has so little room left that nothing new should begin; never on Postgres,
+    /// whose disk is elsewhere.
+    pub fn is_nearly_full(&self) -> bool {
+        self.folder().and_then(free_bytes).is_some_and(|free| free < LEAST_FREE_BYTES)
+    }
+
     /// Closes every connection; all clones of this store are unusable afterwards.
     pub async fn close(&self) {
         if let Some(checkpoints) = &self.checkpoints {
@@ -162,6 +171,12 @@ impl Store {
         self.pool.close().await;
         self.writers.close().await;
     }
+}
+
+/// Room on the disk of a folder; `None`: the system does not say.
+fn free_bytes(folder: &Path) -> Option<u64> {
+    let room = rustix::fs::statvfs(folder).ok()?;
+    Some(room.f_bavail.saturating_mul(room.f_frsize))
 }
 
 async fn begin(writers: &sqlx::AnyPool, kind: DatabaseKind) -> Result<Tx, StoreError> {
@@ -196,6 +211,13 @@ mod tests {
             assert!(matches!(error, StoreError::Sql { operation: "begin a transaction", .. }), "{error}");
         })
         .await;
+    }
+
+    #[test]
+    fn the_room_of_a_disk_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(free_bytes(folder.path()).unwrap() > 0);
+        assert_eq!(free_bytes(Path::new("/proc/no such folder")), None);
     }
 
     #[tokio::test]

@@ -310,12 +310,15 @@ mod tests {
         each_database(async |database| {
             let store = &database.store;
             let day = TimeDelta::days(1);
-            let caps = runs::Caps { global: 9, per_repo: 9, per_user: 9 };
+            let caps = runs::Caps { global: 9, per_owner: 9, per_repo: 9, per_user: 9 };
             let mut tx = store.write_tx().await.unwrap();
             runs::insert(&mut tx, &new_run("live")).await.unwrap();
             let effect = EffectId::new("effect");
             effects::put(&mut tx, &effect, &comment("key", "text"), at(0)).await.unwrap();
-            effects::again(&mut tx, &effect, "later", at(86_400 + 30)).await.unwrap();
+            tx.commit().await.unwrap();
+            let planned = effects::get(store, &effect).await.unwrap().unwrap();
+            let mut tx = store.write_tx().await.unwrap();
+            effects::again(&mut tx, &planned, "later", at(86_400 + 30)).await.unwrap();
             effects::hold(&mut tx, "github", 7, at(86_400 + 50), "limit").await.unwrap();
             effects::record_write(&mut tx, "github", 7, at(86_400)).await.unwrap();
             missed(&mut tx, "github", &missing("one", 3), at(86_400 + 5)).await.unwrap();
@@ -342,7 +345,9 @@ mod tests {
             assert_eq!(changed, 6);
             assert_eq!(effects::get(store, &effect).await.unwrap().unwrap().not_before, Some(at(30)));
             assert_eq!(effects::held_until(store, "github", 7).await.unwrap(), Some(at(50)));
-            assert_eq!(effects::writes_since(store, "github", 7, at(-10)).await.unwrap(), [at(10)]);
+            let mut tx = store.write_tx().await.unwrap();
+            assert_eq!(effects::writes_since(&mut tx, "github", 7, at(-10)).await.unwrap(), [at(10)]);
+            drop(tx);
             assert_eq!(due_missed(store, "github", 5, at(10), 9).await.unwrap().len(), 1);
             assert_eq!(inbox::next_due(store).await.unwrap(), Some(at(86_400)), "its age stays");
             assert_eq!(inbox::pending(store, at(20), 9).await.unwrap().len(), 1);

@@ -124,7 +124,7 @@ mod tests {
         let mut tx = store.write_tx().await.unwrap();
         runs::insert(&mut tx, &new_run(id)).await.unwrap();
         tx.commit().await.unwrap();
-        let caps = runs::Caps { global: 100, per_repo: 100, per_user: 100 };
+        let caps = runs::Caps { global: 100, per_owner: 100, per_repo: 100, per_user: 100 };
         let mut claimed =
             runs::claim(store, "boot", at(1), Duration::from_secs(60), caps).await.unwrap().unwrap();
         assert_eq!(claimed.id, run);

@@ -4,6 +4,7 @@ use super::rows::{self, MAX_ROWS, RowReader, exclusive, json, lone_time, millis,
 use super::{DatabaseKind, Store, StoreError, Tx};
 use crate::domain::event::Repo;
 use crate::domain::ids::{RunId, TaskId};
+use crate::domain::node::node_of;
 use crate::domain::run::{Outcome, Progress, Run, RunSpec, RunState};
 use chrono::{DateTime, Utc};
 use sqlx::any::AnyRow;
@@ -28,6 +29,8 @@ pub struct NewRun {
 #[derive(Debug, Clone, Copy)]
 pub struct Caps {
     pub global: i64,
+    /// Of one account's repositories together.
+    pub per_owner: i64,
     pub per_repo: i64,
     pub per_user: i64,
 }
@@ -64,7 +67,7 @@ macro_rules! select {
     ($($rest:expr),+) => {
         concat!(
             "SELECT id, task, key, remote, repo, spec, state, priority, not_before, created_at, started_at, \
-             finished_at, lease_owner, lease_until, fence, cancel_requested, attempts, progress, agent_end, outcome \
+             finished_at, lease_owner, lease_until, fence, cancel_requested, deaths, attempts, progress, agent_end, outcome \
              FROM runs ",
             $($rest),+
         )
@@ -75,6 +78,25 @@ macro_rules! select {
 macro_rules! working {
     () => {
         "('preparing', 'running', 'collecting', 'publishing')"
+    };
+}
+
+/// A live run that an earlier boot of the owner's node left, see `inherit_leases`.
+macro_rules! left_to {
+    ($owner:literal) => {
+        concat!("lease_owner = ", $owner, " || '/left'")
+    };
+}
+
+/// The node has every capability that the run `q` needs.
+macro_rules! can_all_it_needs {
+    ($node:literal) => {
+        concat!(
+            "NOT EXISTS (SELECT 1 FROM run_needs x WHERE x.run = q.id AND NOT EXISTS (\
+             SELECT 1 FROM node_capabilities c WHERE c.node = ",
+            $node,
+            " AND c.capability = x.need))"
+        )
     };
 }
 
@@ -111,6 +133,7 @@ fn read_run(row: &AnyRow) -> Result<Run, StoreError> {
         lease_until: row.time_or_null("lease_until")?,
         fence: row.integer("fence")?,
         cancel_requested: row.text_or_null("cancel_requested")?,
+        deaths: row.integer("deaths")?,
         attempts: row.integer("attempts")?,
         progress: row.json("progress")?,
         agent_end: row.json_or_null("agent_end")?,
@@ -127,8 +150,8 @@ pub async fn insert(tx: &mut Tx, run: &NewRun) -> Result<bool, StoreError> {
     const OPERATION: &str = "insert a run";
     let done = sqlx::query(
         "INSERT INTO runs (id, task, key, remote, repo_id, repo_name, repo, requester, lock_key, spec, state, \
-         priority, not_before, created_at, fence, attempts, progress, outcome) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'queued', $11, 0, $12, 0, 0, $13, $14) \
+         priority, not_before, created_at, fence, attempts, progress, outcome, owner) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'queued', $11, 0, $12, 0, 0, $13, $14, $15) \
          ON CONFLICT (key) DO NOTHING",
     )
     .bind(run.id.as_str())
@@ -145,10 +168,22 @@ pub async fn insert(tx: &mut Tx, run: &NewRun) -> Result<bool, StoreError> {
     .bind(millis(run.created_at))
     .bind(json(OPERATION, &Progress::default())?)
     .bind(json(OPERATION, &Outcome::default())?)
+    .bind(run.repo.name.owner().to_lowercase())
     .execute(&mut *tx.inner)
     .await
     .map_err(sql(OPERATION))?;
-    Ok(done.rows_affected() == 1)
+    if done.rows_affected() == 0 {
+        return Ok(false);
+    }
+    for need in &run.spec.needs {
+        sqlx::query("INSERT INTO run_needs (run, need) VALUES ($1, $2) ON CONFLICT DO NOTHING")
+            .bind(run.id.as_str())
+            .bind(plain(need).as_ref())
+            .execute(&mut *tx.inner)
+            .await
+            .map_err(sql("write what a run needs"))?;
+    }
+    Ok(true)
 }
 
 /// By its full id.
@@ -237,8 +272,11 @@ pub async fn of_task(store: &Store, task: &TaskId) -> Result<Vec<Run>, StoreErro
 }
 
 /// Claims the next due run: highest priority (which rises with waiting, see `AGEING`), then fair between repositories (fewest live runs first), then oldest;
-/// none whose lock is held, none over a cap. Takes the lease, raises the fence, moves it to `preparing`.
-/// Also re-claims a live run whose lease ran out (state unchanged, fence raised), which goes first.
+/// none whose lock is held, none whose task waits for another (`tasks::block`), none over a cap. Takes the lease, raises
+/// the fence, moves it to `preparing`.
+/// Also re-claims a live run whose lease ran out, or that an earlier boot of the owner's node left (state unchanged,
+/// fence raised), which goes first: then the owner before has died of it, unless it said otherwise (`left_alive`).
+/// An owner is `NODE:BOOT`: a node gets only runs whose needs are among its capabilities.
 ///
 /// Of the queued runs with one lock only the oldest can be claimed. A run that cannot be read is an error once and
 /// then set aside for ten minutes.
@@ -253,10 +291,13 @@ pub async fn claim(
     exclusive(&mut tx, "claim").await?;
     let until = later(now, lease);
     for _ in 0..CLAIM_TRIES {
-        let (id, taken) = if let Some(id) = with_ended_lease(&mut tx, now).await? {
+        let (id, taken) = if let Some(id) = with_ended_lease(&mut tx, owner, now).await? {
             let taken = sqlx::query(concat!(
-                "UPDATE runs SET fence = fence + 1, lease_owner = $2, lease_until = $3 WHERE id = $1 \
-                 AND (lease_until IS NULL OR lease_until < $4) AND state IN ",
+                "UPDATE runs SET fence = fence + 1, lease_owner = $2, lease_until = $3, \
+                 deaths = deaths + CASE WHEN lease_owner IS NULL THEN 0 ELSE 1 END WHERE id = $1 \
+                 AND (lease_until IS NULL OR lease_until < $4 OR ",
+                left_to!("$2"),
+                ") AND state IN ",
                 working!()
             ))
             .bind(&id)
@@ -266,7 +307,7 @@ pub async fn claim(
             .execute(&mut *tx.inner)
             .await;
             (id, taken)
-        } else if let Some(id) = next_queued(&mut tx, now, caps).await? {
+        } else if let Some(id) = next_queued(&mut tx, owner, now, caps).await? {
             let taken = sqlx::query(
                 "UPDATE runs SET state = 'preparing', fence = fence + 1, lease_owner = $2, lease_until = $3, \
                  started_at = COALESCE(started_at, $4) WHERE id = $1 AND state = 'queued'",
@@ -307,34 +348,57 @@ fn later(now: DateTime<Utc>, time: Duration) -> i64 {
     millis(now).saturating_add(i64::try_from(time.as_millis()).unwrap_or(i64::MAX))
 }
 
-async fn with_ended_lease(tx: &mut Tx, now: DateTime<Utc>) -> Result<Option<String>, StoreError> {
+async fn with_ended_lease(
+    tx: &mut Tx,
+    owner: &str,
+    now: DateTime<Utc>,
+) -> Result<Option<String>, StoreError> {
     let row = sqlx::query(concat!(
-        "SELECT id FROM runs WHERE state IN ",
+        "SELECT q.id AS id FROM runs q WHERE q.state IN ",
         working!(),
-        " AND (lease_until IS NULL OR lease_until < $1) ORDER BY priority, created_at, id LIMIT 1"
+        " AND ((q.lease_until IS NULL OR q.lease_until < $1) AND ",
+        can_all_it_needs!("$2"),
+        " OR ",
+        left_to!("$3"),
+        ") ORDER BY q.priority, q.created_at, q.id LIMIT 1"
     ))
     .bind(millis(now))
+    .bind(node_of(owner))
+    .bind(owner)
     .fetch_optional(&mut *tx.inner)
     .await
     .map_err(sql("look for ended leases"))?;
     row.map(|row| RowReader::new(&row, "runs", "id").text("id")).transpose()
 }
 
-async fn next_queued(tx: &mut Tx, now: DateTime<Utc>, caps: Caps) -> Result<Option<String>, StoreError> {
+async fn next_queued(
+    tx: &mut Tx,
+    owner: &str,
+    now: DateTime<Utc>,
+    caps: Caps,
+) -> Result<Option<String>, StoreError> {
     let row = sqlx::query(concat!(
-        "WITH live AS (SELECT lock_key, remote, repo_id, requester FROM runs WHERE state IN ",
+        "WITH live AS (SELECT lock_key, remote, repo_id, owner, requester FROM runs WHERE state IN ",
         live_states!(),
         "), by_repo AS (SELECT remote, repo_id, COUNT(*) AS n FROM live GROUP BY remote, repo_id), \
-         by_user AS (SELECT remote, requester, COUNT(*) AS n FROM live GROUP BY remote, requester) \
+         by_user AS (SELECT remote, requester, COUNT(*) AS n FROM live GROUP BY remote, requester), \
+         by_owner AS (SELECT remote, owner, COUNT(*) AS n FROM live WHERE owner <> '' GROUP BY remote, owner) \
          SELECT q.id AS id FROM runs q \
          LEFT JOIN by_repo r ON r.remote = q.remote AND r.repo_id = q.repo_id \
          LEFT JOIN by_user u ON u.remote = q.remote AND u.requester = q.requester \
+         LEFT JOIN by_owner g ON g.remote = q.remote AND g.owner = q.owner \
          WHERE q.state = 'queued' AND q.not_before <= $1 \
          AND (SELECT COUNT(*) FROM live) < $2 AND COALESCE(r.n, 0) < $3 AND COALESCE(u.n, 0) < $4 \
+         AND COALESCE(g.n, 0) < $6 \
          AND NOT EXISTS (SELECT 1 FROM live l WHERE l.lock_key = q.lock_key) \
          AND NOT EXISTS (SELECT 1 FROM runs o WHERE o.state = 'queued' AND o.lock_key = q.lock_key \
          AND (o.created_at < q.created_at OR (o.created_at = q.created_at AND o.id < q.id))) \
-         ORDER BY CASE WHEN ($1 - q.created_at) / $5 >= q.priority THEN 0 \
+         AND NOT EXISTS (SELECT 1 FROM task_links b JOIN tasks p ON p.id = b.parent WHERE b.child = q.task \
+         AND b.kind = 'blocked_by' AND ",
+        super::tasks::blocks!("p"),
+        ") AND ",
+        can_all_it_needs!("$7"),
+        " ORDER BY CASE WHEN ($1 - q.created_at) / $5 >= q.priority THEN 0 \
          ELSE q.priority - ($1 - q.created_at) / $5 END, COALESCE(r.n, 0), q.created_at, q.id LIMIT 1"
     ))
     .bind(millis(now))
@@ -342,6 +406,8 @@ async fn next_queued(tx: &mut Tx, now: DateTime<Utc>, caps: Caps) -> Result<Opti
     .bind(caps.per_repo)
     .bind(caps.per_user)
     .bind(AGEING.as_millis() as i64)
+    .bind(caps.per_owner)
+    .bind(node_of(owner))
     .fetch_optional(&mut *tx.inner)
     .await
     .map_err(sql("look for the next queued run"))?;
@@ -360,6 +426,29 @@ async fn set_aside(store: &Store, id: &str, until: i64) -> Result<(), StoreError
     .execute(&mut *tx.inner)
     .await
     .map_err(sql("set a run aside"))?;
+    tx.commit().await
+}
+
+/// This owner ends in an orderly way: whoever claims its runs next takes them from nobody who died.
+pub async fn left_alive(store: &Store, owner: &str) -> Result<(), StoreError> {
+    let mut tx = store.write_tx().await?;
+    sqlx::query(concat!("UPDATE runs SET deaths = -1 WHERE lease_owner = $1 AND state IN ", working!()))
+        .bind(owner)
+        .execute(&mut *tx.inner)
+        .await
+        .map_err(sql("leave runs alive"))?;
+    tx.commit().await
+}
+
+/// The run came a step further: whoever died on it before did not die of it.
+pub async fn survived(store: &Store, id: &RunId, fence: i64) -> Result<(), StoreError> {
+    let mut tx = store.write_tx().await?;
+    sqlx::query("UPDATE runs SET deaths = 0 WHERE id = $1 AND fence = $2")
+        .bind(id.as_str())
+        .bind(fence)
+        .execute(&mut *tx.inner)
+        .await
+        .map_err(sql("note that a run goes on"))?;
     tx.commit().await
 }
 
@@ -430,6 +519,21 @@ pub async fn save_progress(tx: &mut Tx, run: &Run) -> Result<(), StoreError> {
     fenced_unless_written(run, done.rows_affected())
 }
 
+/// `Fenced` when somebody else claimed the run; nobody can until the transaction ends.
+pub async fn check_fence(tx: &mut Tx, run: &Run) -> Result<(), StoreError> {
+    let text = match tx.kind {
+        DatabaseKind::Sqlite => "SELECT id FROM runs WHERE id = $1 AND fence = $2",
+        DatabaseKind::Postgres => "SELECT id FROM runs WHERE id = $1 AND fence = $2 FOR UPDATE",
+    };
+    let row = sqlx::query(text)
+        .bind(run.id.as_str())
+        .bind(run.fence)
+        .fetch_optional(&mut *tx.inner)
+        .await
+        .map_err(sql("look at the fence of a run"))?;
+    fenced_unless_written(run, u64::from(row.is_some()))
+}
+
 fn fenced_unless_written(run: &Run, rows: u64) -> Result<(), StoreError> {
     if rows == 0 { Err(StoreError::Fenced { run: run.id.to_string() }) } else { Ok(()) }
 }
@@ -450,22 +554,21 @@ pub async fn request_cancel(tx: &mut Tx, id: &RunId, by: &str) -> Result<bool, S
     Ok(done.rows_affected() > 0)
 }
 
-/// Leases of other boots of this node end now (at start-up). An owner is `NODE:BOOT`: leases whose owner has the same
-/// node and another boot end. `keep_owner` without a colon stands for the only node: all other leases end.
-pub async fn expire_leases(tx: &mut Tx, keep_owner: &str, now: DateTime<Utc>) -> Result<u64, StoreError> {
-    let node = keep_owner.rsplit_once(':').map_or(String::new(), |(node, _)| format!("{node}:"));
+/// Leases of other boots of this node are left to this one (at start-up): it claims those runs at once, since their
+/// containers are on its machine; others claim them when the lease has run out. An owner is `NODE:BOOT`; an `owner`
+/// without a colon stands for the only node, which inherits all leases.
+pub async fn inherit_leases(tx: &mut Tx, owner: &str) -> Result<u64, StoreError> {
+    let node = owner.rsplit_once(':').map_or(String::new(), |(node, _)| format!("{node}:"));
     let done = sqlx::query(concat!(
-        "UPDATE runs SET lease_until = $3 WHERE lease_owner <> $1 AND lease_until > $3 \
+        "UPDATE runs SET lease_owner = $1 || '/left' WHERE lease_owner <> $1 \
          AND ($2 = '' OR SUBSTR(lease_owner, 1, LENGTH($2)) = $2) AND state IN ",
         working!()
     ))
-    .bind(keep_owner)
+    .bind(owner)
     .bind(node)
-    // A lease counts until its last millisecond.
-    .bind(millis(now).saturating_sub(1))
     .execute(&mut *tx.inner)
     .await
-    .map_err(sql("end the leases of earlier boots"))?;
+    .map_err(sql("inherit the leases of earlier boots"))?;
     Ok(done.rows_affected())
 }
 
@@ -575,7 +678,7 @@ mod tests {
     use super::*;
     use crate::domain::run::{AgentEnd, FailureClass, Phase, RunInput};
 
-    const CAPS: Caps = Caps { global: 100, per_repo: 100, per_user: 100 };
+    const CAPS: Caps = Caps { global: 100, per_owner: 100, per_repo: 100, per_user: 100 };
     const LEASE: Duration = Duration::from_secs(60);
 
     async fn add(store: &Store, runs: &[NewRun]) {
@@ -633,7 +736,7 @@ mod tests {
                 insert(&mut tx, &NewRun { lock_key: "same".into(), ..new_run(name) }).await.unwrap();
             }
             tx.commit().await.unwrap();
-            let caps = Caps { global: 9, per_repo: 9, per_user: 9 };
+            let caps = Caps { global: 9, per_owner: 9, per_repo: 9, per_user: 9 };
             let lease = Duration::from_secs(60);
             let mut first = claim(store, "n:1", at(1), lease, caps).await.unwrap().unwrap();
             for input in [RunInput::AgentGone(AgentEnd::Finished), RunInput::Collected, RunInput::Held] {
@@ -683,6 +786,7 @@ mod tests {
                 lease_until: None,
                 fence: 0,
                 cancel_requested: None,
+                deaths: 0,
                 attempts: 0,
                 progress: Progress::default(),
                 agent_end: None,
@@ -791,7 +895,7 @@ mod tests {
             }
             let mut second = claim_at(store, 2, CAPS).await.unwrap();
             second.not_before = Some(at(300));
-            apply(store, &mut second, RunInput::Requeued).await;
+            apply(store, &mut second, RunInput::Later).await;
             let stored = get(store, &second.id).await.unwrap().unwrap();
             assert_eq!((stored.state, stored.lease_owner), (RunState::Queued, None));
             assert_eq!(claimed_id(store, 299, CAPS).await, None);
@@ -893,12 +997,12 @@ mod tests {
                 ..new_run(id)
             };
             add(store, &[run("a", 1, 1), run("b", 1, 2), run("c", 2, 1), run("d", 3, 3)]).await;
-            let caps = Caps { global: 2, per_repo: 1, per_user: 1 };
+            let caps = Caps { global: 2, per_owner: 9, per_repo: 1, per_user: 1 };
             assert_eq!(claimed_id(store, 1, caps).await.as_deref(), Some("a"));
             assert_eq!(claimed_id(store, 1, caps).await.as_deref(), Some("d"));
             assert_eq!(claimed_id(store, 1, caps).await, None);
             assert_eq!(claimed_id(store, 1, Caps { global: 9, ..caps }).await, None);
-            let wide = Caps { global: 9, per_repo: 9, per_user: 1 };
+            let wide = Caps { global: 9, per_owner: 9, per_repo: 9, per_user: 1 };
             assert_eq!(claimed_id(store, 1, wide).await.as_deref(), Some("b"));
             assert_eq!(claimed_id(store, 1, wide).await, None);
             // A lease that ran out is no new live run.
@@ -908,13 +1012,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn leases_of_earlier_boots_of_the_node_end() {
-        // Who starts, and whose leases end: of `node:1`, `node:2`, `other:1`.
-        let cases: [(&str, &[&str]); 3] =
-            [("node:2", &["node:1"]), ("boot", &["node:1", "node:2", "other:1"]), ("other:9", &["other:1"])];
+    async fn leases_of_earlier_boots_of_the_node_are_left_to_the_next_one() {
+        // Who starts, and whose leases it inherits: of `node:1`, `node:2`, `other:1`.
+        let cases: [(&str, &[&str]); 3] = [
+            ("node:9", &["node:1", "node:2"]),
+            ("boot", &["node:1", "node:2", "other:1"]),
+            ("other:9", &["other:1"]),
+        ];
         each_database(async |database| {
             let store = &database.store;
-            for (keep, ended) in cases {
+            for (heir, inherited) in cases {
                 let mut tx = store.write_tx().await.unwrap();
                 sqlx::query("DELETE FROM runs").execute(&mut *tx.inner).await.unwrap();
                 tx.commit().await.unwrap();
@@ -923,16 +1030,53 @@ mod tests {
                     claim(store, owner, at(0), LEASE, CAPS).await.unwrap().unwrap();
                 }
                 let mut tx = store.write_tx().await.unwrap();
-                let count = expire_leases(&mut tx, keep, at(1)).await.unwrap();
+                // A boot that died before it claimed anything.
+                inherit_leases(&mut tx, &heir.replace('9', "8")).await.unwrap();
+                let count = inherit_leases(&mut tx, heir).await.unwrap();
                 tx.commit().await.unwrap();
-                assert_eq!(count, u64::try_from(ended.len()).unwrap());
-                let mut claimed = Vec::new();
-                while let Some(run) = claim_at(store, 1, CAPS).await {
-                    claimed.push(run.id.to_string());
-                }
-                claimed.sort_unstable();
-                assert_eq!(claimed, ended);
+                assert_eq!(count, u64::try_from(inherited.len()).unwrap());
+                let claims = async |owner: &str, seconds: i64| {
+                    let mut ids = Vec::new();
+                    while let Some(run) = claim(store, owner, at(seconds), LEASE, CAPS).await.unwrap() {
+                        assert_eq!((run.fence, run.lease_owner.as_deref()), (2, Some(owner)));
+                        ids.push(run.id.to_string());
+                    }
+                    ids.sort();
+                    ids
+                };
+                assert_eq!(claims("third:1", 1).await, Vec::<String>::new(), "the leases have not run out");
+                assert_eq!(claims(heir, 1).await, inherited);
+                let rest = claims("third:1", 61).await;
+                assert_eq!(rest.len() + inherited.len(), 3);
             }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_run_goes_to_a_node_that_can_all_it_needs() {
+        use crate::domain::node::{Node, Role};
+        each_database(async |database| {
+            let store = &database.store;
+            let mut picky = new_run("picky");
+            picky.spec.needs = vec!["arm64".into(), "gpu".into()];
+            add(store, &[picky, NewRun { created_at: at(5), ..new_run("plain") }]).await;
+            for (id, capabilities) in [("n1", vec!["arm64"]), ("n2", vec!["amd64", "arm64", "gpu"])] {
+                let capabilities = capabilities.into_iter().map(str::to_owned).collect();
+                let node = Node { id: id.into(), name: id.into(), role: Role::Worker, capabilities };
+                super::super::nodes::seen(store, &node, &format!("{id}:1"), 4, at(0)).await.unwrap();
+            }
+            let claimed = async |owner: &str, seconds| {
+                let run = claim(store, owner, at(seconds), LEASE, CAPS).await.unwrap();
+                run.map(|run| run.id.to_string())
+            };
+            assert_eq!(claimed("n1:1", 10).await.as_deref(), Some("plain"));
+            assert_eq!(claimed("n1:1", 10).await, None);
+            assert_eq!(claimed("n2:1", 10).await.as_deref(), Some("picky"));
+            // Lost leases, too.
+            assert_eq!(claimed("n1:2", 100).await.as_deref(), Some("plain"));
+            assert_eq!(claimed("n1:2", 100).await, None);
+            assert_eq!(claimed("n2:2", 100).await.as_deref(), Some("picky"));
         })
         .await;
     }
@@ -1036,6 +1180,52 @@ mod tests {
             assert_eq!(claimed_id(store, 2, CAPS).await.as_deref(), Some("good"));
             assert_eq!(claimed_id(store, 50, CAPS).await, None);
             assert!(claim(store, "node:1", at(2) + SET_ASIDE, LEASE, CAPS).await.is_ok());
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn one_account_has_no_more_live_runs_than_its_cap() {
+        each_database(async |database| {
+            let store = &database.store;
+            let caps = Caps { per_owner: 1, ..CAPS };
+            let elsewhere = crate::domain::ids::RepoName::parse("Acme/tool").unwrap();
+            let other = crate::domain::event::Repo { name: elsewhere, ..repo(9) };
+            add(
+                store,
+                &[
+                    NewRun { repo: repo(1), ..new_run("run-1") },
+                    NewRun { repo: repo(2), created_at: at(1), ..new_run("run-2") },
+                    NewRun { repo: other, created_at: at(2), ..new_run("run-3") },
+                ],
+            )
+            .await;
+            assert_eq!(claimed_id(store, 3, caps).await.as_deref(), Some("run-1"));
+            assert_eq!(claimed_id(store, 3, caps).await.as_deref(), Some("run-3"), "another account");
+            assert_eq!(claimed_id(store, 3, caps).await, None);
+            assert_eq!(claimed_id(store, 3, CAPS).await.as_deref(), Some("run-2"));
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn deaths_count_when_an_owner_was_lost_and_end_when_the_run_goes_on() {
+        each_database(async |database| {
+            let store = &database.store;
+            add(store, &[new_run("run-1")]).await;
+            assert_eq!(claim_at(store, 0, CAPS).await.unwrap().deaths, 0);
+            assert_eq!(claim_at(store, 100, CAPS).await.unwrap().deaths, 1);
+            let run = claim_at(store, 200, CAPS).await.unwrap();
+            assert_eq!((run.deaths, run.fence), (2, 3));
+            survived(store, &run.id, run.fence - 1).await.unwrap();
+            assert_eq!(get(store, &run.id).await.unwrap().unwrap().deaths, 2, "another's word");
+            survived(store, &run.id, run.fence).await.unwrap();
+            assert_eq!(get(store, &run.id).await.unwrap().unwrap().deaths, 0);
+            // Left in an orderly way: nobody died.
+            left_alive(store, "another:1").await.unwrap();
+            left_alive(store, "node:1").await.unwrap();
+            assert_eq!(claim_at(store, 300, CAPS).await.unwrap().deaths, 0);
+            assert_eq!(claim_at(store, 400, CAPS).await.unwrap().deaths, 1);
         })
         .await;
     }

@@ -18,6 +18,32 @@ macro_rules! select {
     };
 }
 
+/// The state of a task's newest run.
+macro_rules! last_state {
+    ($task:literal) => {
+        concat!(
+            "SELECT w.state FROM runs w WHERE w.task = ",
+            $task,
+            ".id ORDER BY w.created_at DESC, w.id DESC LIMIT 1"
+        )
+    };
+}
+
+/// Whether a task that is waited for is not done yet.
+macro_rules! blocks {
+    ($task:literal) => {
+        concat!(
+            $task,
+            ".closed_at IS NULL AND (",
+            $task,
+            ".pull_number IS NOT NULL OR (",
+            $crate::store::tasks::last_state!($task),
+            ") NOT IN ('succeeded', 'nothing'))"
+        )
+    };
+}
+pub(super) use {blocks, last_state};
+
 fn kind_word(kind: SubjectKind) -> &'static str {
     match kind {
         SubjectKind::Issue => "issue",
@@ -169,6 +195,77 @@ pub async fn open_for_tx(
         .await
         .map_err(sql("read the open task of a subject"))?;
     row.as_ref().map(read_task).transpose()
+}
+
+/// Runs of `child` wait until `parent` is done: closed, or ended well without a pull request.
+pub async fn block(tx: &mut Tx, child: &TaskId, parent: &TaskId) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO task_links (child, parent, kind) VALUES ($1, $2, 'blocked_by') ON CONFLICT DO NOTHING",
+    )
+    .bind(child.as_str())
+    .bind(parent.as_str())
+    .execute(&mut *tx.inner)
+    .await
+    .map_err(sql("link two tasks"))?;
+    Ok(())
+}
+
+/// Nothing is waited for any more.
+pub async fn unblock(tx: &mut Tx, child: &TaskId) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM task_links WHERE child = $1 AND kind = 'blocked_by'")
+        .bind(child.as_str())
+        .execute(&mut *tx.inner)
+        .await
+        .map_err(sql("unlink tasks"))?;
+    Ok(())
+}
+
+/// A task that another one waits for, and that is not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocker {
+    pub child: TaskId,
+    pub number: i64,
+    /// Its last run failed or was cancelled, and there is no pull request: nothing goes on by itself.
+    pub failed: bool,
+}
+
+/// Everything that is waited for, by child and number.
+pub async fn blockers(store: &Store) -> Result<Vec<Blocker>, StoreError> {
+    let rows = sqlx::query(concat!(
+        "SELECT l.child AS child, p.number AS number, CASE WHEN p.pull_number IS NULL AND (",
+        last_state!("p"),
+        ") IN ('failed', 'cancelled') THEN 1 ELSE 0 END AS failed FROM task_links l \
+         JOIN tasks p ON p.id = l.parent WHERE l.kind = 'blocked_by' AND ",
+        blocks!("p"),
+        " ORDER BY l.child, p.number"
+    ))
+    .fetch_all(&store.pool)
+    .await
+    .map_err(sql("list what tasks wait for"))?;
+    rows.iter()
+        .map(|row| {
+            let row = RowReader::new(row, "task_links", "child");
+            Ok(Blocker {
+                child: TaskId::new(row.text("child")?),
+                number: row.integer("number")?,
+                failed: row.integer("failed")? == 1,
+            })
+        })
+        .collect()
+}
+
+/// Everything that this task is linked to as waiting for, done or not, also by way of others.
+pub async fn waits_for_all(store: &Store, child: &TaskId) -> Result<Vec<TaskId>, StoreError> {
+    let rows = sqlx::query(
+        "WITH RECURSIVE before(id) AS (SELECT parent FROM task_links WHERE child = $1 AND kind = 'blocked_by' \
+         UNION SELECT l.parent FROM task_links l JOIN before b ON l.child = b.id WHERE l.kind = 'blocked_by') \
+         SELECT id FROM before ORDER BY id",
+    )
+    .bind(child.as_str())
+    .fetch_all(&store.pool)
+    .await
+    .map_err(sql("follow what a task waits for"))?;
+    rows.iter().map(|row| Ok(TaskId::new(RowReader::new(row, "task_links", "id").text("id")?))).collect()
 }
 
 /// Once a run has pushed it.
@@ -394,6 +491,90 @@ mod tests {
                 let error = get(store, &TaskId::new("bad")).await.unwrap_err().to_string();
                 assert!(error.contains(&format!("tasks.{column} of `bad`")), "{error}");
             }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_task_waits_until_what_blocks_it_is_done() {
+        each_database(async |database| {
+            let store = &database.store;
+            let (lease, caps) = (
+                std::time::Duration::from_secs(60),
+                runs::Caps { global: 9, per_owner: 9, per_repo: 9, per_user: 9 },
+            );
+            let mut tx = store.write_tx().await.unwrap();
+            for (name, number) in [("one", 1), ("two", 2), ("three", 3)] {
+                insert(&mut tx, &task(name, 1, number)).await.unwrap();
+                let run = runs::NewRun {
+                    task: TaskId::new(name),
+                    lock_key: name.to_owned(),
+                    created_at: at(10 - number),
+                    ..new_run(name)
+                };
+                runs::insert(&mut tx, &run).await.unwrap();
+            }
+            // three waits for two, two waits for one; said twice.
+            for _ in 0..2 {
+                block(&mut tx, &TaskId::new("three"), &TaskId::new("two")).await.unwrap();
+                block(&mut tx, &TaskId::new("two"), &TaskId::new("one")).await.unwrap();
+            }
+            tx.commit().await.unwrap();
+            let numbers = async |name: &str| {
+                let blockers = blockers(store).await.unwrap();
+                blockers.iter().filter(|b| b.child.as_str() == name).map(|b| b.number).collect::<Vec<_>>()
+            };
+            assert_eq!(
+                (numbers("three").await, numbers("two").await, numbers("one").await),
+                (vec![2], vec![1], vec![])
+            );
+            let all = waits_for_all(store, &TaskId::new("three")).await.unwrap();
+            assert_eq!(all, [TaskId::new("one"), TaskId::new("two")]);
+
+            let claim = async || {
+                let run = runs::claim(store, "n:1", at(20), lease, caps).await.unwrap();
+                run.map(|run| run.id.to_string())
+            };
+            assert_eq!(claim().await.as_deref(), Some("one"), "though it is the youngest");
+            assert_eq!(claim().await, None);
+            // Its run ended with a pull request: that must be closed first.
+            let mut tx = store.write_tx().await.unwrap();
+            sqlx::query("UPDATE runs SET state = 'succeeded' WHERE id = 'one'")
+                .execute(&mut *tx.inner)
+                .await
+                .unwrap();
+            set_pull(&mut tx, &TaskId::new("one"), 9, "https://forge.test/9").await.unwrap();
+            tx.commit().await.unwrap();
+            assert_eq!(claim().await, None);
+            let mut tx = store.write_tx().await.unwrap();
+            close(&mut tx, &TaskId::new("one"), at(21)).await.unwrap();
+            tx.commit().await.unwrap();
+            assert_eq!(claim().await.as_deref(), Some("two"));
+            assert_eq!(claim().await, None);
+            // An end that is no good one is not done, and says so.
+            let mut tx = store.write_tx().await.unwrap();
+            sqlx::query("UPDATE runs SET state = 'failed' WHERE id = 'two'")
+                .execute(&mut *tx.inner)
+                .await
+                .unwrap();
+            tx.commit().await.unwrap();
+            assert_eq!(claim().await, None);
+            let failed = Blocker { child: TaskId::new("three"), number: 2, failed: true };
+            assert_eq!(blockers(store).await.unwrap(), [failed]);
+            // A good one without a pull request leaves nothing to wait for.
+            let mut tx = store.write_tx().await.unwrap();
+            sqlx::query("UPDATE runs SET state = 'nothing' WHERE id = 'two'")
+                .execute(&mut *tx.inner)
+                .await
+                .unwrap();
+            tx.commit().await.unwrap();
+            assert_eq!(numbers("three").await, Vec::<i64>::new());
+            assert_eq!(claim().await.as_deref(), Some("three"));
+
+            let mut tx = store.write_tx().await.unwrap();
+            unblock(&mut tx, &TaskId::new("three")).await.unwrap();
+            tx.commit().await.unwrap();
+            assert_eq!(waits_for_all(store, &TaskId::new("three")).await.unwrap(), []);
         })
         .await;
     }

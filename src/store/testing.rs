@@ -133,6 +133,7 @@ pub(super) fn spec(requester: i64) -> RunSpec {
         config: RepoConfig::default(),
         previous: None,
         resume: false,
+        needs: Vec::new(),
     }
 }
 

@@ -18,8 +18,8 @@ async fn a_comment_becomes_a_draft_pull_request() {
         eyes on Comment(1005) of octo/demo
         push octo/demo refs/heads/zeblit/1-the-answer-is-wrong-k0001 none..812363e
         draft pull request octo/demo#2 zeblit/1-the-answer-is-wrong-k0001 -> main: The answer is wrong
-        comment 1013 on octo/demo#1: **✅ Draft pull request #2 · 1s**
-        check 1015 `zeblit` on octo/demo@812363e: completed/success
+        comment 1014 on octo/demo#1: **✅ Draft pull request #2 · 1s**
+        check 1016 `zeblit` on octo/demo@812363e: completed/success
         rocket on Comment(1005) of octo/demo
         ");
         insta::assert_snapshot!(w.own(number)[0], @r"

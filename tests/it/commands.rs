@@ -539,7 +539,7 @@ async fn help_names_a_broken_configuration_and_still_helps() {
         let own = w.hears("tri", "/zeblit help").await;
         assert_eq!(own.len(), 1);
         let last = own[0].lines().last().expect("a line");
-        insta::assert_snapshot!(last, @"This repository's rules stand in `.github/zeblit.toml` on its default branch. ⚠️ It cannot be read now: .github/zeblit.toml, line 3: unknown field `agnet`, expected one of `enabled`, `agent`, `model`, `image`, `answer_strangers`, `push`, `staged`, `artifacts`, `permissions`, `limits`, `gate`, `egress`, `setup`; did you mean `agent`?.");
+        insta::assert_snapshot!(last, @"This repository's rules stand in `.github/zeblit.toml` on its default branch. ⚠️ It cannot be read now: .github/zeblit.toml, line 3: unknown field `agnet`, expected one of `enabled`, `agent`, `model`, `image`, `answer_strangers`, `push`, `staged`, `artifacts`, `state_labels`, `request_review`, `delete_branch`, `permissions`, `limits`, `gate`, `egress`, `setup`; did you mean `agent`?.");
     })
     .await;
 }

@@ -36,7 +36,18 @@ pub fn exactly_one_of_each(w: &World, number: i64, comment: i64, when: &str) {
     let checks = w.hub.checks(REPO, &head);
     assert_eq!(checks.len(), 1, "{when}: {checks:?}");
     assert_eq!(checks[0].conclusion.as_deref(), Some("success"), "{when}");
+    green_comes_last(w, when);
     assert_eq!(w.hub.reactions(REPO, On::Comment(comment)), ["eyes", "rocket"], "{when}");
+}
+
+/// No check is green before its branch and its pull request are there.
+fn green_comes_last(w: &World, when: &str) {
+    let lines: Vec<String> = w.hub.writes().into_iter().map(|write| write.summary).collect();
+    let first = |what: &dyn Fn(&&String) -> bool| lines.iter().position(|line| what(&line));
+    let green = first(&|line| line.contains("check ") && line.ends_with("completed/success"));
+    let pushed = first(&|line| line.starts_with("push "));
+    let opened = first(&|line| line.contains("pull request octo/demo#"));
+    assert!(pushed.is_some() && pushed < opened && opened < green, "{when}: {lines:#?}");
 }
 
 /// The whole job with a stop after each round in turn, until it needs no more rounds.

@@ -18,7 +18,7 @@ const COMMENT: &str = "POST /repos/*/*/issues/*/comments";
 const LEASE: std::time::Duration = std::time::Duration::from_secs(60);
 
 fn caps() -> store::runs::Caps {
-    store::runs::Caps { global: 9, per_repo: 9, per_user: 9 }
+    store::runs::Caps { global: 9, per_owner: 9, per_repo: 9, per_user: 9 }
 }
 
 /// A live run, and what a worker knew of it that lost it to another one since.
@@ -133,6 +133,23 @@ async fn two_writes_to_an_installation_are_a_second_apart() {
             assert!(pair[1] - pair[0] >= Duration::seconds(1), "{}", w.hub.transcript());
         }
     })
+    .await;
+}
+
+#[tokio::test]
+async fn an_hour_holds_no_more_writes_than_it_may() {
+    World::run_with(
+        |config| config.limits.writes_per_hour = 6,
+        async |w| {
+            let number = w.issue();
+            for _ in 0..5 {
+                w.say(number, "ada", "/zeblit help").await;
+            }
+            w.settle().await;
+            assert_eq!(w.own(number).len(), 5);
+            assert_eq!(w.hub.most_writes_in(Duration::hours(1)), 6, "{}", w.hub.transcript());
+        },
+    )
     .await;
 }
 

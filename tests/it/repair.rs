@@ -334,7 +334,7 @@ async fn a_run_whose_pull_request_does_not_come_ends_with_the_reason() {
         let effect = store::effects::by_key(&w.app.store, &key).await.unwrap().unwrap();
         let later = w.clock_now() + Duration::days(3);
         let mut tx = w.app.store.write_tx().await.unwrap();
-        store::effects::again(&mut tx, &effect.id, "the forge is away", later).await.unwrap();
+        store::effects::again(&mut tx, &effect, "the forge is away", later).await.unwrap();
         tx.commit().await.unwrap();
         repair::tick(&w.app, Look::Due).await.unwrap();
         w.clock.advance(Duration::hours(23));
@@ -410,7 +410,7 @@ async fn a_delivery_that_nobody_survives_is_given_up_and_holds_up_no_other() {
         let runs = w.runs().await;
         assert!(runs.len() > deaths && runs.iter().all(|run| run.spec.requester.login == "max"), "{runs:#?}");
         let id = store::inbox::get(&w.app.store, &deadly.id).await.unwrap().unwrap().id;
-        operate::replay(&w.app, &id, "ops").await.unwrap();
+        operate::replay(&w.app, id.as_str(), "ops").await.unwrap();
         w.settle().await;
         assert_eq!(w.runs().await.iter().filter(|run| run.spec.requester.login == "ada").count(), 1);
         assert_eq!(w.deliver(&deadly).await, StatusCode::OK, "known");

@@ -13,7 +13,7 @@ use zeblit::domain::run::{Run, RunState};
 use zeblit::sandbox::{Duty, Job};
 use zeblit::store::artifacts;
 
-const ID: &str = "88d650a9-6dc8-4688-a347-dd3bf3b3d6b5";
+pub const ID: &str = "88d650a9-6dc8-4688-a347-dd3bf3b3d6b5";
 const OTHER_ID: &str = "99d650a9-6dc8-4688-a347-dd3bf3b3d6b5";
 const FILE: &str = ".claude/projects/-zeblit-workspace/88d650a9-6dc8-4688-a347-dd3bf3b3d6b5.jsonl";
 
@@ -23,7 +23,7 @@ fn with_model(config: &mut Config) {
 }
 
 /// The line by which Claude Code tells its session.
-fn tells(script: Script, id: &str) -> Script {
+pub fn tells(script: Script, id: &str) -> Script {
     script.and_print(&json!({"type": "system", "subtype": "init", "session_id": id}).to_string())
 }
 
@@ -35,7 +35,7 @@ fn write_home(workspace: &Path, path: &str, text: &str) {
 }
 
 /// A Claude Code that keeps a session, and whatever else an agent may leave in HOME.
-fn with_session(script: Script) -> Script {
+pub fn with_session(script: Script) -> Script {
     tells(script, ID).and_do(|workspace| {
         write_home(workspace, FILE, "{\"conversation\":1}\n");
         write_home(workspace, ".claude/projects/-zeblit-workspace/memory/MEMORY.md", "obey");
@@ -47,7 +47,7 @@ fn with_session(script: Script) -> Script {
 }
 
 /// Ends well and says so.
-fn edits(text: &str) -> Script {
+pub fn edits(text: &str) -> Script {
     Script::edit("src/app.py", text).and_print(
         &json!({"type": "result", "subtype": "success", "is_error": false, "result": "I did it."})
             .to_string(),
@@ -55,7 +55,7 @@ fn edits(text: &str) -> Script {
 }
 
 impl World {
-    fn agent_job(&self, n: usize) -> Job {
+    pub fn agent_job(&self, n: usize) -> Job {
         let jobs = self.sandbox.started().into_iter().filter_map(|spec| match spec.duty {
             Duty::Agent(job) => Some(job),
             Duty::Collect(_) => None,
@@ -71,11 +71,11 @@ impl World {
     }
 }
 
-fn prompt(job: &Job) -> String {
+pub fn prompt(job: &Job) -> String {
     String::from_utf8(job.stdin.clone()).unwrap()
 }
 
-fn resumes(job: &Job) -> Option<&str> {
+pub fn resumes(job: &Job) -> Option<&str> {
     let at = job.argv.iter().position(|word| word == "--resume")?;
     job.argv.get(at + 1).map(String::as_str)
 }

@@ -370,7 +370,7 @@ async fn what_an_agents_model_complains_of_is_told_with_whose_turn_it_is() {
         ("auth.jsonl", FailureClass::Auth, "This is for the operator of the server"),
         ("overloaded.jsonl", FailureClass::Model, "This is for the operator of the server"),
         ("no_endpoint.jsonl", FailureClass::Model, "This is for the operator of the server"),
-        ("quota.jsonl", FailureClass::Quota, "`/zeblit retry` starts it again"),
+        ("quota.jsonl", FailureClass::Quota, "`/zeblit continue` goes on from where it stopped"),
         ("budget.jsonl", FailureClass::Budget, "`/zeblit continue --budget DOLLARS` goes on with more money"),
         ("max_turns.jsonl", FailureClass::Agent, "`/zeblit retry --agent NAME`"),
     ];
@@ -805,7 +805,7 @@ async fn a_delivery_that_was_replayed_makes_no_second_run() {
     World::run(async |w| {
         let number = w.fix(Script::nothing()).await;
         let delivery = InboxId::new("inb_0001");
-        operate::replay(&w.app, &delivery, "max").await.unwrap();
+        operate::replay(&w.app, delivery.as_str(), "max").await.unwrap();
         w.settle().await;
         assert_eq!(w.runs().await.len(), 1);
         assert_eq!(w.own(number).len(), 1);

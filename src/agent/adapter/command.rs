@@ -118,6 +118,7 @@ mod tests {
             read_only: false,
             minutes: None,
             budget_micros: None,
+            needs: vec![],
             system_prompt: String::new(),
             source: "agents/x.md".into(),
         }

@@ -10,7 +10,7 @@ use crate::domain::ids::RunId;
 use crate::http::Http;
 use crate::http::error::HttpError;
 use crate::http::view;
-use crate::queue::Topic;
+use crate::queue::{Following, LogLines, Topic};
 use crate::store::{self, StoreError};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
@@ -48,6 +48,9 @@ struct Follow {
     begun: Instant,
     /// Look without waiting: at the start, and while the last look was full.
     hurry: bool,
+    looked_at: Instant,
+    /// Lines as they are stored, wherever the run is worked on; what it misses is read from the store.
+    lines: Following,
     ended: bool,
     /// One of the places for live logs, given back when the stream is dropped.
     _place: OwnedSemaphorePermit,
@@ -99,12 +102,14 @@ pub(super) async fn events(
     let follow = Follow {
         app: Arc::clone(app),
         stop: http.stop().clone(),
-        run,
         after: last_seen.unwrap_or(signed.after).max(0),
         told: None,
         ready: VecDeque::from([Event::default().retry(Duration::from_millis(RETRY_MS)).comment("hello")]),
         begun: Instant::now(),
         hurry: true,
+        looked_at: Instant::now(),
+        lines: app.wakeup.follow(run.as_str()),
+        run,
         ended: false,
         _place: place,
         _count: Viewer::new(),
@@ -132,11 +137,18 @@ impl Follow {
             }
             if !self.hurry {
                 let (stop, wakeup) = (self.stop.clone(), Arc::clone(&self.app.wakeup));
+                let wait = Duration::from_millis(POLL_MS).saturating_sub(self.looked_at.elapsed());
                 tokio::select! {
                     () = stop.cancelled() => return None,
-                    () = wakeup.wait(Topic::Logs, Duration::from_millis(POLL_MS)) => {}
+                    () = wakeup.wait(Topic::Logs, wait) => {
+                        tokio::time::sleep(Duration::from_millis(FRAME_MS)).await;
+                    }
+                    lines = self.lines.next() => {
+                        if lines.is_some_and(|lines| self.take(&lines)) {
+                            continue;
+                        }
+                    }
                 }
-                tokio::time::sleep(Duration::from_millis(FRAME_MS)).await;
             }
             if let Err(error) = self.look().await {
                 let error = self.app.secrets.mask(&crate::http::error::chain(&error));
@@ -146,8 +158,25 @@ impl Follow {
         }
     }
 
+    /// Shows lines that come next, without asking the database. False: some before them were missed.
+    fn take(&mut self, lines: &LogLines) -> bool {
+        if lines.seq <= self.after {
+            return true;
+        }
+        if lines.seq != self.after + 1 {
+            return false;
+        }
+        self.after = lines.seq;
+        let shown = view::log_lines(&lines.text);
+        if let Ok(event) = Event::default().event("log").id(lines.seq.to_string()).json_data(&shown) {
+            self.ready.push_back(event);
+        }
+        true
+    }
+
     /// Reads what is new. The run is read before its log, so that no line comes after `end`.
     async fn look(&mut self) -> Result<(), StoreError> {
+        self.looked_at = Instant::now();
         let store = &self.app.store;
         let Some(run) = store::runs::get(store, &self.run).await? else {
             self.ended = true;

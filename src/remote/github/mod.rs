@@ -1,10 +1,11 @@
 //! GitHub through octocrab, as a GitHub App.
 //!
-//! `client` is one call with its limits and errors, `download` what lies outside the API, `tokens` the App's
-//! credentials, `wire` the replies.
+//! `client` is one call with its limits and errors, `download` what lies outside the API, `effects` the rarer kinds of
+//! effects, `tokens` the App's credentials, `wire` the replies.
 
 mod client;
 mod download;
+mod effects;
 mod tokens;
 mod wire;
 
@@ -56,7 +57,7 @@ const INSTALLATIONS_KEPT: usize = 1000;
 /// How to reach GitHub as an App.
 pub struct GithubSettings {
     pub app_id: u64,
-    /// The App's RSA key as GitHub gives it, PEM.
+    /// The App's RSA key as GitHub gives it, PEM; empty: a node that may not speak as the App, whose calls all fail.
     pub private_key: SecretString,
     /// `https://api.github.com`, or `https://HOST/api/v3` on GitHub Enterprise Server.
     pub api_url: String,
@@ -254,10 +255,11 @@ impl GithubForge {
         &self,
         operation: &'static str,
         repo: &Repo,
+        set: PermissionSet,
         query: &str,
         variables: Value,
     ) -> Result<Value, RemoteError> {
-        let granted = self.grant(repo, PermissionSet::Talk).await?;
+        let granted = self.grant(repo, set).await?;
         let credentials = Credentials::Token(granted.token.clone());
         let result = self.client.graphql(operation, query, variables, credentials).await;
         self.watch(&granted, result).await
@@ -309,6 +311,11 @@ impl GithubForge {
 
     /// A token that may read the metadata of every repository of an installation.
     async fn metadata_token(&self, installation: i64) -> Result<SecretString, RemoteError> {
+        self.wide_token(installation, json!({ "metadata": "read" })).await
+    }
+
+    /// A token for every repository of an installation; not kept.
+    async fn wide_token(&self, installation: i64, permissions: Value) -> Result<SecretString, RemoteError> {
         #[derive(serde::Deserialize)]
         struct TokenReply {
             token: SecretString,
@@ -317,7 +324,7 @@ impl GithubForge {
             "request an installation token",
             Method::POST,
             format!("/app/installations/{installation}/access_tokens"),
-            json!({ "permissions": { "metadata": "read" } }),
+            json!({ "permissions": permissions }),
             Credentials::App,
         );
         Ok(self.client.call(call.harmless()).await?.json::<TokenReply>()?.token)
@@ -368,6 +375,7 @@ impl GithubForge {
                     .mutate(
                         OPERATION,
                         repo,
+                        PermissionSet::Talk,
                         "mutation($subject: ID!, $content: ReactionContent!) { addReaction(input: {subjectId: $subject, content: $content}) { reaction { id databaseId } } }",
                         json!({ "subject": node_id, "content": reaction.graphql_name() }),
                     )
@@ -416,17 +424,18 @@ impl GithubForge {
         Ok(made_ref(made))
     }
 
-    async fn find_comment(
+    async fn find_comments(
         &self,
         repo: &Repo,
         comment: &OwnComment,
         since: DateTime<Utc>,
-    ) -> Result<Option<RemoteRef>, RemoteError> {
+    ) -> Result<Vec<RemoteRef>, RemoteError> {
         const OPERATION: &str = "look for our comment";
         let identity = self.identity().await?;
         let base = repo_path(repo);
         let since = encode(&(since - INTENT_MARGIN).to_rfc3339_opts(SecondsFormat::Secs, true));
         let place = if comment.thread.is_some() { "pulls" } else { "issues" };
+        let mut ours = Vec::new();
         for page in 1..=FIND_PAGES {
             let path = format!(
                 "{base}/{place}/{}/comments?since={since}&per_page={PAGE}&page={page}",
@@ -434,20 +443,18 @@ impl GithubForge {
             );
             let found: Vec<wire::Comment> = self.read(OPERATION, repo, PermissionSet::Talk, path).await?;
             let full = found.len() >= PAGE;
-            let ours = found.into_iter().find(|candidate| {
+            ours.extend(found.into_iter().filter(|candidate| {
                 is_own(candidate, identity)
                     && candidate.body.as_deref().is_some_and(|body| body.contains(&comment.marker))
-            });
-            if let Some(ours) = ours {
-                return Ok(Some(RemoteRef {
+            }));
+            if !full {
+                let refs = ours.into_iter().map(|ours| RemoteRef {
                     id: ours.id.to_string(),
                     node_id: ours.node_id,
                     url: ours.html_url,
                     note: None,
-                }));
-            }
-            if !full {
-                return Ok(None);
+                });
+                return Ok(refs.collect());
             }
         }
         Err(RemoteError::Protocol {
@@ -503,9 +510,10 @@ impl GithubForge {
         Ok(made_ref(made))
     }
 
-    async fn find_check(&self, repo: &Repo, check: &CheckRun) -> Result<Option<RemoteRef>, RemoteError> {
+    async fn find_checks(&self, repo: &Repo, check: &CheckRun) -> Result<Vec<RemoteRef>, RemoteError> {
         const OPERATION: &str = "look for our check run";
         let base = repo_path(repo);
+        let mut ours = Vec::new();
         for page in 1..=FIND_PAGES {
             let path = format!(
                 "{base}/commits/{}/check-runs?app_id={}&check_name={}&filter=all&per_page={PAGE}&page={page}",
@@ -515,20 +523,20 @@ impl GithubForge {
             );
             let found: wire::CheckRuns = self.read(OPERATION, repo, PermissionSet::Checks, path).await?;
             let full = found.check_runs.len() >= PAGE;
-            let ours = found.check_runs.into_iter().find(|candidate| {
+            ours.extend(found.check_runs.into_iter().filter(|candidate| {
                 candidate.external_id.as_deref() == Some(check.external_id.as_str())
                     && candidate.head_sha == check.head_sha.as_str()
-            });
-            if let Some(ours) = ours {
-                return Ok(Some(RemoteRef {
+            }));
+            if !full {
+                // The list begins with the newest: the oldest stays.
+                ours.sort_by_key(|candidate| candidate.id);
+                let refs = ours.into_iter().map(|ours| RemoteRef {
                     id: ours.id.to_string(),
                     node_id: ours.node_id,
                     url: ours.html_url,
                     note: None,
-                }));
-            }
-            if !full {
-                return Ok(None);
+                });
+                return Ok(refs.collect());
             }
         }
         Err(RemoteError::Protocol {
@@ -625,13 +633,13 @@ impl GithubForge {
         Ok(RemoteRef { note: Some(note), ..pull_ref(found) })
     }
 
-    async fn find_pull(&self, repo: &Repo, pull: &OwnPull) -> Result<Option<RemoteRef>, RemoteError> {
+    async fn find_pulls(&self, repo: &Repo, pull: &OwnPull) -> Result<Vec<RemoteRef>, RemoteError> {
         let bot = self.identity().await?.user_id;
         let mut ours: Vec<wire::Pull> = self.pulls_of(repo, pull, "all").await?;
         ours.retain(|candidate| is_our_pull(candidate, pull, bot));
         // The open one first, else the newest.
         ours.sort_by_key(|candidate| (candidate.state != "open", -candidate.number));
-        Ok(ours.into_iter().next().map(pull_ref))
+        Ok(ours.into_iter().map(pull_ref).collect())
     }
 
     /// Pull requests of this head and base. One page: nobody opens 100 from one branch to another.
@@ -666,6 +674,7 @@ impl GithubForge {
         self.mutate(
             "fold a comment away",
             repo,
+            PermissionSet::Talk,
             "mutation($subject: ID!) { minimizeComment(input: {subjectId: $subject, classifier: OUTDATED}) { minimizedComment { isMinimized } } }",
             json!({ "subject": node_id }),
         )
@@ -978,6 +987,22 @@ impl Remote for GithubForge {
                 None => self.create_pull(repo, pull).await,
             },
             Payload::Minimise { node_id } => self.minimise(repo, node_id).await,
+            Payload::Label { number, name, present: true } => self.add_label(repo, *number, name).await,
+            Payload::Label { number, name, present: false } => self.remove_label(repo, *number, name).await,
+            Payload::StateLabel { number, name } => self.state_label(repo, *number, name.as_deref()).await,
+            Payload::Assignees { number, logins } => self.assign(repo, *number, logins).await,
+            Payload::Reviewers { number, logins } => self.ask_reviewers(repo, *number, logins).await,
+            Payload::Draft { number, draft } => self.set_draft(repo, *number, *draft).await,
+            Payload::ResolveThread { node_id } => self.resolve_thread(repo, node_id).await,
+            Payload::DeleteBranch { branch, expected } => self.delete_branch(repo, branch, expected).await,
+            Payload::AutoMerge { number, head, method } => {
+                self.auto_merge(repo, *number, head, *method).await
+            }
+            Payload::Review(review) => self.review(repo, review, existing).await,
+            Payload::Issue(issue) => self.own_issue(repo, issue, existing).await,
+            Payload::Fork { owner } => self.make_fork(repo, owner).await,
+            Payload::Repository { name, private } => self.make_repository(repo, name, *private).await,
+            Payload::Remove(twin) => self.remove_twin(repo, twin).await,
             Payload::Branch(_) => Err(RemoteError::Protocol {
                 operation: "push a branch",
                 detail: "branches are pushed with Git, not through the API".into(),
@@ -985,21 +1010,34 @@ impl Remote for GithubForge {
         }
     }
 
-    async fn find(&self, effect: &Effect) -> Result<Option<RemoteRef>, RemoteError> {
-        // An edit names what it edits: doing it again is harmless and cheaper than comparing.
-        if effect.remote_ref.is_some() {
-            return Ok(None);
-        }
+    async fn find_all(&self, effect: &Effect) -> Result<Vec<RemoteRef>, RemoteError> {
         let repo = &effect.repo;
+        // Whatever it made is younger than the effect itself.
+        let since = effect.created_at;
         match &effect.payload {
             Payload::Sticky(comment) | Payload::Comment(comment) => {
-                let since = effect.intent_at.unwrap_or(effect.created_at);
-                self.find_comment(repo, comment, since).await
+                self.find_comments(repo, comment, since).await
             }
-            Payload::Check(check) => self.find_check(repo, check).await,
-            Payload::Pull(pull) => self.find_pull(repo, pull).await,
+            Payload::Check(check) => self.find_checks(repo, check).await,
+            Payload::Pull(pull) => self.find_pulls(repo, pull).await,
+            Payload::Review(review) => self.find_reviews(repo, review).await,
+            Payload::Issue(issue) => self.find_issues(repo, issue, since).await,
+            Payload::Fork { owner } => Ok(self.find_fork(repo, owner).await?.into_iter().collect()),
+            Payload::Repository { name, .. } => {
+                Ok(self.find_repository(repo, name).await?.into_iter().collect())
+            }
             // Set semantics: repeating them changes nothing.
-            Payload::Reaction { .. } | Payload::Minimise { .. } => Ok(None),
+            Payload::Reaction { .. }
+            | Payload::Minimise { .. }
+            | Payload::Label { .. }
+            | Payload::StateLabel { .. }
+            | Payload::Assignees { .. }
+            | Payload::Reviewers { .. }
+            | Payload::Draft { .. }
+            | Payload::ResolveThread { .. }
+            | Payload::DeleteBranch { .. }
+            | Payload::AutoMerge { .. }
+            | Payload::Remove(_) => Ok(Vec::new()),
             Payload::Branch(_) => Err(RemoteError::Protocol {
                 operation: "look for a branch",
                 detail: "branches are read with Git, not through the API".into(),

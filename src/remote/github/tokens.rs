@@ -34,6 +34,10 @@ pub enum PermissionSet {
     ReadActions,
     GitRead,
     GitWrite,
+    /// Drafts, threads and auto-merge: changes of pull requests for which GitHub wants access to contents, too.
+    Change,
+    /// Forks.
+    Administer,
 }
 
 impl PermissionSet {
@@ -48,6 +52,12 @@ impl PermissionSet {
             PermissionSet::ReadActions => json!({ "metadata": "read", "actions": "read" }),
             PermissionSet::GitRead => json!({ "metadata": "read", "contents": "read" }),
             PermissionSet::GitWrite => json!({ "metadata": "read", "contents": "write" }),
+            PermissionSet::Change => {
+                json!({ "metadata": "read", "contents": "write", "pull_requests": "write" })
+            }
+            PermissionSet::Administer => {
+                json!({ "metadata": "read", "contents": "read", "administration": "write" })
+            }
         }
     }
 }
@@ -55,7 +65,8 @@ impl PermissionSet {
 /// The App's private key.
 pub struct AppKey {
     app_id: u64,
-    key: EncodingKey,
+    /// None: this process may not speak as the App.
+    key: Option<EncodingKey>,
 }
 
 #[derive(Serialize)]
@@ -67,9 +78,12 @@ struct Claims {
 
 impl AppKey {
     pub fn new(app_id: u64, pem: &SecretString) -> Result<Self, String> {
+        if pem.expose_secret().is_empty() {
+            return Ok(Self { app_id, key: None });
+        }
         let key =
             EncodingKey::from_rsa_pem(pem.expose_secret().as_bytes()).map_err(|error| error.to_string())?;
-        let app = Self { app_id, key };
+        let app = Self { app_id, key: Some(key) };
         // A text that merely looks like a key shows at the first signature, not at start: sign one now.
         app.jwt(DateTime::UNIX_EPOCH).map_err(|error| error.to_string())?;
         Ok(app)
@@ -77,12 +91,18 @@ impl AppKey {
 
     /// A token by which the App speaks as itself.
     pub fn jwt(&self, now: DateTime<Utc>) -> Result<SecretString, octocrab::jsonwebtoken::errors::Error> {
+        let Some(key) = &self.key else {
+            return Err(octocrab::jsonwebtoken::errors::ErrorKind::InvalidRsaKey(
+                "this node has none".into(),
+            )
+            .into());
+        };
         let claims = Claims {
             iss: self.app_id.to_string(),
             iat: (now - JWT_BACKDATED).timestamp(),
             exp: (now + JWT_LIFE).timestamp(),
         };
-        encode(&Header::new(Algorithm::RS256), &claims, &self.key).map(SecretString::from)
+        encode(&Header::new(Algorithm::RS256), &claims, key).map(SecretString::from)
     }
 }
 

@@ -145,6 +145,8 @@ pub struct Pull {
     pub draft: Option<bool>,
     pub merged: Option<bool>,
     pub merged_at: Option<DateTime<Utc>>,
+    /// Not null: the forge merges by itself.
+    pub auto_merge: Option<serde_json::Value>,
     pub user: Option<User>,
     pub head: PullSide,
     pub base: PullSide,
@@ -184,8 +186,25 @@ impl Pull {
 }
 
 #[derive(Deserialize)]
+pub struct Label {
+    pub name: String,
+}
+
+#[derive(Deserialize)]
+pub struct Review {
+    pub id: i64,
+    pub node_id: Option<String>,
+    pub html_url: Option<String>,
+    pub body: Option<String>,
+    pub user: Option<User>,
+}
+
+#[derive(Deserialize)]
 pub struct Issue {
     pub number: i64,
+    pub node_id: Option<String>,
+    #[serde(default)]
+    pub labels: Vec<Label>,
     pub title: String,
     pub body: Option<String>,
     pub user: Option<User>,

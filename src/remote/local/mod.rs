@@ -4,6 +4,7 @@
 //! folder: `forge.json` and `repos/<owner>/<name>.git`. Branches are read from the repositories whenever somebody
 //! asks, so a push by path needs no notice.
 
+mod effects;
 mod markdown;
 mod pages;
 mod repository;
@@ -310,10 +311,31 @@ impl Inner {
             Payload::Check(check) => self.apply_check(&effect.repo, check, existing),
             Payload::Pull(pull) => self.apply_pull(&effect.repo, pull, existing),
             Payload::Minimise { node_id } => self.apply_minimise(&effect.repo, node_id),
-            Payload::Branch(_) => Err(RemoteError::Protocol {
-                operation: "push branch",
-                detail: "branches are pushed with Git, not applied by a remote".to_owned(),
-            }),
+            Payload::Label { number, name, present } => {
+                self.apply_label(&effect.repo, *number, name, *present)
+            }
+            Payload::StateLabel { number, name } => {
+                self.apply_state_label(&effect.repo, *number, name.as_deref())
+            }
+            Payload::Assignees { number, logins } => self.apply_people(&effect.repo, *number, logins, false),
+            Payload::Reviewers { number, logins } => self.apply_people(&effect.repo, *number, logins, true),
+            Payload::Draft { number, draft } => self.apply_draft(&effect.repo, *number, *draft),
+            Payload::ResolveThread { node_id } => self.apply_resolve(&effect.repo, node_id),
+            Payload::DeleteBranch { branch, expected } => {
+                self.apply_delete_branch(&effect.repo, branch, expected)
+            }
+            Payload::AutoMerge { number, head, method } => {
+                self.apply_auto_merge(&effect.repo, *number, head, *method)
+            }
+            Payload::Review(review) => self.apply_review(&effect.repo, review, existing),
+            Payload::Issue(issue) => self.apply_issue(&effect.repo, issue, existing),
+            Payload::Remove(twin) => self.apply_remove(&effect.repo, twin),
+            Payload::Branch(_) | Payload::Fork { .. } | Payload::Repository { .. } => {
+                Err(RemoteError::Protocol {
+                    operation: "apply effect",
+                    detail: "this kind changes no state of a repository".to_owned(),
+                })
+            }
         }
     }
 
@@ -516,6 +538,7 @@ impl Inner {
                 merged: false,
                 head_seen: head,
                 base_seen: base,
+                auto_merge: None,
             };
             let number = push_subject(row, operation, id, bot, &wanted.title, &wanted.body, Some(pull), now)?;
             let subject = row.subject(number).ok_or_else(|| not_found(operation))?;
@@ -533,10 +556,11 @@ impl Inner {
         })
     }
 
-    fn find(&self, effect: &Effect) -> Result<Option<RemoteRef>, RemoteError> {
+    fn find_all(&self, effect: &Effect) -> Result<Vec<RemoteRef>, RemoteError> {
         let operation = "find effect";
         let state = self.lock();
         let Some(row) = state.repo(&effect.repo) else { return Err(not_found(operation)) };
+        let is_marked = |marker: &str, body: &str| !marker.is_empty() && body.contains(marker);
         let found = match &effect.payload {
             Payload::Reaction { target, reaction } => reactions(row, target)
                 .and_then(|list| list.iter().find(|row| row.user == state.bot && row.reaction == *reaction))
@@ -545,27 +569,30 @@ impl Inner {
                     node_id: Some(node_id(found.id)),
                     url: None,
                     note: None,
-                }),
+                })
+                .into_iter()
+                .collect(),
             Payload::Sticky(wanted) | Payload::Comment(wanted) => row
                 .subject(wanted.number)
-                .and_then(|subject| {
-                    subject.comments.iter().find(|comment| {
-                        comment.author == state.bot
-                            && !wanted.marker.is_empty()
-                            && comment.body.contains(&wanted.marker)
-                            && comment.place.is_some() == wanted.thread.is_some()
-                    })
+                .into_iter()
+                .flat_map(|subject| &subject.comments)
+                .filter(|comment| {
+                    comment.author == state.bot
+                        && is_marked(&wanted.marker, &comment.body)
+                        && comment.place.is_some() == wanted.thread.is_some()
                 })
-                .and_then(|comment| self.comment_ref(row, comment.id)),
+                .filter_map(|comment| self.comment_ref(row, comment.id))
+                .collect(),
             Payload::Check(wanted) => row
                 .checks
                 .iter()
-                .find(|check| {
+                .filter(|check| {
                     check.run.external_id == wanted.external_id
                         && check.run.name == wanted.name
                         && check.run.head_sha == wanted.head_sha
                 })
-                .map(|check| self.check_ref(row, check)),
+                .map(|check| self.check_ref(row, check))
+                .collect(),
             Payload::Pull(wanted) => open_pull(row, fork_id(wanted), &wanted.head, &wanted.base)
                 .or_else(|| {
                     // Made by us and closed by somebody since: it was made all the same.
@@ -575,17 +602,55 @@ impl Inner {
                             .as_ref()
                             .is_some_and(|pull| is_of(pull, fork_id(wanted), &wanted.head, &wanted.base))
                             && subject.author == state.bot
-                            && !wanted.marker.is_empty()
-                            && subject.body.contains(&wanted.marker)
+                            && is_marked(&wanted.marker, &subject.body)
                     })
                 })
-                .map(|subject| self.pull_ref(row, subject, None)),
+                .map(|subject| self.pull_ref(row, subject, None))
+                .into_iter()
+                .collect(),
             Payload::Minimise { node_id } => {
                 let id = parse_node_id(operation, node_id)?;
                 row.comment(id)
                     .filter(|(_, comment)| comment.minimised)
                     .and_then(|_| self.comment_ref(row, id))
+                    .into_iter()
+                    .collect()
             }
+            Payload::Review(wanted) => row
+                .subject(wanted.number)
+                .into_iter()
+                .flat_map(|subject| &subject.reviews)
+                .filter(|review| review.author == state.bot && is_marked(&wanted.marker, &review.body))
+                .map(|review| effects::review_ref(review.id))
+                .collect(),
+            Payload::Issue(wanted) => row
+                .subjects
+                .iter()
+                .filter(|subject| {
+                    subject.pull.is_none()
+                        && subject.author == state.bot
+                        && is_marked(&wanted.marker, &subject.body)
+                })
+                .map(|subject| self.pull_ref(row, subject, None))
+                .collect(),
+            Payload::Fork { owner } => {
+                drop(state);
+                let fork = self.fork_named(&effect.repo, owner)?;
+                fork.map(|fork| self.repository_ref(&fork.name)).into_iter().collect()
+            }
+            Payload::Repository { name, .. } => {
+                state.repo_named(name).map(|row| self.repository_ref(&row.name)).into_iter().collect()
+            }
+            // Values that are set: doing it again changes nothing.
+            Payload::Label { .. }
+            | Payload::StateLabel { .. }
+            | Payload::Assignees { .. }
+            | Payload::Reviewers { .. }
+            | Payload::Draft { .. }
+            | Payload::ResolveThread { .. }
+            | Payload::DeleteBranch { .. }
+            | Payload::AutoMerge { .. }
+            | Payload::Remove(_) => Vec::new(),
             Payload::Branch(_) => {
                 return Err(RemoteError::Protocol {
                     operation,
@@ -700,6 +765,8 @@ fn push_comment(
         minimised: false,
         reactions: Vec::new(),
         place,
+        resolved: false,
+        review: None,
     });
     subject.updated_at = now;
     Ok(())
@@ -738,6 +805,9 @@ fn push_subject(
         comments: Vec::new(),
         reviews: Vec::new(),
         pull,
+        labels: Vec::new(),
+        assignees: Vec::new(),
+        reviewers: Vec::new(),
     });
     Ok(number)
 }
@@ -1269,13 +1339,18 @@ impl Remote for LocalForge {
     }
 
     async fn apply(&self, effect: &Effect) -> Result<RemoteRef, RemoteError> {
-        let effect = effect.clone();
-        self.blocking("apply effect", move |inner| inner.apply(&effect)).await
+        let (forge, effect) = (self.clone(), effect.clone());
+        self.blocking("apply effect", move |inner| match &effect.payload {
+            Payload::Fork { owner } => forge.apply_fork(&effect.repo, owner),
+            Payload::Repository { name, .. } => forge.apply_repository(name),
+            _ => inner.apply(&effect),
+        })
+        .await
     }
 
-    async fn find(&self, effect: &Effect) -> Result<Option<RemoteRef>, RemoteError> {
+    async fn find_all(&self, effect: &Effect) -> Result<Vec<RemoteRef>, RemoteError> {
         let effect = effect.clone();
-        self.blocking("find effect", move |inner| inner.find(&effect)).await
+        self.blocking("find effect", move |inner| inner.find_all(&effect)).await
     }
 }
 
@@ -1455,10 +1530,7 @@ impl Forge for LocalForge {
     }
 
     async fn fork_of(&self, repo: &Repo, owner: &str) -> Result<Option<Repo>, RemoteError> {
-        let state = self.inner.lock();
-        let row = state.repo(repo).ok_or_else(|| not_found("look for our fork"))?;
-        let mut forks = state.repos.iter().filter(|fork| fork.fork_of == Some(row.id));
-        Ok(forks.find(|fork| fork.name.owner().eq_ignore_ascii_case(owner)).map(RepoRow::repo))
+        self.inner.fork_named(repo, owner)
     }
 
     async fn pull_template(&self, repo: &Repo) -> Result<Option<String>, RemoteError> {

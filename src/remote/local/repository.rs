@@ -278,6 +278,17 @@ impl Bare {
         }
     }
 
+    /// A new repository without any commit.
+    pub(super) fn create_empty(&self, default_branch: &BranchName) -> Result<(), RepositoryError> {
+        self.init(default_branch).map(|_| ())
+    }
+
+    pub(super) fn delete_branch(&self, branch: &BranchName) -> Result<(), RepositoryError> {
+        let repository = self.open()?;
+        let mut reference = repository.find_reference(&branch.full()).map_err(git("delete branch"))?;
+        reference.delete().map_err(git("delete branch"))
+    }
+
     /// Brings the head of a fork's branch here, as `refs/pull/<number>/head`: a pull request shows and offers it.
     pub(super) fn take_pull(
         &self,

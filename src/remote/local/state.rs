@@ -1,6 +1,6 @@
 //! What the local forge knows besides Git: users, issues, comments, pull requests, checks; one JSON file.
 
-use crate::domain::effect::{CheckRun, Reaction};
+use crate::domain::effect::{CheckRun, MergeMethod, Reaction};
 use crate::domain::event::{Actor, ActorKind, Repo};
 use crate::domain::ids::{BranchName, RepoName, Sha};
 use crate::domain::policy::Role;
@@ -109,6 +109,13 @@ pub(super) struct SubjectRow {
     pub(super) comments: Vec<CommentRow>,
     pub(super) reviews: Vec<ReviewRow>,
     pub(super) pull: Option<PullRow>,
+    #[serde(default)]
+    pub(super) labels: Vec<String>,
+    /// Logins of people; they need no account here.
+    #[serde(default)]
+    pub(super) assignees: Vec<String>,
+    #[serde(default)]
+    pub(super) reviewers: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -123,6 +130,9 @@ pub(super) struct PullRow {
     /// The head when the pull request was opened or closed: shown when the branch is gone.
     pub(super) head_seen: Sha,
     pub(super) base_seen: Sha,
+    /// Waits to be merged by itself. Nothing here does so: only the wish is kept.
+    #[serde(default)]
+    pub(super) auto_merge: Option<MergeMethod>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -137,6 +147,12 @@ pub(super) struct CommentRow {
     pub(super) reactions: Vec<ReactionRow>,
     /// Set on comments on a line of a pull request.
     pub(super) place: Option<PlaceRow>,
+    /// Its thread is done with; on the first comment of one.
+    #[serde(default)]
+    pub(super) resolved: bool,
+    /// The review that it came with.
+    #[serde(default)]
+    pub(super) review: Option<i64>,
 }
 
 /// Where a review comment stands.

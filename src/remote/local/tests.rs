@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::clock::SystemClock;
-use crate::domain::effect::{CheckConclusion, EffectPriority, EffectState};
+use crate::domain::effect::{
+    CheckConclusion, EffectPriority, EffectState, LineComment, MergeMethod, OwnIssue, OwnReview,
+};
 use crate::domain::ids::EffectId;
 use axum::Router;
 use axum::body::Body;
@@ -82,6 +84,7 @@ impl World {
             payload,
             revision: 1,
             state: EffectState::Sending,
+            sender: None,
             intent_at: Some(now),
             not_before: None,
             remote_ref: None,
@@ -912,4 +915,125 @@ async fn a_webhook_that_is_not_taken_is_told_to_the_person() {
     let (status, text) = post_form(&router, "/forge/demo/inventory/comments/1", &headers, "body=x").await;
     assert_eq!(status, StatusCode::BAD_GATEWAY);
     assert!(text.contains("503 &lt;busy&gt;"), "{text}");
+}
+
+// ---------------------------------------------------------------- the rarer kinds of effects
+
+/// An issue, and a pull request of the bot's from `zeblit/1`.
+async fn subjects(w: &World) -> (i64, i64, Sha) {
+    let owner = w.forge.owner();
+    let (issue, _) = w.forge.open_issue(&w.repo, &owner, "It breaks", "often").unwrap();
+    let head = w.push("zeblit/1", "new.txt", "one\ntwo\n");
+    let made = w.forge.apply(&w.effect(Payload::Pull(own_pull("zeblit/1")))).await.unwrap();
+    (issue, made.id.parse().unwrap(), head)
+}
+
+#[tokio::test]
+async fn values_are_set_once_however_often_they_are_sent() {
+    let w = world();
+    let (issue, pull, head) = subjects(&w).await;
+    let label = |name: &str, present| Payload::Label { number: issue, name: name.into(), present };
+    let state = |name: &str| Payload::StateLabel { number: issue, name: Some(name.into()) };
+    let thread = w.forge.review_comment(&w.repo, &w.forge.owner(), pull, "new.txt", 1, "why?").unwrap().0;
+    for payload in [
+        label("bug", true),
+        label("gone", true),
+        label("gone", false),
+        state("zeblit:queued"),
+        state("zeblit:running"),
+        Payload::Assignees { number: issue, logins: vec!["ada".into()] },
+        Payload::Reviewers { number: pull, logins: vec!["ada".into()] },
+        Payload::Draft { number: pull, draft: false },
+        Payload::ResolveThread { node_id: node_id(thread) },
+        Payload::AutoMerge { number: pull, head: head.clone(), method: MergeMethod::Squash },
+    ] {
+        let effect = w.effect(payload);
+        for _ in 0..2 {
+            w.forge.apply(&effect).await.unwrap();
+        }
+        assert_eq!(w.forge.find(&effect).await.unwrap(), None, "repeated, not looked for");
+    }
+    let (row, _) = w.forge.inner.row("test", &w.repo).unwrap();
+    let subject = row.subject(issue).unwrap();
+    assert_eq!(subject.labels, ["bug", "zeblit:running"]);
+    assert_eq!(subject.assignees, ["ada"]);
+    let subject = row.subject(pull).unwrap();
+    assert_eq!(subject.reviewers, ["ada"]);
+    let own = subject.pull.as_ref().unwrap();
+    assert_eq!((own.draft, own.auto_merge), (false, Some(MergeMethod::Squash)));
+    assert!(row.comment(thread).unwrap().1.resolved);
+    let moved = Payload::AutoMerge { number: pull, head: w.main_head(), method: MergeMethod::Merge };
+    assert_eq!(status_of(w.forge.apply(&w.effect(moved)).await.unwrap_err()), 422);
+}
+
+#[tokio::test]
+async fn reviews_and_issues_are_found_by_their_marks_and_twins_are_taken_away() {
+    let w = world();
+    let (_, pull, head) = subjects(&w).await;
+    let line = |line| LineComment { path: "new.txt".into(), line, body: "Hm.".into() };
+    let review = OwnReview {
+        number: pull,
+        commit: head.clone(),
+        body: "Two things <!-- r -->".into(),
+        marker: "<!-- r -->".into(),
+        comments: vec![line(1), line(2)],
+    };
+    let issue = OwnIssue { title: "Alert".into(), body: "x <!-- i -->".into(), marker: "<!-- i -->".into() };
+    let check = check_run(&head, CheckStatus::InProgress, None);
+    let said = comment(pull, "<!-- c -->", "said <!-- c -->");
+    for payload in [
+        Payload::Review(review.clone()),
+        Payload::Issue(issue),
+        Payload::Check(check),
+        Payload::Comment(said),
+    ] {
+        let effect = w.effect(payload);
+        assert_eq!(w.forge.find_all(&effect).await.unwrap(), []);
+        let kept = w.forge.apply(&effect).await.unwrap();
+        let twin = w.forge.apply(&effect).await.unwrap();
+        assert_eq!(w.forge.find_all(&effect).await.unwrap().len(), 2, "made twice");
+        let remove = w.effect(Payload::Remove(effect.payload.twin(&twin, &kept).unwrap()));
+        for _ in 0..2 {
+            w.forge.apply(&remove).await.unwrap();
+        }
+        let left: Vec<String> =
+            w.forge.find_all(&effect).await.unwrap().into_iter().map(|found| found.id).collect();
+        assert_eq!(left, [kept.id.clone()]);
+        // An edit stays an edit.
+        w.forge.apply(&with_ref(effect.clone(), &kept)).await.unwrap();
+        assert_eq!(w.forge.find_all(&effect).await.unwrap().len(), 1);
+    }
+    let (row, _) = w.forge.inner.row("test", &w.repo).unwrap();
+    let lines = row.subject(pull).unwrap().comments.iter().filter(|comment| comment.place.is_some()).count();
+    assert_eq!(lines, 2, "the twin's lines went with it");
+    let elsewhere = OwnReview { comments: vec![line(40)], ..review };
+    assert_eq!(status_of(w.forge.apply(&w.effect(Payload::Review(elsewhere))).await.unwrap_err()), 422);
+}
+
+#[tokio::test]
+async fn branches_go_only_as_they_were_and_repositories_are_made_once() {
+    let w = world();
+    let (_, _, head) = subjects(&w).await;
+    let delete = |branch_name: &str, expected: &Sha| {
+        w.effect(Payload::DeleteBranch { branch: branch(branch_name), expected: expected.clone() })
+    };
+    for refused in [delete("main", &w.main_head()), delete("zeblit/1", &w.main_head())] {
+        assert_eq!(status_of(w.forge.apply(&refused).await.unwrap_err()), 422);
+    }
+    for _ in 0..2 {
+        w.forge.apply(&delete("zeblit/1", &head)).await.unwrap();
+    }
+    assert_eq!(w.forge.branch_head(&w.repo, &branch("zeblit/1")).await.unwrap(), None);
+    let before = w.forge.repos().len();
+    for payload in [
+        Payload::Fork { owner: "ours".into() },
+        Payload::Repository { name: name("demo/new"), private: false },
+    ] {
+        let effect = w.effect(payload);
+        assert_eq!(w.forge.find(&effect).await.unwrap(), None);
+        let made = w.forge.apply(&effect).await.unwrap();
+        assert_eq!(w.forge.apply(&effect).await.unwrap(), made);
+        assert_eq!(w.forge.find(&effect).await.unwrap(), Some(made));
+    }
+    assert_eq!(w.forge.repos().len(), before + 2);
 }

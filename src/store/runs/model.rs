@@ -10,7 +10,7 @@ use std::sync::Mutex;
 const STEPS: usize = 250;
 const SEEDS: [u64; 4] = [1, 2, 3, 4];
 const LEASE_SECONDS: i64 = 60;
-const CAPS: Caps = Caps { global: 4, per_repo: 2, per_user: 3 };
+const CAPS: Caps = Caps { global: 4, per_owner: 9, per_repo: 2, per_user: 3 };
 
 /// xorshift64*: the same numbers on every machine.
 struct Random(u64);
@@ -122,7 +122,7 @@ async fn stored(store: &Store) -> BTreeMap<String, (RunState, i64, Option<String
 fn step_of(state: RunState, chance: i64) -> RunInput {
     match (state, chance) {
         (_, 0) => RunInput::Failed,
-        (RunState::Preparing, 1) => RunInput::Requeued,
+        (RunState::Preparing, 1) => RunInput::Later,
         (RunState::Preparing, _) => RunInput::AgentStarted,
         (RunState::Running, _) => RunInput::AgentGone(AgentEnd::Finished),
         (RunState::Collecting, _) => RunInput::Collected,

@@ -3,6 +3,7 @@
 pub mod docker;
 pub mod hub;
 pub mod model;
+pub mod proxy;
 pub mod sandbox;
 pub mod time;
 
@@ -14,7 +15,7 @@ use sandbox::FakeSandbox;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use time::{CountedIds, SimClock};
+use time::{CountedIds, ProcessClock, SimClock};
 use tower::ServiceExt;
 use zeblit::agent::definition::AgentSet;
 use zeblit::app::{App, Signer, broker_settings, disk};
@@ -22,6 +23,7 @@ use zeblit::broker::Broker;
 use zeblit::clock::{Clock, IdKind, Ids};
 use zeblit::config::{Config, GithubConfig};
 use zeblit::domain::ids::RunId;
+use zeblit::domain::node::{Node, Role};
 use zeblit::domain::run::{Run, RunState};
 use zeblit::domain::secrets::SecretScan;
 use zeblit::engine::execute::{self, Step};
@@ -50,6 +52,8 @@ pub struct World {
     pub hub: FakeHub,
     pub sandbox: Arc<FakeSandbox>,
     pub clock: Arc<SimClock>,
+    /// The clock as `app` sees it.
+    pub process: Arc<ProcessClock>,
     pub app: Arc<App>,
     pub config: Config,
     ids: Arc<CountedIds>,
@@ -70,15 +74,22 @@ pub enum Database {
 }
 
 impl Database {
-    fn url(&self) -> &str {
+    pub fn url(&self) -> &str {
         match self {
             Database::Sqlite(url) | Database::Postgres { url, .. } => url,
+        }
+    }
+
+    /// Removes it from its server.
+    pub async fn remove(self) {
+        if let Database::Postgres { admin, name, .. } = self {
+            execute_sql(&admin, &format!("DROP DATABASE {name} WITH (FORCE)")).await;
         }
     }
 }
 
 /// A database of its own on the test server. CI must set `ZEBLIT_TEST_POSTGRES`.
-async fn postgres() -> Option<Database> {
+pub async fn postgres() -> Option<Database> {
     let admin = std::env::var("ZEBLIT_TEST_POSTGRES").ok()?;
     static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
@@ -88,7 +99,7 @@ async fn postgres() -> Option<Database> {
     Some(Database::Postgres { url: format!("{base}/{name}"), admin: admin.clone(), name })
 }
 
-async fn execute_sql(url: &str, sql: &str) {
+pub async fn execute_sql(url: &str, sql: &str) {
     use sqlx::Connection;
     let mut connection = sqlx::postgres::PgConnection::connect(url).await.expect("the test server answers");
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.expect("allowed");
@@ -140,12 +151,23 @@ impl World {
 
     /// On Postgres when `ZEBLIT_TEST_POSTGRES` names a server; CI always does.
     pub async fn run_on_postgres(scenario: impl AsyncFnOnce(&mut World)) {
+        Self::run_on_postgres_with(|_| {}, scenario).await;
+    }
+
+    /// With a changed configuration.
+    pub async fn run_on_postgres_with(change: impl Fn(&mut Config), scenario: impl AsyncFnOnce(&mut World)) {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let Some(database) = postgres().await else {
             assert!(std::env::var_os("CI").is_none(), "CI must set ZEBLIT_TEST_POSTGRES");
             return;
         };
-        Self::run_on(folder, database, None, |_| {}, scenario).await;
+        Self::run_on(folder, database, None, change, scenario).await;
+    }
+
+    /// The same scenario on both databases, one after the other.
+    pub async fn run_on_both(change: impl Fn(&mut Config), scenario: impl AsyncFn(&mut World)) {
+        Self::run_with(&change, &scenario).await;
+        Self::run_on_postgres_with(&change, &scenario).await;
     }
 
     async fn run_on(
@@ -183,12 +205,14 @@ impl World {
             }
             None => sandbox.clone(),
         };
-        let app = build(folder.path(), &config, &hub, place, &clock, &ids, &database).await;
+        let process = Arc::new(ProcessClock::new(clock.clone()));
+        let app = build(node("n1"), folder.path(), &config, &hub, place, &process, &ids, &database).await;
         sweep::boot(&app).await.expect("boots");
         let mut world = World {
             hub,
             sandbox,
             clock,
+            process,
             app,
             config,
             ids,
@@ -211,10 +235,25 @@ impl World {
             Some(engine) => engine.sandbox(self.folder.path(), &self.config),
             None => self.sandbox.clone(),
         };
-        self.app =
-            build(self.folder.path(), &self.config, &self.hub, place, &self.clock, &self.ids, &self.database)
-                .await;
+        self.app = self.built(place).await;
         sweep::boot(&self.app).await.expect("boots");
+    }
+
+    async fn built(&self, place: Arc<dyn Sandbox>) -> Arc<App> {
+        self.process.lives();
+        let (folder, process) = (self.folder.path(), &self.process);
+        build(node("n1"), folder, &self.config, &self.hub, place, process, &self.ids, &self.database).await
+    }
+
+    /// One more process of this installation, on a machine of its own: same database, same forge.
+    pub async fn another(&self, node: Node, sandbox: Arc<FakeSandbox>) -> Arc<App> {
+        let folder = self.folder.path().join(&node.id);
+        std::fs::create_dir_all(&folder).expect("a folder of our own");
+        let process = Arc::new(ProcessClock::new(self.clock.clone()));
+        let app =
+            build(node, &folder, &self.config, &self.hub, sandbox, &process, &self.ids, &self.database).await;
+        sweep::boot(&app).await.expect("boots");
+        app
     }
 
     /// Posts a delivery as GitHub would.
@@ -520,16 +559,22 @@ fn config(folder: &Path, hub: &FakeHub, database: &Database) -> Config {
     config
 }
 
+/// The node of a world, or one more.
+pub fn node(id: &str) -> Node {
+    Node { id: id.into(), name: id.into(), role: Role::All, capabilities: vec!["amd64".into()] }
+}
+
 async fn build(
+    node: Node,
     folder: &Path,
     config: &Config,
     hub: &FakeHub,
     sandbox: Arc<dyn Sandbox>,
-    clock: &Arc<SimClock>,
+    process: &Arc<ProcessClock>,
     ids: &Arc<CountedIds>,
     database: &Database,
 ) -> Arc<App> {
-    let clock: Arc<dyn Clock> = clock.clone();
+    let clock: Arc<dyn Clock> = process.clone();
     let ids: Arc<dyn Ids> = ids.clone();
     let store = Store::open(database.url()).await.expect("opens");
     let forge = GithubForge::new(GithubSettings {
@@ -539,12 +584,14 @@ async fn build(
         git_url: hub.git_url(),
         web_url: "https://github.example".into(),
         storage_urls: vec![hub.storage_url()],
-        clock: clock.clone(),
+        // What the forge's client does is no step of the engine.
+        clock: process.clock.clone(),
     })
-    .expect("a forge");
+    .expect("a forge")
+    .with_timeout(hub.patience());
     let secrets = config.all_secrets();
     let secrets: Vec<&[u8]> = secrets.iter().map(Vec::as_slice).collect();
-    let boot = ids.next(IdKind::Boot);
+    let boot = format!("{}:{}", node.id, ids.next(IdKind::Boot));
     Arc::new(App {
         broker: Broker::new(broker_settings(config), store.clone(), clock.clone(), ids.clone()),
         store,
@@ -560,6 +607,7 @@ async fn build(
         secrets: SecretScan::new(&secrets),
         live: execute::Live::default(),
         loads: Loads::default(),
+        node,
         boot,
         socket_root: folder.join("sockets"),
         config: Arc::new(config.clone()),

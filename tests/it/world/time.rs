@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, TimeZone, Utc};
 use std::collections::HashMap;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 use zeblit::clock::{Clock, IdKind, Ids};
 
@@ -45,6 +45,52 @@ impl SimClock {
 impl Clock for SimClock {
     fn now(&self) -> DateTime<Utc> {
         *self.now.lock().unwrap() + self.passed()
+    }
+}
+
+/// Says whether the process dies now.
+type Death = Box<dyn FnMut() -> bool + Send>;
+
+/// The clock as one process sees it: when a test says so, the process dies where it looks at it.
+pub struct ProcessClock {
+    pub clock: Arc<SimClock>,
+    death: Mutex<Option<Death>>,
+}
+
+impl std::fmt::Debug for ProcessClock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProcessClock").field("clock", &self.clock).finish_non_exhaustive()
+    }
+}
+
+impl ProcessClock {
+    pub fn new(clock: Arc<SimClock>) -> Self {
+        Self { clock, death: Mutex::default() }
+    }
+
+    /// The process dies at the first look at the clock at which `now` is true.
+    pub fn dies_when(&self, now: impl FnMut() -> bool + Send + 'static) {
+        *self.death.lock().unwrap() = Some(Box::new(now));
+    }
+
+    /// It dies no more.
+    pub fn lives(&self) {
+        *self.death.lock().unwrap() = None;
+    }
+}
+
+impl Clock for ProcessClock {
+    fn now(&self) -> DateTime<Utc> {
+        let dies = {
+            let mut death = self.death.lock().unwrap();
+            let dies = death.as_mut().is_some_and(|now| now());
+            if dies {
+                *death = None;
+            }
+            dies
+        };
+        assert!(!dies, "the process dies here, as the test asked");
+        self.clock.now()
     }
 }
 

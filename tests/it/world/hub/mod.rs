@@ -38,6 +38,8 @@ pub enum Fault {
     HangAfter,
     /// Not obeyed, the connection is closed.
     ResetBefore,
+    /// Obeyed, answered when the test says `answer_held`.
+    HeldAfter,
     /// Obeyed, the connection is closed.
     ResetAfter,
     /// 403 with `retry-after` in seconds.
@@ -101,11 +103,80 @@ pub struct Seen {
     pub authorized: bool,
 }
 
+/// Faults by chance, from a seed: every change through the API may meet one.
+#[derive(Debug, Clone)]
+pub struct Chaos {
+    random: u64,
+    /// Of 100 changes, how many are obeyed without a usable answer.
+    after: u64,
+    /// How many are not obeyed and not answered usably.
+    before: u64,
+    /// How many meet a limit.
+    limits: u64,
+    /// What it did.
+    pub unclear: usize,
+    pub limited: usize,
+}
+
+impl Chaos {
+    pub fn new(seed: u64, after: u64, before: u64, limits: u64) -> Self {
+        Chaos { random: seed.wrapping_mul(2) + 1, after, before, limits, unclear: 0, limited: 0 }
+    }
+
+    /// xorshift64: the same faults for the same seed and order.
+    fn below(&mut self, end: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 11) % end
+    }
+
+    fn fault(&mut self, request: &Request) -> Option<Fault> {
+        let is_change = request.method != "GET"
+            && !request.path.ends_with("/access_tokens")
+            && !request.path.starts_with("/git/");
+        if !is_change {
+            return None;
+        }
+        let (dice, kind) = (self.below(100), self.below(20));
+        if dice < self.after {
+            self.unclear += 1;
+            return Some(match kind {
+                0 => Fault::HangAfter,
+                1..8 => Fault::ResetAfter,
+                8..10 => Fault::Reply(201, "{\"half\": ".into()),
+                _ => Fault::After(502),
+            });
+        }
+        if dice < self.after + self.before {
+            self.unclear += 1;
+            return Some(match kind {
+                0 => Fault::HangBefore,
+                1..8 => Fault::ResetBefore,
+                _ => Fault::Before(500),
+            });
+        }
+        if dice < self.after + self.before + self.limits {
+            self.limited += 1;
+            return Some(match kind {
+                0..8 => Fault::SecondaryLimit(45),
+                8..14 => Fault::SpokenLimit,
+                _ => Fault::PrimaryLimit(120),
+            });
+        }
+        None
+    }
+}
+
 struct Shared {
     state: Mutex<State>,
+    chaos: Mutex<Option<Chaos>>,
     rules: Mutex<Vec<Rule>>,
     seen: Mutex<Vec<Seen>>,
     unknown: Mutex<Vec<String>>,
+    /// Answers that may go out.
+    held: tokio::sync::Semaphore,
+    patience: Mutex<std::time::Duration>,
 }
 
 /// The model with its HTTP face.
@@ -138,9 +209,12 @@ impl FakeHub {
         state.storage = format!("http://{storage}");
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
+            chaos: Mutex::default(),
             rules: Mutex::default(),
             seen: Mutex::default(),
             unknown: Mutex::default(),
+            held: tokio::sync::Semaphore::new(0),
+            patience: Mutex::new(std::time::Duration::from_secs(20)),
         });
         let accept = [
             tokio::spawn(accept(listener, Arc::clone(&shared), false)),
@@ -206,72 +280,7 @@ impl FakeHub {
     pub fn add_repo(&self, full_name: &str, files: &[(&str, &str)]) -> i64 {
         let (owner, name) = full_name.split_once('/').expect("owner/name");
         let mut state = self.state();
-        if state.user_id(owner).is_none() {
-            let id = state.id();
-            state.users.insert(id, User { id, login: owner.into(), kind: "Organization" });
-        }
-        let id = state.id();
-        let path = state.root.join(format!("{id}.git"));
-        std::fs::create_dir_all(&path).expect("a new folder");
-        git(&path, &["init", "--quiet", "--bare", "--initial-branch=main"]);
-        for (key, value) in [
-            ("uploadpack.allowAnySHA1InWant", "true"),
-            ("receive.hideRefs", "refs/pull"),
-            ("http.receivepack", "true"),
-        ] {
-            git(&path, &["config", key, value]);
-        }
-        let hook = path.join("hooks/update");
-        std::fs::create_dir_all(path.join("hooks")).expect("a new folder");
-        std::fs::write(&hook, git_face::UPDATE_HOOK).expect("a new file");
-        std::fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-            .expect("our file");
-        let repo = Repo {
-            id,
-            owner: owner.into(),
-            name: name.into(),
-            private: false,
-            default_branch: "main".into(),
-            path,
-            roles: BTreeMap::new(),
-            issues: BTreeMap::new(),
-            comments: Vec::new(),
-            review_comments: Vec::new(),
-            reviews: Vec::new(),
-            reactions: Vec::new(),
-            checks: Vec::new(),
-            issues_enabled: true,
-            drafts_supported: true,
-            fork_of: None,
-            old_names: Vec::new(),
-            deleted: false,
-        };
-        state.repos.insert(id, repo);
-        let existing = state.installations.values().find(|i| i.account == owner).map(|i| i.id);
-        let installation = match existing {
-            Some(installation) => installation,
-            None => {
-                let new = state.id();
-                let permissions = [
-                    ("metadata", Level::Read),
-                    ("contents", Level::Write),
-                    ("issues", Level::Write),
-                    ("pull_requests", Level::Write),
-                    ("checks", Level::Write),
-                ];
-                let permissions = permissions.into_iter().map(|(name, level)| (name.into(), level)).collect();
-                let installation = Installation {
-                    id: new,
-                    account: owner.into(),
-                    suspended: false,
-                    repos: BTreeSet::new(),
-                    permissions,
-                };
-                state.installations.insert(new, installation);
-                new
-            }
-        };
-        state.installations.get_mut(&installation).expect("made above").repos.insert(id);
+        let id = state.make_repo(owner, name);
         drop(state);
         if !files.is_empty() {
             self.push_commit(full_name, "main", files, "Initial commit");
@@ -408,6 +417,9 @@ impl FakeHub {
             open: true,
             locked: false,
             pull: None,
+            labels: Vec::new(),
+            assignees: Vec::new(),
+            reviewers: Vec::new(),
             created_at: now,
             updated_at: now,
         };
@@ -439,6 +451,7 @@ impl FakeHub {
             base_sha: target.head_of(base).unwrap_or_else(|| panic!("no branch `{base}`")),
             draft: false,
             merged: false,
+            auto_merge: None,
             hidden: 0,
         };
         publish_pull_ref(&source.path, &target.path, branch, number);
@@ -451,6 +464,9 @@ impl FakeHub {
             open: true,
             locked: false,
             pull: Some(pull),
+            labels: Vec::new(),
+            assignees: Vec::new(),
+            reviewers: Vec::new(),
             created_at: now,
             updated_at: now,
         };
@@ -543,6 +559,7 @@ impl FakeHub {
             line: Some(line),
             diff_hunk: format!("@@ -{line},1 +{line},1 @@"),
             commit: pull.head_sha,
+            resolved: false,
             created_at: now,
             updated_at: now,
             hidden: 0,
@@ -725,6 +742,10 @@ impl FakeHub {
         self.state().repo(repo).checks.iter().filter(|check| check.head_sha == sha).cloned().collect()
     }
 
+    pub fn reviews(&self, repo: &str, number: i64) -> Vec<Review> {
+        self.state().repo(repo).reviews.iter().filter(|review| review.number == number).cloned().collect()
+    }
+
     /// The App's reactions on something, in order.
     pub fn reactions(&self, repo: &str, on: On) -> Vec<String> {
         let state = self.state();
@@ -796,6 +817,25 @@ impl FakeHub {
         self.shared.rules.lock().expect("not poisoned").clear();
     }
 
+    /// One answer that `Fault::HeldAfter` holds back goes out.
+    pub fn answer_held(&self) {
+        self.shared.held.add_permits(1);
+    }
+
+    /// How long programs wait for an answer.
+    pub fn patience(&self) -> std::time::Duration {
+        *self.shared.patience.lock().expect("not poisoned")
+    }
+
+    pub fn set_patience(&self, patience: std::time::Duration) {
+        *self.shared.patience.lock().expect("not poisoned") = patience;
+    }
+
+    /// Looks at the model while somebody else has it.
+    pub fn watch(&self) -> Watch {
+        Watch { shared: Arc::clone(&self.shared) }
+    }
+
     /// Faults that no request has met.
     pub fn unused_faults(&self) -> Vec<String> {
         let rules = self.shared.rules.lock().expect("not poisoned");
@@ -806,6 +846,16 @@ impl FakeHub {
     /// New comments, pull requests and checks stay out of lists for so many list calls.
     pub fn lag_lists(&self, calls: u32) {
         self.state().lag = calls;
+    }
+
+    /// New things stay out of lists for so long.
+    pub fn lag_lists_for(&self, time: TimeDelta) {
+        self.state().list_lag = time;
+    }
+
+    /// From now on changes go wrong by chance; `None`: no more. Gives what was there before.
+    pub fn set_chaos(&self, chaos: Option<Chaos>) -> Option<Chaos> {
+        std::mem::replace(&mut *self.shared.chaos.lock().expect("not poisoned"), chaos)
     }
 
     /// Every write that was obeyed.
@@ -858,6 +908,37 @@ impl FakeHub {
     }
 }
 
+/// A look at what became of requests.
+#[derive(Clone)]
+pub struct Watch {
+    shared: Arc<Shared>,
+}
+
+impl Watch {
+    /// How many writes were obeyed.
+    pub fn writes(&self) -> usize {
+        self.shared.state.lock().expect("not poisoned").writes.len()
+    }
+
+    /// Pushes among them.
+    pub fn pushes(&self) -> usize {
+        let state = self.shared.state.lock().expect("not poisoned");
+        state.writes.iter().filter(|write| write.path.starts_with("/git/")).count()
+    }
+
+    /// Every fault that a test asked for has been met.
+    pub fn faults_met(&self) -> bool {
+        self.shared.rules.lock().expect("not poisoned").iter().all(|rule| rule.left == 0)
+    }
+
+    /// Waits until something holds. The model runs in tasks of its own, so that looking now and then is enough.
+    pub async fn until(&self, holds: impl Fn(&Watch) -> bool) {
+        while !holds(self) {
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+    }
+}
+
 async fn accept(listener: tokio::net::TcpListener, shared: Arc<Shared>, is_storage: bool) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -899,6 +980,8 @@ async fn serve(
             rule.fault.clone()
         })
     };
+    let by_chance = || shared.chaos.lock().expect("not poisoned").as_mut().and_then(|c| c.fault(&request));
+    let fault = fault.or_else(by_chance);
     let place = {
         let mut seen = shared.seen.lock().expect("not poisoned");
         seen.push(Seen {
@@ -948,6 +1031,7 @@ async fn serve(
     match fault {
         Some(Fault::After(status)) => answer = *problem(status, "A fault that the test asked for"),
         Some(Fault::HangAfter) => std::future::pending().await,
+        Some(Fault::HeldAfter) => shared.held.acquire().await.expect("never closed").forget(),
         Some(Fault::ResetAfter) => return Err(Closed),
         Some(Fault::Reply(status, body)) => {
             answer = Answer::raw(status, "application/json; charset=utf-8", body.into_bytes());
@@ -986,6 +1070,77 @@ async fn obey(shared: &Shared, request: &Request) -> Answer {
 }
 
 impl State {
+    /// An empty repository, covered by the App's installation on its owner (which is made when there is none).
+    pub fn make_repo(&mut self, owner: &str, name: &str) -> i64 {
+        if self.user_id(owner).is_none() {
+            let id = self.id();
+            self.users.insert(id, User { id, login: owner.into(), kind: "Organization" });
+        }
+        let id = self.id();
+        let path = self.root.join(format!("{id}.git"));
+        std::fs::create_dir_all(&path).expect("a new folder");
+        git(&path, &["init", "--quiet", "--bare", "--initial-branch=main"]);
+        for (key, value) in [
+            ("uploadpack.allowAnySHA1InWant", "true"),
+            ("receive.hideRefs", "refs/pull"),
+            ("http.receivepack", "true"),
+        ] {
+            git(&path, &["config", key, value]);
+        }
+        let hook = path.join("hooks/update");
+        std::fs::create_dir_all(path.join("hooks")).expect("a new folder");
+        std::fs::write(&hook, git_face::UPDATE_HOOK).expect("a new file");
+        std::fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .expect("our file");
+        let repo = Repo {
+            id,
+            owner: owner.into(),
+            name: name.into(),
+            private: false,
+            default_branch: "main".into(),
+            path,
+            roles: BTreeMap::new(),
+            issues: BTreeMap::new(),
+            comments: Vec::new(),
+            review_comments: Vec::new(),
+            reviews: Vec::new(),
+            reactions: Vec::new(),
+            checks: Vec::new(),
+            issues_enabled: true,
+            drafts_supported: true,
+            fork_of: None,
+            old_names: Vec::new(),
+            deleted: false,
+        };
+        self.repos.insert(id, repo);
+        let existing = self.installations.values().find(|i| i.account == owner).map(|i| i.id);
+        let installation = match existing {
+            Some(installation) => installation,
+            None => {
+                let new = self.id();
+                let permissions = [
+                    ("metadata", Level::Read),
+                    ("contents", Level::Write),
+                    ("issues", Level::Write),
+                    ("pull_requests", Level::Write),
+                    ("checks", Level::Write),
+                ];
+                let permissions = permissions.into_iter().map(|(name, level)| (name.into(), level)).collect();
+                let installation = Installation {
+                    id: new,
+                    account: owner.into(),
+                    suspended: false,
+                    repos: BTreeSet::new(),
+                    permissions,
+                };
+                self.installations.insert(new, installation);
+                new
+            }
+        };
+        self.installations.get_mut(&installation).expect("made above").repos.insert(id);
+        id
+    }
+
     /// Takes over what a push changed.
     fn pushed(&mut self, request: &Request, permitted: &git_face::Permitted) {
         let Some(repo) = self.repos.get(&permitted.repo) else { return };

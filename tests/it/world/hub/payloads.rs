@@ -128,6 +128,15 @@ impl FakeHub {
         )
     }
 
+    /// Somebody put a label there.
+    pub fn labeled(&self, repo: &str, number: i64, label: &str, sender: &str) -> Delivery {
+        let mut delivery = self.issue_event(repo, number, "labeled", sender);
+        let mut body = delivery.json();
+        body["label"] = json!({"id": 1, "name": label, "color": "ffffff", "default": false});
+        delivery.body = serde_json::to_vec(&body).expect("JSON");
+        delivery
+    }
+
     /// `pull_request.<action>`: opened, closed, reopened.
     pub fn pull_event(&self, repo: &str, number: i64, action: &str, sender: &str) -> Delivery {
         self.about("pull_request", repo, sender, |state, repo| {

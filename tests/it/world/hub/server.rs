@@ -1,8 +1,8 @@
 //! FakeHub's API: every endpoint that the program calls, with GitHub's permissions, refusals and paging.
 
 use super::state::{
-    BODY_CHARS, Check, Comment, Installation, Issue, Level, On, Pull, Reaction, Repo, ReviewComment, State,
-    Token, TokenGrant, WorkflowRun, Write, publish_pull_ref, stamp,
+    BODY_CHARS, Check, Comment, Installation, Issue, Level, On, Pull, Reaction, Repo, Review, ReviewComment,
+    State, Token, TokenGrant, WorkflowRun, Write, git, publish_pull_ref, stamp,
 };
 use base64::Engine as _;
 use bytes::Bytes;
@@ -277,6 +277,7 @@ impl State {
                     },
                 }
             }
+            ("POST", ["orgs", owner, "repos"]) => self.create_repo(request, owner),
             (_, ["repositories", id, rest @ ..]) => {
                 let id = number(id)?;
                 if !self.repos.contains_key(&id) {
@@ -416,6 +417,73 @@ impl State {
             ("GET", ["commits", sha, "check-runs"]) => {
                 need(self, &["checks"], Read)?;
                 self.list_checks(request, id, sha)
+            }
+            ("POST", ["issues"]) => {
+                let caller = need(self, &["issues"], Change)?;
+                self.create_issue(request, &caller, id)
+            }
+            ("GET", ["issues"]) => {
+                need(self, &["issues"], Read)?;
+                self.list_issues(request, id)
+            }
+            ("PATCH", ["issues", n]) => {
+                let caller = need(self, &["issues"], Change)?;
+                self.edit_issue(request, &caller, id, number(n)?)
+            }
+            ("POST", ["issues", n, "labels"]) => {
+                let caller = need(self, &["issues", "pull_requests"], Change)?;
+                self.add_labels(request, &caller, id, number(n)?)
+            }
+            ("DELETE", ["issues", n, "labels", name]) => {
+                let caller = need(self, &["issues", "pull_requests"], Change)?;
+                self.remove_label(request, &caller, id, number(n)?, name)
+            }
+            ("POST", ["issues", n, "assignees"]) => {
+                let caller = need(self, &["issues", "pull_requests"], Change)?;
+                self.add_people(request, &caller, id, number(n)?, "assignees")
+            }
+            ("POST", ["pulls", n, "requested_reviewers"]) => {
+                let caller = need(self, &["pull_requests"], Change)?;
+                self.add_people(request, &caller, id, number(n)?, "reviewers")
+            }
+            ("DELETE", ["issues", "comments", comment]) => {
+                let caller = need(self, &["issues", "pull_requests"], Change)?;
+                self.remove_comment(request, &caller, id, number(comment)?)
+            }
+            ("DELETE", ["pulls", "comments", comment]) => {
+                let caller = need(self, &["pull_requests"], Change)?;
+                self.remove_reply(request, &caller, id, number(comment)?)
+            }
+            ("GET", ["pulls", n, "reviews"]) => {
+                need(self, &["pull_requests"], Read)?;
+                let (n, unseen) = (number(n)?, self.unseen());
+                let repo = &self.repos[&id];
+                let shown = repo.reviews.iter().filter(|r| r.number == n && !unseen.contains(&r.id));
+                paged(self, request, shown.map(|review| self.review_json(repo, review)).collect(), None)
+            }
+            ("POST", ["pulls", n, "reviews"]) => {
+                let caller = need(self, &["pull_requests"], Change)?;
+                self.create_review(request, &caller, id, number(n)?)
+            }
+            ("PUT", ["pulls", n, "reviews", review]) => {
+                let caller = need(self, &["pull_requests"], Change)?;
+                self.edit_review(request, &caller, id, (number(n)?, number(review)?))
+            }
+            ("GET", ["pulls", n, "reviews", review, "comments"]) => {
+                need(self, &["pull_requests"], Read)?;
+                let (n, review) = (number(n)?, number(review)?);
+                let repo = &self.repos[&id];
+                let lines = repo.review_comments.iter();
+                let shown = lines.filter(|line| line.number == n && line.review == Some(review));
+                paged(self, request, shown.map(|line| self.review_comment_json(repo, line)).collect(), None)
+            }
+            ("DELETE", ["git", "refs", "heads", branch @ ..]) => {
+                let caller = need(self, &["contents"], Change)?;
+                self.remove_branch(request, &caller, id, &branch.join("/"))
+            }
+            ("POST", ["forks"]) => {
+                let caller = need(self, &["administration"], Change)?;
+                self.create_fork(request, &caller, id)
             }
             _ => Err(unknown()),
         }
@@ -642,6 +710,7 @@ impl State {
 
     fn list_comments(&mut self, request: &Request, id: i64, n: i64) -> Handled {
         let since = since(request)?;
+        let unseen = self.unseen();
         let repo = self.repos.get_mut(&id).expect("authorised");
         if !repo.issues.contains_key(&n) {
             return Err(not_found());
@@ -650,6 +719,7 @@ impl State {
             .comments
             .iter_mut()
             .filter(|comment| comment.number == n && since.is_none_or(|since| comment.updated_at >= since))
+            .filter(|comment| !unseen.contains(&comment.id))
             .filter_map(|comment| (!lags(&mut comment.hidden)).then(|| comment.clone()))
             .collect();
         let repo = &self.repos[&id];
@@ -673,7 +743,7 @@ impl State {
         }
         let (now, author, lag) = (self.now(), self.bot, self.lag);
         let comment = Comment {
-            id: self.id(),
+            id: self.made(),
             number: n,
             body,
             author,
@@ -760,16 +830,17 @@ impl State {
         let base = request.query.get("base").cloned();
         let owners: BTreeMap<i64, String> =
             self.repos.values().map(|repo| (repo.id, repo.owner.clone())).collect();
+        let unseen = self.unseen();
         let repo = self.repos.get_mut(&id).expect("authorised");
         let mut shown: Vec<Issue> = Vec::new();
         for issue in repo.issues.values_mut() {
-            let open = issue.open;
+            let (open, young) = (issue.open, unseen.contains(&issue.id));
             let Some(pull) = issue.pull.as_mut() else { continue };
             let owner = pull.head_repo.and_then(|repo| owners.get(&repo)).cloned().unwrap_or_default();
             let fits = (state == "all" || (state == "open") == open)
                 && head.as_ref().is_none_or(|head| *head == format!("{owner}:{}", pull.head_ref))
                 && base.as_ref().is_none_or(|base| *base == pull.base_ref);
-            if fits && !lags(&mut pull.hidden) {
+            if fits && !young && !lags(&mut pull.hidden) {
                 shown.push(issue.clone());
             }
         }
@@ -841,7 +912,7 @@ impl State {
         let (head_id, head_path, base_path) = (head_repo.id, head_repo.path.clone(), repo.path.clone());
         let (now, author, lag) = (self.now(), self.bot, self.lag);
         let issue = Issue {
-            id: self.id(),
+            id: self.made(),
             number: self.repos[&id].next_number(),
             title,
             body: description,
@@ -856,8 +927,12 @@ impl State {
                 base_sha,
                 draft,
                 merged: false,
+                auto_merge: None,
                 hidden: lag,
             }),
+            labels: Vec::new(),
+            assignees: Vec::new(),
+            reviewers: Vec::new(),
             created_at: now,
             updated_at: now,
         };
@@ -934,6 +1009,7 @@ impl State {
 
     fn list_review_comments(&mut self, request: &Request, id: i64, n: i64) -> Handled {
         let since = since(request)?;
+        let unseen = self.unseen();
         let repo = self.repos.get_mut(&id).expect("authorised");
         if repo.issues.get(&n).is_none_or(|issue| issue.pull.is_none()) {
             return Err(not_found());
@@ -942,6 +1018,7 @@ impl State {
             .review_comments
             .iter_mut()
             .filter(|comment| comment.number == n && since.is_none_or(|since| comment.updated_at >= since))
+            .filter(|comment| !unseen.contains(&comment.id))
             .filter_map(|comment| (!lags(&mut comment.hidden)).then(|| comment.clone()))
             .collect();
         if request.query.get("direction").is_some_and(|direction| direction == "desc") {
@@ -962,7 +1039,7 @@ impl State {
             .ok_or_else(not_found)?;
         let (now, author, lag) = (self.now(), self.bot, self.lag);
         let comment = ReviewComment {
-            id: self.id(),
+            id: self.made(),
             reply_to: Some(first.id),
             body,
             author,
@@ -1108,7 +1185,7 @@ impl State {
         let name = text(&body, "name", "CheckRun")?.to_owned();
         let head_sha = text(&body, "head_sha", "CheckRun")?.to_owned();
         let mut check = Check {
-            id: self.id(),
+            id: self.made(),
             name,
             head_sha,
             external_id: String::new(),
@@ -1157,6 +1234,7 @@ impl State {
             None => true,
             Some(app) => *app == own && check.reporter.is_none(),
         };
+        let unseen = self.unseen();
         let repo = self.repos.get_mut(&id).expect("authorised");
         if !repo.has_commit(sha) {
             return Err(problem(422, &format!("No commit found for SHA: {sha}")));
@@ -1166,6 +1244,7 @@ impl State {
             .iter_mut()
             .filter(|check| check.head_sha == sha && name.as_ref().is_none_or(|n| *n == check.name))
             .filter(|check| of_app(check) && status.as_ref().is_none_or(|status| *status == check.status))
+            .filter(|check| !unseen.contains(&check.id))
             .filter_map(|check| (!lags(&mut check.hidden)).then(|| check.clone()))
             .collect();
         shown.reverse();
@@ -1256,6 +1335,20 @@ impl State {
         let Ok(caller) = self.authorise(request, id, &["issues", "pull_requests"], Level::Write) else {
             return failed("FORBIDDEN", "Resource not accessible by integration".into());
         };
+        let pulls =
+            ["resolveReviewThread", "PullRequestReadyForReview", "PullRequestToDraft", "enablePullRequest"];
+        if pulls.iter().any(|name| query.contains(name)) {
+            // As at GitHub: these want more than the pull request itself.
+            for name in ["contents", "pull_requests"] {
+                if self.authorise(request, id, &[name], Level::Write).is_err() {
+                    return failed("FORBIDDEN", "Resource not accessible by integration".into());
+                }
+            }
+            return match self.change_pull(request, &caller, &query, id, on, &variable) {
+                Ok(()) => ok(&json!({ "data": { "done": { "clientMutationId": null } } })),
+                Err(message) => failed("UNPROCESSABLE", message),
+            };
+        }
         if query.contains("addReaction") {
             let content = match variable("content").as_str() {
                 "EYES" => "eyes",
@@ -1294,19 +1387,365 @@ impl State {
         Err(unknown())
     }
 
+    /// Draft, thread and auto-merge; the error is GitHub's message.
+    fn change_pull(
+        &mut self,
+        request: &Request,
+        caller: &Caller,
+        query: &str,
+        id: i64,
+        on: On,
+        variable: &dyn Fn(&str) -> String,
+    ) -> Result<(), String> {
+        let repo = self.repos.get_mut(&id).expect("resolved");
+        let name = repo.full_name();
+        if query.contains("resolveReviewThread") {
+            let On::ReviewComment(first) = on else { return Err("This is no thread".into()) };
+            let thread = repo.review_comments.iter_mut().find(|c| c.id == first && c.reply_to.is_none());
+            thread.ok_or("This is no thread")?.resolved = true;
+            self.wrote(request, caller, format!("resolve thread {first} of {name}"));
+            return Ok(());
+        }
+        let On::Issue(n) = on else { return Err("This is no pull request".into()) };
+        let issue = repo.issues.get_mut(&n).expect("resolved");
+        let open = issue.open;
+        let pull = issue.pull.as_mut().ok_or("This is no pull request")?;
+        let summary = if query.contains("enablePullRequest") {
+            if !open {
+                return Err("Pull request is closed".into());
+            }
+            if variable("head") != pull.head_sha {
+                return Err("Head branch was modified".into());
+            }
+            pull.auto_merge = Some(variable("method"));
+            format!("auto-merge {name}#{n} by {}", variable("method"))
+        } else {
+            let draft = query.contains("PullRequestToDraft");
+            if pull.draft == draft {
+                return Err(format!("Pull request is {}a draft", if draft { "already " } else { "not " }));
+            }
+            pull.draft = draft;
+            format!("{} {name}#{n}", if draft { "draft again" } else { "ready" })
+        };
+        self.wrote(request, caller, summary);
+        Ok(())
+    }
+
     /// Repository and thing of a node id.
     fn node(&self, node: &str) -> Option<(i64, On)> {
         self.repos.values().filter(|repo| !repo.deleted).find_map(|repo| {
             let on = (repo.issues.values().find(|i| i.node_id() == node).map(|i| On::Issue(i.number)))
                 .or_else(|| repo.comments.iter().find(|c| c.node_id() == node).map(|c| On::Comment(c.id)))
                 .or_else(|| {
-                    let found = repo.review_comments.iter().find(|c| c.node_id() == node);
+                    let of = |c: &&ReviewComment| c.node_id() == node || c.thread_id() == node;
+                    let found = repo.review_comments.iter().find(of);
                     found.map(|c| On::ReviewComment(c.id))
                 })
                 .or_else(|| repo.reviews.iter().find(|r| r.node_id() == node).map(|r| On::Review(r.id)));
             on.map(|on| (repo.id, on))
         })
     }
+}
+
+/// Labels, people, issues, reviews, removals, repositories.
+impl State {
+    fn issue_of(&mut self, id: i64, n: i64) -> Result<&mut Issue, Box<Answer>> {
+        self.repos.get_mut(&id).expect("authorised").issues.get_mut(&n).ok_or_else(not_found)
+    }
+
+    fn add_labels(&mut self, request: &Request, caller: &Caller, id: i64, n: i64) -> Handled {
+        let body = request.json()?;
+        let names = texts(&body, "labels")?;
+        let (now, issue) = (self.now(), self.issue_of(id, n)?);
+        for name in &names {
+            if !issue.labels.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+                issue.labels.push(name.clone());
+            }
+        }
+        issue.updated_at = now;
+        let value = json!(issue.labels.iter().map(|name| json!({ "name": name })).collect::<Vec<_>>());
+        let summary = format!("label {}#{n}: {}", self.repos[&id].full_name(), names.join(", "));
+        self.wrote(request, caller, summary);
+        ok(&value)
+    }
+
+    fn remove_label(&mut self, request: &Request, caller: &Caller, id: i64, n: i64, name: &str) -> Handled {
+        let issue = self.issue_of(id, n)?;
+        let before = issue.labels.len();
+        issue.labels.retain(|known| !known.eq_ignore_ascii_case(name));
+        if issue.labels.len() == before {
+            return Err(problem(404, "Label does not exist"));
+        }
+        let value = json!(issue.labels.iter().map(|name| json!({ "name": name })).collect::<Vec<_>>());
+        let summary = format!("unlabel {}#{n}: {name}", self.repos[&id].full_name());
+        self.wrote(request, caller, summary);
+        ok(&value)
+    }
+
+    fn add_people(&mut self, request: &Request, caller: &Caller, id: i64, n: i64, what: &str) -> Handled {
+        let logins = texts(&request.json()?, what)?;
+        let known: Vec<String> = self.users.values().map(|user| user.login.clone()).collect();
+        let author = self.issue_of(id, n)?.author;
+        let author = self.user(author).login;
+        let issue = self.issue_of(id, n)?;
+        let reviewers = what == "reviewers";
+        if reviewers && issue.pull.is_none() {
+            return Err(not_found());
+        }
+        if reviewers && logins.iter().any(|login| *login == author || !known.contains(login)) {
+            return Err(problem(422, "Review cannot be requested from pull request author."));
+        }
+        let list = if reviewers { &mut issue.reviewers } else { &mut issue.assignees };
+        for login in logins.iter().filter(|login| known.contains(login)) {
+            if !list.contains(login) {
+                list.push(login.clone());
+            }
+        }
+        let issue = issue.clone();
+        let summary = format!("{what} of {}#{n}: {}", self.repos[&id].full_name(), logins.join(", "));
+        self.wrote(request, caller, summary);
+        Ok(Answer::json(201, &self.issue_json(&self.repos[&id], &issue)))
+    }
+
+    fn create_issue(&mut self, request: &Request, caller: &Caller, id: i64) -> Handled {
+        let body = request.json()?;
+        let title = text(&body, "title", "Issue")?.to_owned();
+        let description = optional(&body, "body")?.unwrap_or_default().to_owned();
+        if title.trim().is_empty() || title.chars().count() > 256 {
+            return Err(invalid("Issue", "title", "invalid", None));
+        }
+        if !self.repos[&id].issues_enabled {
+            return Err(problem(410, "Issues are disabled for this repo"));
+        }
+        let (now, author) = (self.now(), self.bot);
+        let issue = Issue {
+            id: self.made(),
+            number: self.repos[&id].next_number(),
+            title,
+            body: description,
+            author,
+            open: true,
+            locked: false,
+            pull: None,
+            labels: Vec::new(),
+            assignees: Vec::new(),
+            reviewers: Vec::new(),
+            created_at: now,
+            updated_at: now,
+        };
+        let summary = format!("issue {}#{}: {}", self.repos[&id].full_name(), issue.number, issue.title);
+        let value = self.issue_json(&self.repos[&id], &issue);
+        self.repos.get_mut(&id).expect("authorised").issues.insert(issue.number, issue);
+        self.wrote(request, caller, summary);
+        Ok(Answer::json(201, &value))
+    }
+
+    fn edit_issue(&mut self, request: &Request, caller: &Caller, id: i64, n: i64) -> Handled {
+        let body = request.json()?;
+        let (now, issue) = (self.now(), self.issue_of(id, n)?);
+        if let Some(title) = optional(&body, "title")? {
+            title.clone_into(&mut issue.title);
+        }
+        if let Some(description) = optional(&body, "body")? {
+            description.clone_into(&mut issue.body);
+        }
+        match (optional(&body, "state")?, optional(&body, "state_reason")?) {
+            (Some("closed"), None | Some("completed" | "not_planned")) => issue.open = false,
+            (Some("open"), None | Some("reopened")) => issue.open = true,
+            (None, None) => {}
+            _ => return Err(invalid("Issue", "state", "invalid", None)),
+        }
+        issue.updated_at = now;
+        let issue = issue.clone();
+        let summary = format!(
+            "edit issue {}#{n}: {}{}",
+            self.repos[&id].full_name(),
+            issue.title,
+            if issue.open { "" } else { " (closed)" }
+        );
+        self.wrote(request, caller, summary);
+        ok(&self.issue_json(&self.repos[&id], &issue))
+    }
+
+    fn list_issues(&self, request: &Request, id: i64) -> Handled {
+        let (since, unseen) = (since(request)?, self.unseen());
+        let wanted = |name: &str| request.query.get(name).map(String::as_str);
+        let creator = wanted("creator").map(|login| self.user_id(login).unwrap_or_default());
+        let state = wanted("state").unwrap_or("open");
+        let repo = &self.repos[&id];
+        let shown = repo.issues.values().filter(|issue| {
+            (state == "all" || (state == "open") == issue.open)
+                && creator.is_none_or(|creator| creator == issue.author)
+                && since.is_none_or(|since| issue.updated_at >= since)
+                && !unseen.contains(&issue.id)
+        });
+        let mut shown: Vec<Value> = shown.map(|issue| self.issue_json(repo, issue)).collect();
+        if wanted("direction") != Some("asc") {
+            shown.reverse();
+        }
+        paged(self, request, shown, None)
+    }
+
+    fn remove_comment(&mut self, request: &Request, caller: &Caller, id: i64, comment: i64) -> Handled {
+        let bot = self.bot;
+        let repo = self.repos.get_mut(&id).expect("authorised");
+        let name = repo.full_name();
+        let found = repo.comments.iter().find(|found| found.id == comment).ok_or_else(not_found)?;
+        if found.author != bot {
+            return Err(inaccessible());
+        }
+        repo.comments.retain(|found| found.id != comment);
+        self.wrote(request, caller, format!("delete comment {comment} of {name}"));
+        Ok(Answer::raw(204, "application/json", Vec::new()))
+    }
+
+    fn remove_reply(&mut self, request: &Request, caller: &Caller, id: i64, comment: i64) -> Handled {
+        let bot = self.bot;
+        let repo = self.repos.get_mut(&id).expect("authorised");
+        let name = repo.full_name();
+        let found = repo.review_comments.iter().find(|found| found.id == comment).ok_or_else(not_found)?;
+        if found.author != bot {
+            return Err(inaccessible());
+        }
+        repo.review_comments.retain(|found| found.id != comment);
+        self.wrote(request, caller, format!("delete review comment {comment} of {name}"));
+        Ok(Answer::raw(204, "application/json", Vec::new()))
+    }
+
+    fn create_review(&mut self, request: &Request, caller: &Caller, id: i64, n: i64) -> Handled {
+        let body = request.json()?;
+        let words = comment_body(&body, "PullRequestReview")?;
+        if optional(&body, "event")? != Some("COMMENT") {
+            return Err(invalid("PullRequestReview", "event", "invalid", None));
+        }
+        let commit = text(&body, "commit_id", "PullRequestReview")?.to_owned();
+        let lines = body.get("comments").and_then(Value::as_array).cloned().unwrap_or_default();
+        let repo = &self.repos[&id];
+        if repo.issues.get(&n).is_none_or(|issue| issue.pull.is_none()) {
+            return Err(not_found());
+        }
+        if !repo.has_commit(&commit) {
+            return Err(problem(422, "No commit found for SHA"));
+        }
+        let (now, author) = (self.now(), self.bot);
+        let review = Review {
+            id: self.made(),
+            number: n,
+            body: words,
+            author,
+            state: "commented".into(),
+            commit: commit.clone(),
+            submitted_at: now,
+        };
+        let mut made = Vec::new();
+        for line in &lines {
+            let place = line.get("line").and_then(Value::as_i64).filter(|line| *line > 0);
+            made.push(ReviewComment {
+                id: self.made(),
+                number: n,
+                review: Some(review.id),
+                reply_to: None,
+                body: comment_body(line, "PullRequestReviewComment")?,
+                author,
+                path: text(line, "path", "PullRequestReviewComment")?.to_owned(),
+                line: Some(place.ok_or_else(|| problem(422, "Line could not be resolved"))?),
+                diff_hunk: "@@ -1,1 +1,1 @@".into(),
+                commit: commit.clone(),
+                resolved: false,
+                created_at: now,
+                updated_at: now,
+                hidden: 0,
+            });
+        }
+        let summary = format!(
+            "review {} of {}#{n} with {} line(s): {}",
+            review.id,
+            self.repos[&id].full_name(),
+            made.len(),
+            line_of(&review.body)
+        );
+        let value = self.review_json(&self.repos[&id], &review);
+        let repo = self.repos.get_mut(&id).expect("authorised");
+        repo.reviews.push(review);
+        repo.review_comments.extend(made);
+        self.wrote(request, caller, summary);
+        ok(&value)
+    }
+
+    fn edit_review(
+        &mut self,
+        request: &Request,
+        caller: &Caller,
+        id: i64,
+        (n, review): (i64, i64),
+    ) -> Handled {
+        let words = comment_body(&request.json()?, "PullRequestReview")?;
+        let bot = self.bot;
+        let repo = self.repos.get_mut(&id).expect("authorised");
+        let name = repo.full_name();
+        let found = repo.reviews.iter_mut().find(|found| found.id == review && found.number == n);
+        let found = found.ok_or_else(not_found)?;
+        if found.author != bot {
+            return Err(inaccessible());
+        }
+        found.body = words;
+        let found = found.clone();
+        self.wrote(request, caller, format!("edit review {review} of {name}#{n}: {}", line_of(&found.body)));
+        ok(&self.review_json(&self.repos[&id], &found))
+    }
+
+    fn remove_branch(&mut self, request: &Request, caller: &Caller, id: i64, branch: &str) -> Handled {
+        let repo = &self.repos[&id];
+        if repo.head_of(branch).is_none() {
+            return Err(problem(422, "Reference does not exist"));
+        }
+        git(&repo.path, &["update-ref", "-d", &format!("refs/heads/{branch}")]);
+        let summary = format!("delete branch {branch} of {}", repo.full_name());
+        self.wrote(request, caller, summary);
+        Ok(Answer::raw(204, "application/json", Vec::new()))
+    }
+
+    fn create_fork(&mut self, request: &Request, caller: &Caller, id: i64) -> Handled {
+        let owner = text(&request.json()?, "organization", "Repository")?.to_owned();
+        let known = self.repos.values().find(|repo| repo.fork_of == Some(id) && repo.owner == owner);
+        if let Some(known) = known {
+            // As at GitHub: the fork that is there is given.
+            return Ok(Answer::json(202, &self.repo_json(known)));
+        }
+        let (name, source) = (self.repos[&id].name.clone(), self.repos[&id].path.clone());
+        let fork = self.make_repo(&owner, &name);
+        self.repos.get_mut(&fork).expect("made just now").fork_of = Some(id);
+        let path = self.repos[&fork].path.clone();
+        git(&path, &["fetch", "--quiet", &source.to_string_lossy(), "+refs/heads/*:refs/heads/*"]);
+        self.wrote(request, caller, format!("fork {owner}/{name}"));
+        Ok(Answer::json(202, &self.repo_json(&self.repos[&fork])))
+    }
+
+    fn create_repo(&mut self, request: &Request, owner: &str) -> Handled {
+        let token = self.token(request)?;
+        let of_owner = self.installations.get(&token.installation).is_some_and(|i| i.account == owner);
+        if !of_owner || !permitted(&token.permissions, &["administration"], Level::Write) {
+            return Err(inaccessible());
+        }
+        let caller = Caller { permissions: token.permissions.clone() };
+        let body = request.json()?;
+        let name = text(&body, "name", "Repository")?.to_owned();
+        if self.repo_id(&format!("{owner}/{name}")).is_some() {
+            return Err(invalid("Repository", "name", "custom", Some("name already exists on this account")));
+        }
+        let id = self.make_repo(owner, &name);
+        let private = body.get("private").and_then(Value::as_bool).unwrap_or(false);
+        self.repos.get_mut(&id).expect("made just now").private = private;
+        self.wrote(request, &caller, format!("repository {owner}/{name}"));
+        Ok(Answer::json(201, &self.repo_json(&self.repos[&id])))
+    }
+}
+
+/// A list of texts, e.g. of labels.
+fn texts(body: &Value, field: &str) -> Result<Vec<String>, Box<Answer>> {
+    let list = body.get(field).and_then(Value::as_array);
+    let list = list.ok_or_else(|| invalid("Issue", field, "missing_field", None))?;
+    Ok(list.iter().filter_map(Value::as_str).map(str::to_owned).collect())
 }
 
 fn check_line(verb: &str, repo: &Repo, check: &Check) -> String {

@@ -52,6 +52,8 @@ pub struct Pull {
     pub base_sha: String,
     pub draft: bool,
     pub merged: bool,
+    /// The method by which it merges by itself.
+    pub auto_merge: Option<String>,
     pub hidden: u32,
 }
 
@@ -65,6 +67,10 @@ pub struct Issue {
     pub open: bool,
     pub locked: bool,
     pub pull: Option<Pull>,
+    pub labels: Vec<String>,
+    /// Logins.
+    pub assignees: Vec<String>,
+    pub reviewers: Vec<String>,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
 }
@@ -108,6 +114,8 @@ pub struct ReviewComment {
     pub line: Option<i64>,
     pub diff_hunk: String,
     pub commit: String,
+    /// Its thread is done with; on the first comment of one.
+    pub resolved: bool,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
     pub hidden: u32,
@@ -116,6 +124,11 @@ pub struct ReviewComment {
 impl ReviewComment {
     pub fn node_id(&self) -> String {
         format!("PRRC_{}", self.id)
+    }
+
+    /// Of the thread that it is the first comment of.
+    pub fn thread_id(&self) -> String {
+        format!("PRRT_{}", self.id)
     }
 }
 
@@ -317,6 +330,10 @@ pub struct State {
     pub private_mode: bool,
     /// New things stay out of lists for so many list calls.
     pub lag: u32,
+    /// New things stay out of lists for so long.
+    pub list_lag: TimeDelta,
+    /// When things were made through the API, by id.
+    pub made_at: BTreeMap<i64, DateTime<Utc>>,
     pub writes: Vec<Write>,
     /// What GitHub Actions would have started, oldest first.
     pub workflow_runs: Vec<WorkflowRun>,
@@ -351,6 +368,8 @@ impl State {
             token_life: TimeDelta::hours(1),
             private_mode: false,
             lag: 0,
+            list_lag: TimeDelta::zero(),
+            made_at: BTreeMap::new(),
             writes: Vec::new(),
             workflow_runs: Vec::new(),
             storage: String::new(),
@@ -372,6 +391,20 @@ impl State {
     pub fn id(&mut self) -> i64 {
         self.next_id += 1;
         self.next_id
+    }
+
+    /// The id of something that is made through the API now.
+    pub fn made(&mut self) -> i64 {
+        let (id, now) = (self.id(), self.now());
+        self.made_at.insert(id, now);
+        id
+    }
+
+    /// What is too young to be in lists.
+    pub fn unseen(&self) -> BTreeSet<i64> {
+        let now = self.now();
+        let young = self.made_at.iter().filter(|(_, at)| now - **at < self.list_lag);
+        young.map(|(id, _)| *id).collect()
     }
 
     pub fn user(&self, id: i64) -> User {
@@ -535,8 +568,8 @@ impl State {
             "user": self.user_json(issue.author),
             "state": if issue.open { "open" } else { "closed" },
             "locked": issue.locked,
-            "labels": [],
-            "assignees": [],
+            "labels": issue.labels.iter().map(|name| json!({ "name": name })).collect::<Vec<_>>(),
+            "assignees": issue.assignees.iter().map(|login| json!({ "login": login })).collect::<Vec<_>>(),
             "author_association": "NONE",
             "comments": repo.comments.iter().filter(|c| c.number == issue.number).count(),
             "created_at": stamp(issue.created_at),
@@ -662,6 +695,11 @@ impl State {
         let mut value = self.pull_json(repo, issue);
         value["merged"] = json!(issue.pull.as_ref().is_some_and(|pull| pull.merged));
         value["maintainer_can_modify"] = json!(false);
+        let pull = issue.pull.as_ref().expect("only called for pull requests");
+        value["auto_merge"] =
+            json!(pull.auto_merge.as_ref().map(|method| json!({ "merge_method": method.to_lowercase() })));
+        value["requested_reviewers"] =
+            issue.reviewers.iter().map(|login| json!({ "login": login })).collect();
         value["comments"] = json!(repo.comments.iter().filter(|c| c.number == issue.number).count());
         value
     }
