@@ -490,11 +490,13 @@ async fn proof(wanted: &str, seed: u64) -> Proven {
         if (open, pending, live) == (0, 0, 0) {
             break;
         }
-        assert!(
-            last_start.elapsed() < CONVERGES,
-            "{open} effects, {pending} deliveries and {live} runs are open after {CONVERGES:?}:\n{}",
-            last_lines(&server.log())
-        );
+        if last_start.elapsed() > CONVERGES {
+            panic!(
+                "{open} effects, {pending} deliveries and {live} runs are open after {CONVERGES:?}: {:#?}\n{}",
+                open_effects(&url).await,
+                last_lines(&server.log())
+            );
+        }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let converged = last_start.elapsed();
@@ -529,6 +531,21 @@ async fn proof(wanted: &str, seed: u64) -> Proven {
         panic!("{proven:#?}\n{}", last_lines(&server.log()));
     }
     proven
+}
+
+/// What was not sent, in the words of the database.
+async fn open_effects(url: &str) -> Vec<String> {
+    use sqlx::{Connection, Row};
+    let mut connection = sqlx::AnyConnection::connect(url).await.expect("opens");
+    let rows = sqlx::query(
+        "SELECT effect_key || ' ' || state || ' after ' || CAST(tries AS TEXT) || ' tries, not before ' || \
+         CAST(not_before AS TEXT) || ': ' || COALESCE(last_error, '') FROM effects \
+         WHERE state IN ('planned', 'sending', 'ambiguous')",
+    )
+    .fetch_all(&mut connection)
+    .await
+    .expect("reads");
+    rows.iter().map(|row| row.get::<String, _>(0)).collect()
 }
 
 async fn load_until(mut load: Load, stop: Arc<AtomicBool>) -> Load {
