@@ -391,6 +391,7 @@ impl Progress {
             tokens: self.tokens,
             peak: self.peak,
             no_resume: self.no_resume,
+            again: self.again.take(),
             warnings: std::mem::take(&mut self.warnings),
             ..Progress::default()
         };

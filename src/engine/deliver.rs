@@ -11,7 +11,7 @@ use crate::domain::event::Surface;
 use crate::domain::run::{FailureClass, Phase, RunInput, RunState};
 use crate::domain::wording;
 use crate::queue::Topic;
-use crate::remote::{RemoteError, Retry};
+use crate::remote::{Remote, RemoteError, Retry};
 use crate::store::{self, Tx};
 use chrono::{DateTime, Duration, Utc};
 use futures_util::future::try_join_all;
@@ -166,12 +166,28 @@ async fn send(app: &App, effect: &Effect) -> Result<Lane, EngineError> {
         tx.commit().await?;
         return Ok(Lane::Worked);
     }
-    let result = match masked(app, &sent) {
-        Some(masked) => app.forge.apply(&masked).await,
-        None => app.forge.apply(&sent).await,
+    let result = match remote_of(app, &sent) {
+        Ok(remote) => remote.apply(masked(app, &sent).as_ref().unwrap_or(&sent)).await,
+        Err(error) => Err(error),
     };
     settle(app, &sent, result).await?;
     Ok(Lane::Worked)
+}
+
+/// Where an effect goes. What is not configured now may be so again.
+fn remote_of<'a>(app: &'a App, effect: &Effect) -> Result<&'a dyn Remote, RemoteError> {
+    app.remote(&effect.remote).ok_or_else(|| RemoteError::Unavailable {
+        operation: "find the remote of an effect",
+        detail: format!("`{}` is not configured", effect.remote),
+    })
+}
+
+async fn find_all(app: &App, effect: &Effect) -> Result<Vec<RemoteRef>, RemoteError> {
+    remote_of(app, effect)?.find_all(effect).await
+}
+
+async fn find(app: &App, effect: &Effect) -> Result<Option<RemoteRef>, RemoteError> {
+    remote_of(app, effect)?.find(effect).await
 }
 
 /// The effect with secrets taken out of its texts, when it holds any: whatever made a text, none leaves here with one.
@@ -271,8 +287,11 @@ async fn made(app: &App, tx: &mut Tx, effect: &Effect, remote: &RemoteRef) -> Re
 async fn remove(app: &App, tx: &mut Tx, effect: &Effect, twin: Twin) -> Result<(), EngineError> {
     let payload = Payload::Remove(twin);
     let id = match &payload {
-        Payload::Remove(Twin::Comment { id, .. } | Twin::Check { id } | Twin::Review { id, .. }) => *id,
-        Payload::Remove(Twin::Issue { number, .. }) => *number,
+        Payload::Remove(Twin::Comment { id, .. } | Twin::Check { id } | Twin::Review { id, .. }) => {
+            id.to_string()
+        }
+        Payload::Remove(Twin::Issue { number, .. }) => number.to_string(),
+        Payload::Remove(Twin::Note { id, .. }) => id.clone(),
         _ => return Ok(()),
     };
     let key = format!("{}:{}:{}:{id}", payload.kind(), effect.remote, effect.repo.id);
@@ -302,7 +321,7 @@ pub async fn twins(app: &App) -> Result<(), EngineError> {
             (None, EffectState::Failed) => Some(Vec::new()),
             // Not made again yet: the other one may still be adopted.
             (None, _) => None,
-            (Some(_), _) => match app.forge.find_all(&effect).await {
+            (Some(_), _) => match find_all(app, &effect).await {
                 Ok(found) => Some(found),
                 Err(error) => {
                     tracing::warn!(error = %error, effect.key = %effect.key, "twins cannot be looked for now");
@@ -340,7 +359,7 @@ async fn reconcile(app: &App, effect: &Effect) -> Result<(), EngineError> {
     };
     let found = match how {
         Reconcile::Repeat => None,
-        Reconcile::Natural | Reconcile::Look => match app.forge.find(effect).await {
+        Reconcile::Natural | Reconcile::Look => match find(app, effect).await {
             Ok(found) => found,
             Err(error) => return look_later(app, effect, &error).await,
         },

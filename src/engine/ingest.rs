@@ -1254,6 +1254,15 @@ async fn store_plan(app: &App, tx: &mut Tx, planned: &Planned) -> Result<bool, E
             report::put(app, tx, &owner, key, EffectPriority::Seen, payload).await?;
         }
     }
+    if let Surface::Label { name } = &comment.surface
+        && (seen || confused)
+    {
+        // It was read: put there again, it is asked again.
+        let number = comment.subject.number;
+        let payload = Payload::Label { number, name: name.clone(), present: false };
+        let key = format!("unlabel:{}", comment.node_id);
+        report::put(app, tx, &owner, key, EffectPriority::Check, payload).await?;
+    }
     let subject = format!("{}#{}", repo.name, comment.subject.number);
     for (action, detail) in &plan.audit {
         audit(app, tx, Some(&comment.author), action, &subject, detail).await?;

@@ -74,8 +74,6 @@ const SWEEP_EVERY: Duration = Duration::from_secs(3);
 /// How often repair asks itself what is due.
 const REPAIR_EVERY: Duration = Duration::from_secs(10);
 
-/// Boots (reconciles what a crash left) and runs every loop until `stop` is cancelled.
-/// Deliveries are accepted meanwhile: the HTTP side does not wait for any of it.
 /// Between two signs of life of a node.
 const SEEN_EVERY: Duration = Duration::from_secs(5);
 

@@ -197,6 +197,8 @@ async fn expired(app: &App) -> Result<(), EngineError> {
 
 async fn show_place(app: &App, mut run: Run, after: Vec<i64>, no_node: bool) -> Result<(), EngineError> {
     let Some(place) = store::runs::place(&app.store, &run.id).await? else { return Ok(()) };
+    // What waits by order asks for no node yet.
+    let no_node = no_node && after.is_empty();
     let progress = &run.progress;
     if progress.position == Some(place.position)
         && progress.waits_for == place.waits_for

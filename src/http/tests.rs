@@ -146,6 +146,7 @@ async fn server_with(change: impl FnOnce(&mut Config), checks: Vec<Check>) -> Se
         store,
         wakeup: Arc::new(LocalWakeup::default()),
         forge,
+        remotes: Vec::new(),
         local: Some(local),
         sandbox: Arc::new(Checked(checks)),
         agents: AgentSet::default(),
@@ -750,6 +751,38 @@ impl Events {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn lines_that_another_node_tells_are_shown_at_once_and_gaps_are_read_from_the_store() {
+    let server = server().await;
+    let run = server.run("0192aaaabbbbcccc", |_| {}).await;
+    let path = server.link(&run).replacen('?', "/events?", 1);
+    let mut events = Events::open(&server, &path, None).await;
+    assert_eq!(events.next().await.unwrap().0, "state");
+    let tell = |seq: i64, text: &str| {
+        let text = format!("{{\"n\":1,\"k\":\"out\",\"t\":\"{text}\"}}\n").into();
+        server.app.wakeup.lines(crate::queue::LogLines { run: run.to_string(), seq, text });
+    };
+    // It is not stored here: what is shown was told.
+    tell(1, "told");
+    let (id, lines) = events.next_of("log").await;
+    assert!(id == "1" && lines.contains("told"), "{id} {lines}");
+    tell(1, "told twice");
+    // Stored by a process that cannot wake this one.
+    for n in 1..=3 {
+        let text = format!("{{\"n\":1,\"k\":\"out\",\"t\":\"stored as {n}\"}}\n");
+        let mut tx = server.app.store.write_tx().await.unwrap();
+        store::logs::append(&mut tx, &run, 1, &text, server.app.clock.now()).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+    // The second was missed: it comes from the store, with the third.
+    tell(3, "told after a gap");
+    let (id, lines) = events.next_of("log").await;
+    assert!(
+        lines.contains("stored as 2") && !lines.contains("told") && !lines.contains("as 1"),
+        "{id} {lines}"
+    );
 }
 
 #[tokio::test]
