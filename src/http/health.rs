@@ -120,6 +120,10 @@ async fn disk(app: &App) -> Part {
     folders.extend(app.store.folder().filter(|folder| *folder != app.config.state_dir));
     let mut part =
         Part { name: "disk", ok: true, detail: format!("{} KiB can be written", PROBE_BYTES / 1024) };
+    if app.store.is_nearly_full() {
+        part.ok = false;
+        part.detail = "the disk of the database is nearly full: deliveries are refused".into();
+    }
     for folder in folders {
         let path = folder.join(format!(".ready-{}", app.boot.replace([':', '/'], "-")));
         let written = in_time(tokio::fs::write(&path, vec![0; PROBE_BYTES])).await;

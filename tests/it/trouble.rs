@@ -19,8 +19,32 @@ use zeblit::domain::run::{FailureClass, RunState};
 use zeblit::engine::repair::{self, Look};
 use zeblit::store::{self, Store};
 
-/// Works for some seconds, so that there is a middle.
-const STEADY: &str = "---\nname: slow\ndescription: Answers after a while.\nadapter: command\nargv: [sh, -c, \"sleep 5; echo 42 > answer.txt; echo answered\"]\n---\n";
+/// An agent that ends when a file is there, so that there is a middle that lasts as long as the test wants.
+struct Waiting {
+    folder: tempfile::TempDir,
+}
+
+impl Waiting {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().expect("a temporary folder") }
+    }
+
+    fn file(&self) -> std::path::PathBuf {
+        self.folder.path().join("go")
+    }
+
+    fn definition(&self) -> String {
+        format!(
+            "---\nname: slow\ndescription: Answers when it may.\nadapter: command\nargv: [sh, -c, \"while [ ! -e {} ]; do sleep 0.1; done; echo 42 > answer.txt; echo answered\"]\n---\n",
+            self.file().display()
+        )
+    }
+
+    fn go(&self) {
+        std::fs::write(self.file(), "").expect("our own folder");
+    }
+}
+
 /// Nothing slows the outbox down.
 const FAST: &str = "[limits]\nwrites_per_minute = 100000\nwrites_per_hour = 1000000\nwrite_spacing_ms = 0\n[sandbox]\nkind = \"process\"\n";
 
@@ -97,11 +121,12 @@ fn large(hub: &FakeHub) -> Delivery {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_refuses_deliveries_says_so_and_everything_goes_on_when_there_is_room() {
     let hub = hub().await;
-    let mut server = Server::with(&hub, &hub.api_url(), STEADY, FAST);
+    let agent = Waiting::new();
+    let mut server = Server::with(&hub, &hub.api_url(), &agent.definition(), FAST);
     let state = server.folder.path().join("state");
     std::fs::create_dir(&state).expect("a new folder");
     let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=48m,mode=700", "tmpfs"])
+        .args(["-t", "tmpfs", "-o", "size=160m,mode=700", "tmpfs"])
         .arg(&state)
         .status()
         .expect("mount runs");
@@ -134,6 +159,7 @@ async fn a_full_disk_refuses_deliveries_says_so_and_everything_goes_on_when_ther
     assert_eq!(status, 503, "{text}");
     assert!(text.contains("nothing can be written to") && text.contains("No space left"), "{text}");
     // The agent ends meanwhile.
+    agent.go();
     tokio::time::sleep(std::time::Duration::from_secs(8)).await;
     let failed = failures(&server.log());
     assert!(failed < 200, "{failed} errors in some seconds:\n{}", server.log());
@@ -227,7 +253,8 @@ async fn while_the_database_is_away_deliveries_are_refused_and_runs_keep_their_a
     through.set_port(Some(wire.address.port())).expect("a port");
     let hub = hub().await;
     let more = format!("[database]\nurl = \"{through}\"\n{FAST}");
-    let mut server = Server::with(&hub, &hub.api_url(), STEADY, &more);
+    let agent = Waiting::new();
+    let mut server = Server::with(&hub, &hub.api_url(), &agent.definition(), &more);
     server.start().await;
     let (number, comment, delivery) = asked(&hub);
     assert_eq!(post(server.address, &delivery).await.0, 202);
@@ -256,6 +283,7 @@ async fn while_the_database_is_away_deliveries_are_refused_and_runs_keep_their_a
     let (tries, log) = (wire.refused.load(Ordering::SeqCst) - tries, failures(&server.log()) - log);
     assert!(tries < 150 && log < 60, "{tries} connections and {log} errors in 5 s:\n{}", server.log());
     wire.set(false);
+    agent.go();
 
     server.until("it takes deliveries again", || std::net::TcpStream::connect(server.address).is_ok()).await;
     let begun = Instant::now();
@@ -284,7 +312,8 @@ async fn while_the_database_is_away_deliveries_are_refused_and_runs_keep_their_a
 async fn while_another_process_locks_the_file_deliveries_are_refused_in_time() {
     use sqlx::Connection;
     let hub = hub().await;
-    let mut server = Server::with(&hub, &hub.api_url(), STEADY, FAST);
+    let agent = Waiting::new();
+    let mut server = Server::with(&hub, &hub.api_url(), &agent.definition(), FAST);
     server.start().await;
     let url = format!("sqlite:{}", server.folder.path().join("state/zeblit.db").display());
     // The port is there before the database is.
@@ -300,6 +329,7 @@ async fn while_another_process_locks_the_file_deliveries_are_refused_in_time() {
     assert!(retry.is_some_and(|seconds| seconds > 0));
     assert!(begun.elapsed() < std::time::Duration::from_secs(10), "{:?}", begun.elapsed());
     sqlx::raw_sql("ROLLBACK").execute(&mut other).await.expect("it is ours");
+    agent.go();
     // It may have been stored after the answer; then it is known.
     let status = post(server.address, &delivery).await.0;
     assert!(matches!(status, 200 | 202), "{status}");
