@@ -16,7 +16,7 @@ demo: ## a bug report becomes a pull request, on this machine, without any accou
 
 test: ## formatting, lints and every test; installs and starts what they need
 	@deploy/setup.sh test
-	@$(MAKE) --no-print-directory lint unit
+	@$(MAKE) --no-print-directory lint mutants unit
 
 lint: ## formatting and lints
 	$(CARGO) fmt --check
@@ -142,6 +142,16 @@ prove-kill: ## the server is killed with SIGKILL again and again under load: not
 	@cat $(PROVE)/$@/*.tsv | awk -F'\t' '{ kills += $$1; accepted += $$2; lost += $$3; doubled += $$4; runs += $$6; if ($$5 > longest) longest = $$5 } END { \
 	  printf "prove-kill: %d kills, %d deliveries accepted, %d runs, %d lost, %d doubled, converged in %d s\n", kills, accepted, runs, lost, doubled, longest; \
 	  exit (NR < 2 || lost > 0 || doubled > 0 || longest > 120) }'
+
+.PHONY: prove-mutants mutants
+prove-mutants: ## deliberate breakages of this program, each must turn a test red (ARGS="--only NAME", "--list")
+	@deploy/setup.sh test
+	@$(MAKE) --no-print-directory mutants
+
+mutants:
+	@mkdir -p $(PROVE)
+	@$(SETUP_ENV); CI=$${CI:-true} $(CARGO) test --quiet --test mutants -- $(ARGS) > $(PROVE)-mutants.log 2> $(PROVE)-mutants.build.log; code=$$?; \
+	  if [ $$code != 0 ]; then tail -n 60 $(PROVE)-mutants.build.log; fi; cat $(PROVE)-mutants.log; exit $$code
 
 .PHONY: prove-nodes
 prove-nodes: ## five nodes under kills, pauses and Redis cuts end every run once (RUNS=200)

@@ -531,6 +531,9 @@ pub(super) async fn fail(
 
 /// What people are told of an error; its details are in the log under the run's id.
 fn classify(error: &EngineError) -> (FailureClass, String) {
+    if is_full_disk(error) {
+        return (FailureClass::Disk, wording::SERVER_DISK_FULL.into());
+    }
     match error {
         EngineError::Git(GitError::Auth { .. }) => {
             (FailureClass::Auth, "The forge refused our credentials for Git.".into())
@@ -569,6 +572,20 @@ fn classify(error: &EngineError) -> (FailureClass, String) {
             "Something broke on the server; its log has the details under this run's id.".into(),
         ),
     }
+}
+
+/// The disk of this server, not of the agent. Git says it in words only.
+fn is_full_disk(error: &EngineError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(inner) = cause {
+        if let Some(io) = inner.downcast_ref::<std::io::Error>()
+            && io.kind() == std::io::ErrorKind::StorageFull
+        {
+            return true;
+        }
+        cause = inner.source();
+    }
+    error.to_string().contains("No space left on device")
 }
 
 /// Somebody else's words as the end of a sentence.
