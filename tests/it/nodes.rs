@@ -386,8 +386,7 @@ impl Installation {
     pub fn node(&self, name: &str, role: &str, public: Option<SocketAddr>) -> Process {
         let folder = self.folder.path().join(name);
         std::fs::create_dir(&folder).unwrap();
-        // Free now, and nobody else on this machine asks for it by number.
-        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = own_address();
         let public = public.unwrap_or(address);
         let mut github = format!(
             "app_id = {}\napi_url = \"{}\"\ngit_url = \"{}\"\nweb_url = \"{}\"\n",
@@ -421,6 +420,19 @@ impl Installation {
         let number = self.hub.open_issue(REPO, "ada", "No answer", "There is no answer.");
         let comment = self.hub.comment(REPO, number, "ada", "/zeblit fix");
         (number, comment, self.hub.comment_created(REPO, comment))
+    }
+}
+
+/// A port of this process alone: below those that connections get, so that it stays free while nobody listens.
+fn own_address() -> SocketAddr {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    loop {
+        let n = NEXT.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let port = 12_000 + (std::process::id().wrapping_mul(17) + n) % 18_000;
+        let address = SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()));
+        if std::net::TcpListener::bind(address).is_ok() {
+            return address;
+        }
     }
 }
 
@@ -651,9 +663,14 @@ impl Cluster {
         }
     }
 
-    /// What is over comes to its end.
+    /// What is over comes to its end; a process that ended by itself is started again, as a service manager does.
     fn mend(&mut self, all: bool) {
         let now = Instant::now();
+        for node in &mut self.nodes {
+            if node.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some()) {
+                node.begin(&[]);
+            }
+        }
         if let Some((node, until)) = self.paused
             && (all || now >= until)
         {
@@ -791,6 +808,7 @@ async fn five_nodes_end_every_run_once() {
         if rest.elapsed() >= STUCK {
             panic!("it does not come to rest: {}", cluster.story().await);
         }
+        cluster.mend(true);
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 
