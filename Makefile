@@ -16,7 +16,7 @@ demo: ## a bug report becomes a pull request, on this machine, without any accou
 
 test: ## formatting, lints and every test; installs and starts what they need
 	@deploy/setup.sh test
-	@$(MAKE) --no-print-directory lint unit
+	@$(MAKE) --no-print-directory lint mutants unit
 
 lint: ## formatting and lints
 	$(CARGO) fmt --check
@@ -117,19 +117,19 @@ prove-crash: ## the process dies before, during and after the sending of every k
 	@deploy/setup.sh test
 	@rm -rf $(PROVE)/$@
 	@mkdir -p $(PROVE)/$@
-	@$(PROVE_RUN) matrix::each_kind crash:: postgres:: > $(PROVE)-crash.log 2>&1; echo $$? > $(PROVE)-crash.code
+	@$(PROVE_RUN) -- matrix::each_kind crash:: postgres:: > $(PROVE)-crash.log 2>&1; echo $$? > $(PROVE)-crash.code
 	@cat $(PROVE)/$@/*.tsv | awk -F'\t' '{ printf "%-6s  %-9s  %-15s  %-12s  %s  %s\n", $$1, $$2, $$3, $$4, $$5, $$6 }'
 	@if [ "$$(cat $(PROVE)-crash.code)" != 0 ]; then tail -n 60 $(PROVE)-crash.log; fi
 	@cat $(PROVE)/$@/*.tsv | awk -F'\t' -v passed="$$(sed -n 's/^test result: ok\. \([0-9]*\) passed.*/\1/p' $(PROVE)-crash.log)" \
 	  '!($$2 in d) { d[$$2]; ds++ } !($$3 in k) { k[$$3]; ks++ } !($$4 in s) { s[$$4]; ss++ } $$1 == "once" { once++ } END { \
 	  printf "prove-crash: %d kinds x %d stops x %d databases: %d of %d exactly once; %d whole-job tests\n", ks, ss, ds, once, ks * ss * ds, passed - ss * ds; \
-	  exit (ks < 25 || ss != 3 || ds != 2 || once != ks * ss * ds) }'
+	  exit (ks < 31 || ss != 3 || ds != 2 || once != ks * ss * ds) }'
 	@exit "$$(cat $(PROVE)-crash.code)"
 
 prove-faults: ## effects of all kinds at a forge that breaks half of the time: none is doubled, all converge (EFFECTS=1000)
 	@deploy/setup.sh test
 	@rm -rf $(PROVE)/$@
-	@ZEBLIT_PROVE_EFFECTS=$(or $(EFFECTS),1000) $(SHELL) -c '$(PROVE_RUN) matrix::effects_of_all_kinds' > $(PROVE)-faults.log 2>&1; echo $$? > $(PROVE)-faults.code
+	@ZEBLIT_PROVE_EFFECTS=$(or $(EFFECTS),1000) $(SHELL) -c '$(PROVE_RUN) -- matrix::effects_of_all_kinds effects::' > $(PROVE)-faults.log 2>&1; echo $$? > $(PROVE)-faults.code
 	@if [ "$$(cat $(PROVE)-faults.code)" != 0 ]; then tail -n 60 $(PROVE)-faults.log; fi
 	@printf 'prove-faults: '; cat $(PROVE)/$@/faults.txt
 	@exit "$$(cat $(PROVE)-faults.code)"
@@ -142,6 +142,16 @@ prove-kill: ## the server is killed with SIGKILL again and again under load: not
 	@cat $(PROVE)/$@/*.tsv | awk -F'\t' '{ kills += $$1; accepted += $$2; lost += $$3; doubled += $$4; runs += $$6; if ($$5 > longest) longest = $$5 } END { \
 	  printf "prove-kill: %d kills, %d deliveries accepted, %d runs, %d lost, %d doubled, converged in %d s\n", kills, accepted, runs, lost, doubled, longest; \
 	  exit (NR < 2 || lost > 0 || doubled > 0 || longest > 120) }'
+
+.PHONY: prove-mutants mutants
+prove-mutants: ## deliberate breakages of this program, each must turn a test red (ARGS="--only NAME", "--list")
+	@deploy/setup.sh test
+	@$(MAKE) --no-print-directory mutants
+
+mutants:
+	@mkdir -p $(PROVE)
+	@$(SETUP_ENV); CI=$${CI:-true} $(CARGO) test --quiet --test mutants -- $(ARGS) > $(PROVE)-mutants.log 2> $(PROVE)-mutants.build.log; code=$$?; \
+	  if [ $$code != 0 ]; then tail -n 60 $(PROVE)-mutants.build.log; fi; cat $(PROVE)-mutants.log; exit $$code
 
 .PHONY: prove-nodes
 prove-nodes: ## five nodes under kills, pauses and Redis cuts end every run once (RUNS=200)

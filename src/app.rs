@@ -15,9 +15,11 @@ use crate::git::{Disk, Git};
 use crate::queue::Wakeup;
 use crate::queue::local::LocalWakeup;
 use crate::queue::redis::RedisWakeup;
-use crate::remote::Forge;
 use crate::remote::github::{GithubForge, GithubSettings};
+use crate::remote::jira::Jira;
 use crate::remote::local::LocalForge;
+use crate::remote::sentry::Sentry;
+use crate::remote::{Forge, Remote};
 use crate::sandbox::Sandbox;
 use crate::sandbox::docker::{DockerOptions, DockerSandbox};
 use crate::sandbox::process::ProcessSandbox;
@@ -35,6 +37,8 @@ pub struct App {
     pub store: Store,
     pub wakeup: Arc<dyn Wakeup>,
     pub forge: Arc<dyn Forge>,
+    /// Where effects go besides the forge: Jira, Sentry.
+    pub remotes: Vec<Arc<dyn Remote>>,
     /// The built-in forge, when it is the one in use: its pages are served below `/forge`.
     pub local: Option<LocalForge>,
     pub sandbox: Arc<dyn Sandbox>,
@@ -115,6 +119,14 @@ impl Signer {
 }
 
 impl App {
+    /// Where effects of this name go, when that is configured.
+    pub fn remote(&self, name: &str) -> Option<&dyn Remote> {
+        if self.forge.name() == name {
+            return Some(self.forge.as_ref());
+        }
+        self.remotes.iter().map(AsRef::as_ref).find(|remote| remote.name() == name)
+    }
+
     /// Builds the system that `config` describes (already validated).
     pub async fn build(config: Config) -> anyhow::Result<Arc<Self>> {
         Self::build_for_measuring(config, Durability::Full).await
@@ -156,6 +168,7 @@ impl App {
             wakeup: wakeup(&config)?,
             store,
             forge,
+            remotes: remotes(&config)?,
             local,
             broker,
             agents,
@@ -213,6 +226,22 @@ fn wakeup(config: &Config) -> anyhow::Result<Arc<dyn Wakeup>> {
         }
         None => Ok(Arc::new(LocalWakeup::default())),
     }
+}
+
+/// Jira and Sentry, as far as they are to be written to.
+pub fn remotes(config: &Config) -> anyhow::Result<Vec<Arc<dyn Remote>>> {
+    let mut remotes: Vec<Arc<dyn Remote>> = Vec::new();
+    if let (Some(base), Some(token)) = (&config.jira.base_url, &config.jira.token) {
+        let jira = Jira::new(base, config.jira.account.as_deref(), token).map_err(anyhow::Error::msg);
+        remotes.push(Arc::new(jira.context("jira.base_url")?));
+    }
+    if let (Some(base), Some(token), Some(organization)) =
+        (&config.sentry.base_url, &config.sentry.token, &config.sentry.account)
+    {
+        let sentry = Sentry::new(base, organization, token).map_err(anyhow::Error::msg);
+        remotes.push(Arc::new(sentry.context("sentry.base_url")?));
+    }
+    Ok(remotes)
 }
 
 /// GitHub or the local forge; the latter also as itself, for its pages.

@@ -158,6 +158,11 @@ pub struct SourceConfig {
     /// Empty: the source is disabled.
     pub webhook_secrets: Vec<SecretString>,
     pub max_body_bytes: usize,
+    /// With `token`: effects may go there.
+    pub base_url: Option<String>,
+    pub token: Option<SecretString>,
+    /// Jira Cloud: whose token it is, an e-mail address. Sentry: the slug of the organisation.
+    pub account: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -454,7 +459,7 @@ impl Default for Config {
             redis: RedisConfig::default(),
             github: None,
             jira: SourceConfig::default(),
-            sentry: SourceConfig { webhook_secrets: Vec::new(), max_body_bytes: 5 * 1024 * 1024 },
+            sentry: SourceConfig { max_body_bytes: 5 * 1024 * 1024, ..SourceConfig::default() },
             local_forge: None,
             sandbox: SandboxConfig::default(),
             egress: EgressConfig::default(),
@@ -490,7 +495,13 @@ impl Default for ServerConfig {
 
 impl Default for SourceConfig {
     fn default() -> Self {
-        Self { webhook_secrets: Vec::new(), max_body_bytes: 25 * 1024 * 1024 }
+        Self {
+            webhook_secrets: Vec::new(),
+            max_body_bytes: 25 * 1024 * 1024,
+            base_url: None,
+            token: None,
+            account: None,
+        }
     }
 }
 
@@ -976,6 +987,27 @@ const KEYS: &[Key] = &[
         c.jira.max_body_bytes
     )),
     key!(
+        "jira.base_url",
+        Text,
+        "Where comments and transitions go; unset: nowhere.",
+        "\"https://octo.atlassian.net\"",
+        |c| optional(c.jira.base_url.as_deref())
+    ),
+    key!(
+        "jira.account",
+        Text,
+        "Cloud: the e-mail address of the account; Data Center: leave it out.",
+        "\"bot@example.com\"",
+        |c| { optional(c.jira.account.as_deref()) }
+    ),
+    key!(
+        "jira.token",
+        Text,
+        "Its API token (Cloud) or personal access token (Data Center).",
+        "\"…\"",
+        |c| secret(c.jira.token.as_ref())
+    ),
+    key!(
         "sentry.webhook_secrets",
         List,
         "The client secret of the Sentry integration: at least 16 characters; two while you rotate it.",
@@ -985,6 +1017,23 @@ const KEYS: &[Key] = &[
     key!("sentry.max_body_bytes", Integer, "Largest delivery taken, in bytes.", "", |c| plain(
         c.sentry.max_body_bytes
     )),
+    key!(
+        "sentry.base_url",
+        Text,
+        "Where comments and changes of status go; unset: nowhere.",
+        "\"https://sentry.io\"",
+        |c| optional(c.sentry.base_url.as_deref())
+    ),
+    key!("sentry.account", Text, "The slug of the organisation.", "\"octo\"", |c| {
+        optional(c.sentry.account.as_deref())
+    }),
+    key!(
+        "sentry.token",
+        Text,
+        "The token of an internal integration (Issue & Event: write).",
+        "\"…\"",
+        |c| secret(c.sentry.token.as_ref())
+    ),
     key!(
         "sandbox.kind",
         Text,
@@ -1448,6 +1497,15 @@ impl Config {
                 found.webhook_secrets(&format!("{name}.webhook_secrets"), &source.webhook_secrets);
             }
             found.positive(&format!("{name}.max_body_bytes"), source.max_body_bytes > 0);
+            if let Some(url) = &source.base_url {
+                found.url(&format!("{name}.base_url"), url);
+                if source.token.is_none() {
+                    found.add(&format!("{name}.token"), "is needed together with `base_url`");
+                }
+                if name == "sentry" && source.account.is_none() {
+                    found.add("sentry.account", "is needed together with `base_url`");
+                }
+            }
         }
         self.validate_sandbox(&mut found);
         self.validate_egress(&mut found);
@@ -2057,7 +2115,8 @@ impl Config {
         }
         let models = ModelApi::ALL.into_iter().filter_map(|api| self.models.endpoint(api).1);
         let providers = self.models.providers.values().filter_map(|provider| provider.api_key.as_ref());
-        for secret in models.chain(providers).chain(&self.secret_key) {
+        let tickets = [&self.jira, &self.sentry].into_iter().filter_map(|source| source.token.as_ref());
+        for secret in models.chain(providers).chain(tickets).chain(&self.secret_key) {
             add(secret.expose_secret());
         }
         if let Some(url) = &self.database.url

@@ -237,6 +237,16 @@ pub struct OwnIssue {
     pub marker: String,
 }
 
+/// A comment on a Jira ticket or a Sentry issue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketNote {
+    /// Key of the ticket, id of the issue.
+    pub ticket: String,
+    pub body: String,
+    /// As `OwnComment::marker`, but not part of `body`: each remote keeps it where it can be found again.
+    pub mark: String,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MergeMethod {
@@ -255,6 +265,8 @@ pub enum Twin {
     Check { id: i64 },
     /// Closed; its text names the one that stays.
     Issue { number: i64, of: String },
+    /// On a Jira ticket or a Sentry issue; deleted.
+    Note { ticket: String, id: String },
     /// A review that was submitted cannot be deleted: its text is cut down to a note.
     Review { number: i64, id: i64 },
 }
@@ -329,6 +341,12 @@ pub enum Payload {
         name: RepoName,
         private: bool,
     },
+    TicketComment(TicketNote),
+    /// The status that a ticket or an alert is to have: a transition at Jira, a change at Sentry.
+    TicketStatus {
+        ticket: String,
+        status: String,
+    },
     /// Takes away what was made twice.
     Remove(Twin),
 }
@@ -363,14 +381,17 @@ pub enum Kind {
     Issue,
     Fork,
     Repository,
+    TicketComment,
+    TicketStatus,
     RemoveComment,
     RemoveCheck,
     RemoveIssue,
     RemoveReview,
+    RemoveNote,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 25] = [
+    pub const ALL: [Kind; 28] = [
         Kind::Reaction,
         Kind::Sticky,
         Kind::Comment,
@@ -392,10 +413,13 @@ impl Kind {
         Kind::Issue,
         Kind::Fork,
         Kind::Repository,
+        Kind::TicketComment,
+        Kind::TicketStatus,
         Kind::RemoveComment,
         Kind::RemoveCheck,
         Kind::RemoveIssue,
         Kind::RemoveReview,
+        Kind::RemoveNote,
     ];
 
     /// The `kind` column of the effects table and the label of its metrics.
@@ -422,10 +446,13 @@ impl Kind {
             Kind::Issue => "issue",
             Kind::Fork => "fork",
             Kind::Repository => "repository",
+            Kind::TicketComment => "ticket_comment",
+            Kind::TicketStatus => "ticket_status",
             Kind::RemoveComment => "remove_comment",
             Kind::RemoveCheck => "remove_check",
             Kind::RemoveIssue => "remove_issue",
             Kind::RemoveReview => "remove_review",
+            Kind::RemoveNote => "remove_note",
         }
     }
 }
@@ -465,10 +492,13 @@ impl Payload {
             Payload::Issue(_) => Kind::Issue,
             Payload::Fork { .. } => Kind::Fork,
             Payload::Repository { .. } => Kind::Repository,
+            Payload::TicketComment(_) => Kind::TicketComment,
+            Payload::TicketStatus { .. } => Kind::TicketStatus,
             Payload::Remove(Twin::Comment { .. }) => Kind::RemoveComment,
             Payload::Remove(Twin::Check { .. }) => Kind::RemoveCheck,
             Payload::Remove(Twin::Issue { .. }) => Kind::RemoveIssue,
             Payload::Remove(Twin::Review { .. }) => Kind::RemoveReview,
+            Payload::Remove(Twin::Note { .. }) => Kind::RemoveNote,
         }
     }
 
@@ -490,6 +520,7 @@ impl Payload {
             | Payload::ResolveThread { .. }
             | Payload::DeleteBranch { .. }
             | Payload::AutoMerge { .. }
+            | Payload::TicketStatus { .. }
             | Payload::Remove(_) => Reconcile::Repeat,
             Payload::Pull(_) | Payload::Branch(_) | Payload::Fork { .. } | Payload::Repository { .. } => {
                 Reconcile::Natural
@@ -498,7 +529,8 @@ impl Payload {
             | Payload::Comment(_)
             | Payload::Check(_)
             | Payload::Review(_)
-            | Payload::Issue(_) => Reconcile::Look,
+            | Payload::Issue(_)
+            | Payload::TicketComment(_) => Reconcile::Look,
         }
     }
 
@@ -510,6 +542,7 @@ impl Payload {
             Payload::Issue(own) => &own.marker,
             Payload::Review(own) => &own.marker,
             Payload::Check(own) => &own.external_id,
+            Payload::TicketComment(own) => &own.mark,
             _ => return None,
         };
         // Without a mark nobody could tell it from something else of ours.
@@ -523,6 +556,9 @@ impl Payload {
             Payload::Check(_) => Some(Twin::Check { id }),
             Payload::Issue(_) => Some(Twin::Issue { number: id, of: kept.id.clone() }),
             Payload::Review(own) => Some(Twin::Review { number: own.number, id }),
+            Payload::TicketComment(own) => {
+                Some(Twin::Note { ticket: own.ticket.clone(), id: twin.id.clone() })
+            }
             _ => None,
         }
     }
@@ -591,7 +627,7 @@ mod tests {
         assert_eq!(names.len(), Kind::ALL.len());
         // The list is in the order of the kinds and skips none.
         assert!(Kind::ALL.iter().enumerate().all(|(n, kind)| *kind as usize == n));
-        assert_eq!(Kind::RemoveReview as usize + 1, Kind::ALL.len(), "the last kind is in the list");
+        assert_eq!(Kind::RemoveNote as usize + 1, Kind::ALL.len(), "the last kind is in the list");
     }
 
     #[test]

@@ -204,6 +204,10 @@ pub fn deadly_delivery(deaths: i64) -> String {
     )
 }
 
+/// A run that met a full disk of the server.
+pub const SERVER_DISK_FULL: &str =
+    "The disk of the server is full. Its operator makes room; then `/zeblit retry`.";
+
 /// A run that was begun and that nobody goes on with.
 pub fn abandoned(hours: i64) -> String {
     format!("It was begun, and for {hours} h no worker went on with it.")

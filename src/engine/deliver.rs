@@ -11,7 +11,7 @@ use crate::domain::event::Surface;
 use crate::domain::run::{FailureClass, Phase, RunInput, RunState};
 use crate::domain::wording;
 use crate::queue::Topic;
-use crate::remote::{RemoteError, Retry};
+use crate::remote::{Remote, RemoteError, Retry};
 use crate::store::{self, Tx};
 use chrono::{DateTime, Duration, Utc};
 use futures_util::future::try_join_all;
@@ -43,6 +43,9 @@ const LANE_LATER: Duration = Duration::seconds(5);
 
 /// A sending whose intent is older was held up on the way and is not begun: others may reconcile it by then.
 const SEND_WITHIN: Duration = Duration::seconds(30);
+
+/// How far the clocks of processes may run apart.
+const CLOCKS_APART: Duration = Duration::seconds(60);
 
 /// The part of the minute's and hour's writes that progress texts may use: the rest is for what matters.
 const PROGRESS_SHARE: f64 = 0.7;
@@ -115,8 +118,8 @@ async fn may_write(
         return Ok(Some(until));
     }
     let writes = store::effects::writes_since(tx, remote, installation, now - Duration::hours(1)).await?;
-    // A write in the future was recorded before the clock was set back: it says nothing about now.
-    let writes: Vec<_> = writes.into_iter().filter(|at| *at <= now).collect();
+    // What lies further ahead than clocks run apart was recorded before this one was set back: it says nothing.
+    let writes: Vec<_> = writes.into_iter().filter(|at| *at <= now + CLOCKS_APART).collect();
     if let Some(last) = writes.last() {
         let next = *last + Duration::milliseconds(limits.write_spacing_ms);
         if next > now {
@@ -166,12 +169,28 @@ async fn send(app: &App, effect: &Effect) -> Result<Lane, EngineError> {
         tx.commit().await?;
         return Ok(Lane::Worked);
     }
-    let result = match masked(app, &sent) {
-        Some(masked) => app.forge.apply(&masked).await,
-        None => app.forge.apply(&sent).await,
+    let result = match remote_of(app, &sent) {
+        Ok(remote) => remote.apply(masked(app, &sent).as_ref().unwrap_or(&sent)).await,
+        Err(error) => Err(error),
     };
     settle(app, &sent, result).await?;
     Ok(Lane::Worked)
+}
+
+/// Where an effect goes. What is not configured now may be so again.
+fn remote_of<'a>(app: &'a App, effect: &Effect) -> Result<&'a dyn Remote, RemoteError> {
+    app.remote(&effect.remote).ok_or_else(|| RemoteError::Unavailable {
+        operation: "find the remote of an effect",
+        detail: format!("`{}` is not configured", effect.remote),
+    })
+}
+
+async fn find_all(app: &App, effect: &Effect) -> Result<Vec<RemoteRef>, RemoteError> {
+    remote_of(app, effect)?.find_all(effect).await
+}
+
+async fn find(app: &App, effect: &Effect) -> Result<Option<RemoteRef>, RemoteError> {
+    remote_of(app, effect)?.find(effect).await
 }
 
 /// The effect with secrets taken out of its texts, when it holds any: whatever made a text, none leaves here with one.
@@ -271,8 +290,11 @@ async fn made(app: &App, tx: &mut Tx, effect: &Effect, remote: &RemoteRef) -> Re
 async fn remove(app: &App, tx: &mut Tx, effect: &Effect, twin: Twin) -> Result<(), EngineError> {
     let payload = Payload::Remove(twin);
     let id = match &payload {
-        Payload::Remove(Twin::Comment { id, .. } | Twin::Check { id } | Twin::Review { id, .. }) => *id,
-        Payload::Remove(Twin::Issue { number, .. }) => *number,
+        Payload::Remove(Twin::Comment { id, .. } | Twin::Check { id } | Twin::Review { id, .. }) => {
+            id.to_string()
+        }
+        Payload::Remove(Twin::Issue { number, .. }) => number.to_string(),
+        Payload::Remove(Twin::Note { id, .. }) => id.clone(),
         _ => return Ok(()),
     };
     let key = format!("{}:{}:{}:{id}", payload.kind(), effect.remote, effect.repo.id);
@@ -291,18 +313,14 @@ async fn remove(app: &App, tx: &mut Tx, effect: &Effect, twin: Twin) -> Result<(
 pub async fn twins(app: &App) -> Result<(), EngineError> {
     let now = app.clock.now();
     for (effect, looks) in store::effects::watched(&app.store, now, TWINS_AT_ONCE).await? {
-        let next = match usize::try_from(looks)
-            .ok()
-            .and_then(|n| Some((TWIN_LOOKS.get(n)?, TWIN_LOOKS.get(n + 1)?)))
-        {
-            Some((this, next)) => Some(now + (*next - *this)),
-            None => None,
-        };
+        let at = usize::try_from(looks).unwrap_or(usize::MAX);
+        let next = TWIN_LOOKS.get(at).zip(TWIN_LOOKS.get(at.saturating_add(1)));
+        let next = next.map(|(this, next)| now + (*next - *this));
         let found = match (&effect.remote_ref, effect.state) {
             (None, EffectState::Failed) => Some(Vec::new()),
             // Not made again yet: the other one may still be adopted.
             (None, _) => None,
-            (Some(_), _) => match app.forge.find_all(&effect).await {
+            (Some(_), _) => match find_all(app, &effect).await {
                 Ok(found) => Some(found),
                 Err(error) => {
                     tracing::warn!(error = %error, effect.key = %effect.key, "twins cannot be looked for now");
@@ -340,7 +358,7 @@ async fn reconcile(app: &App, effect: &Effect) -> Result<(), EngineError> {
     };
     let found = match how {
         Reconcile::Repeat => None,
-        Reconcile::Natural | Reconcile::Look => match app.forge.find(effect).await {
+        Reconcile::Natural | Reconcile::Look => match find(app, effect).await {
             Ok(found) => found,
             Err(error) => return look_later(app, effect, &error).await,
         },

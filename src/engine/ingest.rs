@@ -82,25 +82,16 @@ async fn together(app: &App, deliveries: Vec<Delivery>) -> Result<(), EngineErro
         store::inbox::begun(&mut tx, &delivery.id, now + AFTER_DEATH * deaths).await?;
     }
     tx.commit().await?;
-    let mut ended = Vec::new();
-    let done = all(app, &deliveries, &mut ended).await;
-    if let Err(EngineError::Store(error)) = done {
+    let done = all(app, &deliveries).await;
+    if let Err(EngineError::Store(_)) = &done {
         // The database is down: nothing can be recorded, the deliveries stay pending.
         nobody_died(app, &deliveries).await;
-        return Err(EngineError::Store(error));
     }
-    done?;
-    if !ended.is_empty() {
-        let mut tx = app.store.write_tx().await?;
-        for (id, state, verdict) in ended {
-            store::inbox::finish(&mut tx, &id, state, &verdict).await?;
-        }
-        tx.commit().await?;
-    }
-    Ok(())
+    done
 }
 
-async fn all(app: &App, deliveries: &[Delivery], ended: &mut Ended) -> Result<(), EngineError> {
+async fn all(app: &App, deliveries: &[Delivery]) -> Result<(), EngineError> {
+    let ended = &mut Vec::new();
     // A label put on many issues at once comes as many deliveries: they are planned together and share a commit, too.
     let mut batch = Batch::default();
     for delivery in deliveries {
@@ -110,7 +101,15 @@ async fn all(app: &App, deliveries: &[Delivery], ended: &mut Ended) -> Result<()
         let taken = take(app, delivery, &mut batch).await;
         settle(app, delivery, taken, ended).await?;
     }
-    flush(app, &mut batch, ended).await
+    flush(app, &mut batch, ended).await?;
+    if !ended.is_empty() {
+        let mut tx = app.store.write_tx().await?;
+        for (id, state, verdict) in ended {
+            store::inbox::finish(&mut tx, id, *state, verdict).await?;
+        }
+        tx.commit().await?;
+    }
+    Ok(())
 }
 
 /// The database failed, not a delivery. Where it fails here, too, they are begun one by one next time, that is all.
@@ -1254,6 +1253,15 @@ async fn store_plan(app: &App, tx: &mut Tx, planned: &Planned) -> Result<bool, E
             let key = format!("react:{}:{}", comment.node_id, reaction.rest_name());
             report::put(app, tx, &owner, key, EffectPriority::Seen, payload).await?;
         }
+    }
+    if let Surface::Label { name } = &comment.surface
+        && (seen || confused)
+    {
+        // It was read: put there again, it is asked again.
+        let number = comment.subject.number;
+        let payload = Payload::Label { number, name: name.clone(), present: false };
+        let key = format!("unlabel:{}", comment.node_id);
+        report::put(app, tx, &owner, key, EffectPriority::Check, payload).await?;
     }
     let subject = format!("{}#{}", repo.name, comment.subject.number);
     for (action, detail) in &plan.audit {

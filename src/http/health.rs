@@ -17,6 +17,8 @@ use std::time::Duration;
 const CACHE_SECONDS: i64 = 30;
 /// Seconds until something that does not answer counts as failed.
 const CHECK_TIMEOUT_SECONDS: u64 = 5;
+/// Bytes that are written to see whether there is room.
+const PROBE_BYTES: usize = 256 * 1024;
 /// Characters of a detail that are shown.
 const MAX_DETAIL_CHARS: usize = 300;
 
@@ -60,8 +62,8 @@ pub async fn readyz(State(http): State<Http>) -> Response {
             // What another role's nodes need says nothing of this one.
             let containers = async { if role.works() { Some(sandbox(app).await) } else { None } };
             let writes = async { if role.is_the_app() { Some(forge(app).await) } else { None } };
-            let (containers, writes) = tokio::join!(containers, writes);
-            kept.parts = containers.into_iter().chain(writes).collect();
+            let (containers, writes, disk) = tokio::join!(containers, writes, disk(app));
+            kept.parts = containers.into_iter().chain(writes).chain([disk]).collect();
             kept.asked_at = Some(now);
         }
         checks.extend(kept.parts.iter().cloned());
@@ -109,6 +111,34 @@ async fn sandbox(app: &App) -> Part {
         Err(late) => (false, late),
     };
     Part { name: "sandbox", ok, detail: shown(&app.secrets, &detail) }
+}
+
+/// Whether as much as a delivery may be written where the state and the database lie: a full disk refuses it, whatever the
+/// database still finds room for in files that it has.
+async fn disk(app: &App) -> Part {
+    let mut folders = vec![app.config.state_dir.as_path()];
+    folders.extend(app.store.folder().filter(|folder| *folder != app.config.state_dir));
+    let mut part =
+        Part { name: "disk", ok: true, detail: format!("{} KiB can be written", PROBE_BYTES / 1024) };
+    if app.store.is_nearly_full() {
+        part.ok = false;
+        part.detail = "the disk of the database is nearly full: deliveries are refused".into();
+    }
+    for folder in folders {
+        let path = folder.join(format!(".ready-{}", app.boot.replace([':', '/'], "-")));
+        let written = in_time(tokio::fs::write(&path, vec![0; PROBE_BYTES])).await;
+        // Also what a full disk took of it.
+        let removed = tokio::fs::remove_file(&path).await;
+        let problem = match written {
+            Ok(written) => written.and(removed).err().map(|error| error.to_string()),
+            Err(late) => Some(late),
+        };
+        if let Some(problem) = problem {
+            let detail = format!("nothing can be written to {}: {problem}", folder.display());
+            part = Part { name: "disk", ok: false, detail: shown(&app.secrets, &detail) };
+        }
+    }
+    part
 }
 
 async fn forge(app: &App) -> Part {

@@ -146,6 +146,7 @@ async fn server_with(change: impl FnOnce(&mut Config), checks: Vec<Check>) -> Se
         store,
         wakeup: Arc::new(LocalWakeup::default()),
         forge,
+        remotes: Vec::new(),
         local: Some(local),
         sandbox: Arc::new(Checked(checks)),
         agents: AgentSet::default(),
@@ -526,7 +527,7 @@ async fn readiness_names_each_part_and_ignores_what_is_only_recommended() {
     assert_eq!(answer.status, 200, "{}", answer.text);
     let names: Vec<String> =
         answer.json()["checks"].as_array().unwrap().iter().map(|c| c["name"].to_string()).collect();
-    assert_eq!(names, ["\"database\"", "\"sandbox\"", "\"forge\""]);
+    assert_eq!(names, ["\"database\"", "\"sandbox\"", "\"forge\"", "\"disk\""]);
 }
 
 #[tokio::test]

@@ -4,11 +4,14 @@
 //! Neither retries: when to send again is the engine's decision.
 
 pub mod github;
+pub mod jira;
 pub mod local;
+mod rest;
+pub mod sentry;
 
 use crate::domain::attachment::Link;
 use crate::domain::ci::FailedCheck;
-use crate::domain::effect::{Effect, RemoteRef};
+use crate::domain::effect::{Effect, Payload, RemoteRef};
 use crate::domain::event::{Actor, PullHead, Repo, Subject};
 use crate::domain::ids::{BranchName, Sha};
 use crate::domain::policy::Role;
@@ -73,9 +76,15 @@ impl RemoteError {
     }
 }
 
+/// An effect of a kind that this remote does not have.
+fn not_here(remote: &str, payload: &Payload) -> RemoteError {
+    let detail = format!("{remote} has no effects of kind `{}`", payload.kind());
+    RemoteError::Refused { operation: "apply an effect", status: 400, detail }
+}
+
 #[async_trait]
 pub trait Remote: Send + Sync + Debug {
-    /// `github` or `local`: the `remote` column of tasks, runs and effects.
+    /// `github`, `local`, `jira` or `sentry`: the `remote` column of tasks, runs and effects.
     fn name(&self) -> &'static str;
 
     /// Makes the outside world as the effect wants it: creates, or edits what `remote_ref` names.

@@ -187,6 +187,7 @@ async fn open_sqlite(path: &Path, durability: Durability) -> Result<Store, Store
     let writers = options()
         .max_connections(1)
         .after_connect(move |connection, _| Box::pin(pragmas(connection, Use::Write, durability)))
+        .before_acquire(|connection, _| Box::pin(std::future::ready(Ok(is_usable(connection)))))
         .connect(&url)
         .await
         .map_err(sql("open the database for writing"))?;
@@ -205,6 +206,12 @@ async fn open_sqlite(path: &Path, durability: Durability) -> Result<Store, Store
         folder: Some(Arc::from(folder)),
         checkpoints: Some(Arc::new(checkpoints)),
     })
+}
+
+/// SQLite itself ends a transaction that met a full disk; the driver goes on to count it as open, and no other could
+/// ever begin on that connection. Then another connection takes its place.
+fn is_usable(connection: &AnyConnection) -> bool {
+    !connection.is_in_transaction()
 }
 
 /// Pragmas and migrations on a connection of its own, so that an error is told at once: a pool would retry it.

@@ -133,7 +133,7 @@ async fn a_broken_configuration_is_told_with_its_line_and_starts_nothing() {
         }
         assert!(w.runs().await.is_empty());
         insta::assert_snapshot!(told.join("\n"), @r#"
-        .github/zeblit.toml, line 3: unknown field `agnet`, expected one of `enabled`, `agent`, `model`, `image`, `answer_strangers`, `push`, `staged`, `artifacts`, `permissions`, `limits`, `gate`, `egress`, `setup`; did you mean `agent`?
+        .github/zeblit.toml, line 3: unknown field `agnet`, expected one of `enabled`, `agent`, `model`, `image`, `answer_strangers`, `push`, `staged`, `artifacts`, `state_labels`, `request_review`, `delete_branch`, `permissions`, `limits`, `gate`, `egress`, `setup`; did you mean `agent`?
         .github/zeblit.toml, line 2: unknown field `minuets`, expected one of `minutes`, `budget`, `day_budget`, `runs`; did you mean `minutes`?
         .github/zeblit.toml, line 3: there is no command `deploy`
         .github/zeblit.toml, line 2: there is no command `fxi`; did you mean `fix`?

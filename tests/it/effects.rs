@@ -1,7 +1,7 @@
 //! Effects one by one: what is planned by configuration, several processes at one outbox, twins and who stays,
 //! and the governor to the millisecond.
 
-use crate::matrix::{case, put};
+use crate::matrix::{case, case_at, put, put_at};
 use crate::world::hub::Fault;
 use crate::world::hub::state::Write;
 use crate::world::sandbox::Script;
@@ -14,7 +14,7 @@ use zeblit::domain::ids::{BranchName, Sha};
 use zeblit::engine::{deliver, sweep};
 use zeblit::store;
 
-async fn configured(w: &World, text: &str) {
+fn configured(w: &World, text: &str) {
     w.hub.push_commit(REPO, "main", &[(".github/zeblit.toml", text)], "Rules");
 }
 
@@ -25,7 +25,7 @@ fn content(w: &World) -> Vec<Write> {
 #[tokio::test]
 async fn a_label_shows_where_the_run_is_when_the_repository_wants_that() {
     World::run(async |w| {
-        configured(w, "state_labels = true\n").await;
+        configured(w, "state_labels = true\n");
         let (number, _) = w.ask("/zeblit fix", Script::hangs().and_edit("a.txt", "a\n")).await;
         w.settle().await;
         assert_eq!(w.hub.issue(REPO, number).labels, [STATE_LABELS[1]]);
@@ -49,7 +49,7 @@ async fn a_label_shows_where_the_run_is_when_the_repository_wants_that() {
 async fn our_branch_goes_with_its_pull_request_when_the_repository_wants_that_and_nobody_worked_on_it() {
     for (wish, other_work, stays) in [(true, false, false), (true, true, true), (false, false, true)] {
         World::run(async |w| {
-            configured(w, &format!("delete_branch = {wish}\n")).await;
+            configured(w, &format!("delete_branch = {wish}\n"));
             w.fix(Script::edit("a.txt", "a\n")).await;
             let pull = w.our_pull();
             let branch = pull.pull.unwrap().head_ref;
@@ -69,7 +69,7 @@ async fn our_branch_goes_with_its_pull_request_when_the_repository_wants_that_an
 async fn who_asked_is_asked_for_a_review_of_what_is_no_draft() {
     for (wish, drafts, reviewers) in [(true, false, 1), (true, true, 0), (false, false, 0)] {
         World::run(async |w| {
-            configured(w, &format!("request_review = {wish}\n")).await;
+            configured(w, &format!("request_review = {wish}\n"));
             w.hub.state().repo_mut(REPO).drafts_supported = drafts;
             w.fix(Script::edit("a.txt", "a\n")).await;
             assert_eq!(w.our_pull().reviewers.len(), reviewers, "{wish} {drafts}");
@@ -241,6 +241,104 @@ async fn an_edit_of_a_paused_process_does_not_stay_the_last_word() {
     .await;
 }
 
+// ---------------------------------------------------------------- Jira and Sentry
+
+#[tokio::test]
+async fn a_comment_on_a_ticket_is_edited_in_place_and_what_was_made_twice_is_taken_away() {
+    World::run(async |w| {
+        for (n, remote) in ["jira", "sentry"].into_iter().enumerate() {
+            let case = case_at(w, Kind::TicketComment, remote, n);
+            let Payload::TicketComment(note) = &case.payload else { unreachable!() };
+            let mut edited = note.clone();
+            w.hub.lag_lists_for(Duration::seconds(100));
+            w.hub.fail_next(case.write, Fault::ResetAfter);
+            put_at(w, remote, remote, EffectPriority::Final, case.payload.clone()).await;
+            w.settle().await;
+            assert_eq!((case.count)(&w.hub), 2, "{remote}: made again");
+            let kept = held(w, remote).await;
+            w.pass(Duration::minutes(3)).await;
+            edited.body = "Better.".into();
+            put_at(w, remote, remote, EffectPriority::Final, Payload::TicketComment(edited.clone())).await;
+            w.settle().await;
+            let notes = w.hub.ticket(&edited.ticket).notes;
+            assert_eq!(notes.len(), 1, "{remote}");
+            assert_eq!(notes[0].id.to_string(), kept, "{remote}");
+            assert!(notes[0].text.starts_with("Better."), "{remote}: {notes:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_status_that_cannot_be_had_is_refused_and_one_that_is_there_is_left_alone() {
+    World::run(async |w| {
+        w.hub.add_ticket("ABC-1", "To Do");
+        w.hub.add_ticket("77", "resolved");
+        let status = |ticket: &str, status: &str| Payload::TicketStatus {
+            ticket: ticket.into(),
+            status: status.into(),
+        };
+        let state = async |key: &str| {
+            let effect = store::effects::by_key(&w.app.store, key).await.unwrap().unwrap();
+            (effect.state, effect.last_error.unwrap_or_default())
+        };
+        for (key, remote, payload) in [
+            ("no way", "jira", status("ABC-1", "Rejected")),
+            ("as it is", "jira", status("ABC-1", "to do")),
+            ("no such status", "sentry", status("77", "fixed")),
+            ("resolved", "sentry", status("77", "resolved")),
+            ("no path", "sentry", status("77/../1", "resolved")),
+            ("no ticket", "github", status("ABC-1", "Done")),
+        ] {
+            put_at(w, remote, key, EffectPriority::Final, payload).await;
+        }
+        for _ in 0..6 {
+            deliver::tick(&w.app).await.unwrap();
+            w.clock.advance(Duration::seconds(2));
+        }
+        for (key, good, part) in [
+            ("no way", false, "no transition of ABC-1 leads to `Rejected`"),
+            ("as it is", true, ""),
+            ("no such status", false, "no status of Sentry"),
+            ("resolved", true, ""),
+            ("no path", false, "is no id"),
+            ("no ticket", false, "no effects of kind `ticket_status`"),
+        ] {
+            let wanted = if good { EffectState::Confirmed } else { EffectState::Failed };
+            let (found, error) = state(key).await;
+            assert!(found == wanted && error.contains(part), "{key}: {found:?} {error}");
+        }
+        assert!(w.hub.writes().is_empty(), "{}", w.hub.transcript());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn somebody_elses_comment_with_our_mark_is_not_adopted_at_jira() {
+    World::run(async |w| {
+        let case = case_at(w, Kind::TicketComment, "jira", 1);
+        let Payload::TicketComment(own) = &case.payload else { unreachable!() };
+        let mark = own.mark.clone();
+        w.hub.fail_next(case.write, Fault::Before(500));
+        put_at(w, "jira", "jira", EffectPriority::Final, case.payload.clone()).await;
+        deliver::tick(&w.app).await.unwrap();
+        {
+            let mut state = w.hub.state();
+            let id = state.id();
+            let properties = serde_json::json!([{ "key": "zeblit.intent", "value": { "mark": mark } }]);
+            let text = "copied".to_owned();
+            let note = crate::world::hub::tickets::Note { id, author: "mallory", text, properties };
+            state.tickets.get_mut(&own.ticket).unwrap().notes.push(note);
+        }
+        w.settle().await;
+        let notes = w.hub.ticket(&own.ticket).notes;
+        assert_eq!(notes.len(), 2, "ours is there besides theirs: {notes:?}");
+        assert_eq!(notes[0].text, "copied");
+        assert_eq!(held(w, "jira").await, notes[1].id.to_string());
+    })
+    .await;
+}
+
 // ---------------------------------------------------------------- several processes, one governor
 
 #[tokio::test]
@@ -300,64 +398,74 @@ fn most_within(times: &[chrono::DateTime<chrono::Utc>], window: Duration) -> usi
 }
 
 /// Two processes that both believe to have the lane, as after pauses: nothing but the outbox keeps them apart.
+async fn crowded(w: &mut World) {
+    let other = w.another(node("other"), w.sandbox.clone()).await;
+    let number = w.issue();
+    let (most_minute, most_hour) = (w.config.limits.writes_per_minute, w.config.limits.writes_per_hour);
+    let [most_minute, most_hour] = [most_minute, most_hour].map(|most| usize::try_from(most).unwrap());
+    let all = most_hour * 23 / 20;
+    for n in 0..all {
+        let priority = match n % 10 {
+            9 => EffectPriority::Progress,
+            n if n % 2 == 0 => EffectPriority::Final,
+            _ => EffectPriority::Check,
+        };
+        let payload = Payload::Label { number, name: format!("label {n}"), present: true };
+        put(w, &format!("label {n}"), priority, payload).await;
+    }
+    let start = w.clock.now();
+    let mut turn = 0_i64;
+    loop {
+        for app in [&w.app, &other] {
+            store::duties::release_all(&w.app.store, &app.boot).await.unwrap();
+        }
+        let (one, two) = tokio::join!(deliver::tick(&w.app), deliver::tick(&other));
+        let (one, two) = (one.unwrap(), two.unwrap());
+        turn += 1;
+        if one.sent + two.sent > 0 {
+            w.clock.advance(Duration::milliseconds(turn * 137 % 450));
+            continue;
+        }
+        match one.next.into_iter().chain(two.next).min() {
+            // Woken too early now and then.
+            Some(_) if turn % 4 == 0 => w.clock.advance(Duration::milliseconds(1 + turn * 89 % 400)),
+            Some(next) => w.clock.advance_to(next.max(w.clock.now() + Duration::milliseconds(1))),
+            None => break,
+        }
+    }
+    let times: Vec<_> = content(w).into_iter().map(|write| write.at).collect();
+    assert_eq!(times.len(), all);
+    assert!(times.windows(2).all(|pair| pair[1] - pair[0] >= Duration::seconds(1)), "a second between two");
+    let minute = most_within(&times, Duration::minutes(1));
+    let hour = most_within(&times, Duration::hours(1));
+    assert!(minute <= most_minute && hour <= most_hour, "{minute} in a minute, {hour} in an hour");
+    assert!(minute * 2 > most_minute && hour == most_hour, "the room is used: {minute}, {hour}");
+    assert!(w.clock.now() - start > Duration::hours(1));
+    // What is final did not wait for progress.
+    let place = |n: usize| {
+        let name = format!(": label {n}");
+        content(w).iter().position(|write| write.summary.ends_with(&name)).unwrap()
+    };
+    let last_final = (0..all).step_by(2).map(place).max().unwrap();
+    let first_progress = (9..all).step_by(10).map(place).min().unwrap();
+    assert!(last_final < first_progress);
+}
+
 #[tokio::test]
-async fn no_window_ever_holds_more_writes_than_allowed_with_two_processes_on_both_databases() {
-    World::run_on_both(
-        |_| {},
-        async |w| {
-            let other = w.another(node("other"), w.sandbox.clone()).await;
-            let number = w.issue();
-            for n in 0..460 {
-                let priority = match n % 10 {
-                    9 => EffectPriority::Progress,
-                    n if n % 2 == 0 => EffectPriority::Final,
-                    _ => EffectPriority::Check,
-                };
-                let payload = Payload::Label { number, name: format!("label {n}"), present: true };
-                put(w, &format!("label {n}"), priority, payload).await;
-            }
-            let start = w.clock.now();
-            let mut turn = 0_i64;
-            loop {
-                for app in [&w.app, &other] {
-                    store::duties::release_all(&w.app.store, &app.boot).await.unwrap();
-                }
-                let (one, two) = tokio::join!(deliver::tick(&w.app), deliver::tick(&other));
-                let (one, two) = (one.unwrap(), two.unwrap());
-                turn += 1;
-                if one.sent + two.sent > 0 {
-                    w.clock.advance(Duration::milliseconds(turn * 137 % 450));
-                    continue;
-                }
-                match one.next.into_iter().chain(two.next).min() {
-                    // Woken too early now and then.
-                    Some(_) if turn % 4 == 0 => w.clock.advance(Duration::milliseconds(1 + turn * 89 % 400)),
-                    Some(next) => w.clock.advance_to(next.max(w.clock.now() + Duration::milliseconds(1))),
-                    None => break,
-                }
-            }
-            let times: Vec<_> = content(w).into_iter().map(|write| write.at).collect();
-            assert_eq!(times.len(), 460);
-            assert!(
-                times.windows(2).all(|pair| pair[1] - pair[0] >= Duration::seconds(1)),
-                "a second between two"
-            );
-            let (minute, hour) =
-                (most_within(&times, Duration::minutes(1)), most_within(&times, Duration::hours(1)));
-            assert!(minute <= 60 && hour <= 400, "{minute} in a minute, {hour} in an hour");
-            assert!(minute > 30 && hour == 400, "the room is used: {minute} in a minute, {hour} in an hour");
-            assert!(w.clock.now() - start > Duration::hours(1));
-            // What is final did not wait for progress.
-            let place = |n: usize| {
-                let name = format!(": label {n}");
-                content(w).iter().position(|write| write.summary.ends_with(&name)).unwrap()
-            };
-            let last_final = (0..460).step_by(2).map(place).max().unwrap();
-            let first_progress = (9..460).step_by(10).map(place).min().unwrap();
-            assert!(last_final < first_progress);
-        },
-    )
-    .await;
+async fn no_window_ever_holds_more_writes_than_allowed_with_two_processes() {
+    World::run(crowded).await;
+}
+
+#[tokio::test]
+async fn no_window_ever_holds_more_writes_than_allowed_with_two_processes_on_postgres() {
+    let fewer = |config: &mut zeblit::config::Config| {
+        // All of them with `make prove-faults`.
+        if std::env::var_os("ZEBLIT_PROVE_EFFECTS").is_none() {
+            config.limits.writes_per_minute = 12;
+            config.limits.writes_per_hour = 80;
+        }
+    };
+    World::run_on_postgres_with(fewer, crowded).await;
 }
 
 #[tokio::test]
@@ -410,7 +518,7 @@ async fn limits_of_the_forge_are_obeyed_to_the_second_by_every_process() {
                 let soonest = *first.values().min().unwrap();
                 let wanted = Duration::seconds(*seconds);
                 // A primary limit ends with a whole second.
-                let early = if matches!(fault, Fault::PrimaryLimit(_)) { 1 } else { 0 };
+                let early = i64::from(matches!(fault, Fault::PrimaryLimit(_)));
                 assert!(
                     soonest >= wanted - Duration::seconds(early) && soonest < wanted + Duration::seconds(3),
                     "{fault:?}: {soonest}"

@@ -40,9 +40,9 @@ fn docker_is_wanted() -> bool {
 }
 
 /// A folder with the configuration of one server, and its process while it runs.
-struct Server {
-    folder: tempfile::TempDir,
-    address: SocketAddr,
+pub(crate) struct Server {
+    pub folder: tempfile::TempDir,
+    pub address: SocketAddr,
     process: Option<Child>,
 }
 
@@ -52,7 +52,7 @@ impl Server {
     }
 
     /// `more` goes at the end of the configuration; its first section must be `[sandbox]`.
-    fn with(hub: &FakeHub, api_url: &str, agent: &str, more: &str) -> Self {
+    pub(crate) fn with(hub: &FakeHub, api_url: &str, agent: &str, more: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let at = |name: &str| folder.path().join(name);
         std::fs::create_dir(at("agents")).expect("a new folder");
@@ -82,7 +82,7 @@ impl Server {
         Server { folder, address, process: None }
     }
 
-    async fn start(&mut self) {
+    pub(crate) async fn start(&mut self) {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -108,14 +108,14 @@ impl Server {
     }
 
     /// SIGKILL: no handler of the program sees it.
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let mut process = self.process.take().expect("it runs");
         process.kill().expect("it runs");
         process.wait().expect("our child");
     }
 
     /// SIGTERM, and the status that it ends with.
-    fn stop(&mut self) -> std::process::ExitStatus {
+    pub(crate) fn stop(&mut self) -> std::process::ExitStatus {
         let mut process = self.process.take().expect("it runs");
         let told =
             Command::new("kill").args(["-TERM", &process.id().to_string()]).status().expect("kill runs");
@@ -141,7 +141,7 @@ impl Server {
         answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("{answer}"))
     }
 
-    async fn until(&self, what: &str, holds: impl Fn() -> bool) {
+    pub(crate) async fn until(&self, what: &str, holds: impl Fn() -> bool) {
         let start = Instant::now();
         while !holds() {
             assert!(start.elapsed() < PATIENCE, "waited for: {what}\n{}", self.log());
@@ -149,7 +149,7 @@ impl Server {
         }
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 }
@@ -163,7 +163,14 @@ impl Drop for Server {
         }
         // A server that is root mounts its folders on themselves, and leaves it so for its containers.
         for name in ["state", "sockets"] {
-            let _ = Command::new("umount").arg("--quiet").arg(self.folder.path().join(name)).status();
+            let path = self.folder.path().join(name);
+            // A test may have put a disk of its own below it.
+            while Command::new("umount")
+                .arg("--quiet")
+                .arg(&path)
+                .status()
+                .is_ok_and(|status| status.success())
+            {}
         }
     }
 }
@@ -354,7 +361,7 @@ impl Load {
 }
 
 /// `None`: nobody answered.
-async fn try_post(address: SocketAddr, delivery: &Delivery) -> Option<u16> {
+pub(crate) async fn try_post(address: SocketAddr, delivery: &Delivery) -> Option<u16> {
     let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
     let mut head = format!(
         "POST /webhooks/github HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n",
@@ -385,14 +392,14 @@ struct Proven {
 }
 
 /// The address of a database for one proof, and what removes it.
-struct ProofDatabase {
-    url: Option<String>,
+pub(crate) struct ProofDatabase {
+    pub url: Option<String>,
     drop: Option<(String, String)>,
 }
 
 impl ProofDatabase {
     /// `wanted`: `sqlite`, or `postgres` on the server that `ZEBLIT_TEST_POSTGRES` names.
-    async fn make(wanted: &str, seed: u64) -> Self {
+    pub(crate) async fn make(wanted: &str, seed: u64) -> Self {
         let wanted = std::env::var("ZEBLIT_PROVE_DATABASE")
             .ok()
             .filter(|word| !word.is_empty())
@@ -413,7 +420,7 @@ impl ProofDatabase {
         }
     }
 
-    async fn remove(self) {
+    pub(crate) async fn remove(self) {
         if let Some((server, name)) = self.drop {
             sql(&server, &format!("DROP DATABASE {name} WITH (FORCE)")).await;
         }
@@ -483,11 +490,13 @@ async fn proof(wanted: &str, seed: u64) -> Proven {
         if (open, pending, live) == (0, 0, 0) {
             break;
         }
-        assert!(
-            last_start.elapsed() < CONVERGES,
-            "{open} effects, {pending} deliveries and {live} runs are open after {CONVERGES:?}:\n{}",
-            last_lines(&server.log())
-        );
+        if last_start.elapsed() > CONVERGES {
+            panic!(
+                "{open} effects, {pending} deliveries and {live} runs are open after {CONVERGES:?}: {:#?}\n{}",
+                open_effects(&url).await,
+                last_lines(&server.log())
+            );
+        }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let converged = last_start.elapsed();
@@ -522,6 +531,21 @@ async fn proof(wanted: &str, seed: u64) -> Proven {
         panic!("{proven:#?}\n{}", last_lines(&server.log()));
     }
     proven
+}
+
+/// What was not sent, in the words of the database.
+async fn open_effects(url: &str) -> Vec<String> {
+    use sqlx::{Connection, Row};
+    let mut connection = sqlx::AnyConnection::connect(url).await.expect("opens");
+    let rows = sqlx::query(
+        "SELECT effect_key || ' ' || state || ' after ' || CAST(tries AS TEXT) || ' tries, not before ' || \
+         CAST(not_before AS TEXT) || ': ' || COALESCE(last_error, '') FROM effects \
+         WHERE state IN ('planned', 'sending', 'ambiguous')",
+    )
+    .fetch_all(&mut connection)
+    .await
+    .expect("reads");
+    rows.iter().map(|row| row.get::<String, _>(0)).collect()
 }
 
 async fn load_until(mut load: Load, stop: Arc<AtomicBool>) -> Load {

@@ -67,6 +67,8 @@ async fn a_label_needs_the_same_role_as_the_words() {
         w.hub.add_user("tri", 301);
         w.hub.set_role(REPO, "tri", "triage");
         let number = w.issue();
+        w.hub.state().repo_mut(REPO).issues.get_mut(&number).unwrap().labels =
+            vec!["bug".into(), "zeblit:fix".into(), "other".into()];
         label(w, number, "zeblit:fix", "tri").await;
         label(w, number, "zeblit:fix", "bob").await;
         label(w, number, "bug", "ada").await;
@@ -75,6 +77,8 @@ async fn a_label_needs_the_same_role_as_the_words() {
         let said = w.own(number);
         assert_eq!(said.len(), 1, "people below triage get silence: {said:?}");
         assert!(said[0].contains("write"), "{said:?}");
+        // The label went, so that it can be put there again; nobody touched the others.
+        assert_eq!(w.hub.issue(REPO, number).labels, ["bug", "other"]);
     })
     .await;
 }

@@ -63,6 +63,7 @@ async fn small(change: impl FnOnce(&mut Config)) -> Small {
         store,
         wakeup: Arc::new(LocalWakeup::default()),
         forge: Arc::new(forge.clone()),
+        remotes: Vec::new(),
         local: Some(forge.clone()),
         sandbox: sandbox.clone(),
         git: Git::open(&folder.path().join("state")).await.unwrap(),

@@ -193,7 +193,11 @@ fn copy(tree: &Path, mutated: &BTreeMap<&str, String>) -> Result<(), String> {
             None => std::fs::read(root().join(name)).map_err(|error| format!("{name}: {error}"))?,
         };
         if name == "src/lib.rs" {
+            bytes.splice(..0, QUIET.bytes());
             bytes.extend_from_slice(SWITCH.as_bytes());
+        }
+        if name == "Cargo.toml" || name == "Cargo.lock" {
+            bytes = renumber(&String::from_utf8_lossy(&bytes))?.into_bytes();
         }
         let path = tree.join(name);
         wanted.insert(path.clone());
@@ -212,6 +216,17 @@ fn copy(tree: &Path, mutated: &BTreeMap<&str, String>) -> Result<(), String> {
     remove_others(tree, &wanted).map_err(|error| format!("{}: {error}", tree.display()))
 }
 
+/// Another version than the tree's: what Cargo builds of the copy lies beside what it built of the tree, and neither is
+/// taken for the other.
+fn renumber(text: &str) -> Result<String, String> {
+    let version = concat!("name = \"zeblit\"\nversion = \"", env!("CARGO_PKG_VERSION"), "\"");
+    if text.matches(version).count() != 1 {
+        return Err("Cargo.toml or Cargo.lock does not name this package and its version in two lines".into());
+    }
+    let other = version.trim_end_matches('"').to_owned() + "+mutants\"";
+    Ok(text.replace(version, &other))
+}
+
 fn remove_others(folder: &Path, wanted: &BTreeSet<PathBuf>) -> std::io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
@@ -224,6 +239,8 @@ fn remove_others(folder: &Path, wanted: &BTreeSet<PathBuf>) -> std::io::Result<(
     Ok(())
 }
 
+/// Stands before the library of the copy: a switch is put in brackets wherever it stands.
+const QUIET: &str = "#![allow(unused_parens)]\n";
 /// Added to the library of the copy.
 const SWITCH: &str = r#"
 /// Whether this mutant is on.

@@ -380,6 +380,11 @@ impl GithubForge {
                 let made: wire::Issue = self.write(OPERATION, repo, set, Method::PATCH, path, body).await?;
                 Ok(issue_ref(made))
             }
+            Twin::Note { .. } => Err(RemoteError::Refused {
+                operation: OPERATION,
+                status: 400,
+                detail: "github has no tickets".into(),
+            }),
             Twin::Review { number, id } => {
                 let path = format!("{base}/pulls/{number}/reviews/{id}/comments?per_page={PAGE}");
                 let lines: Vec<wire::Id> = self.read(OPERATION, repo, PermissionSet::Talk, path).await?;

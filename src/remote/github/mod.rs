@@ -1003,6 +1003,9 @@ impl Remote for GithubForge {
             Payload::Fork { owner } => self.make_fork(repo, owner).await,
             Payload::Repository { name, private } => self.make_repository(repo, name, *private).await,
             Payload::Remove(twin) => self.remove_twin(repo, twin).await,
+            Payload::TicketComment(_) | Payload::TicketStatus { .. } => {
+                Err(super::not_here("github", &effect.payload))
+            }
             Payload::Branch(_) => Err(RemoteError::Protocol {
                 operation: "push a branch",
                 detail: "branches are pushed with Git, not through the API".into(),
@@ -1037,6 +1040,8 @@ impl Remote for GithubForge {
             | Payload::ResolveThread { .. }
             | Payload::DeleteBranch { .. }
             | Payload::AutoMerge { .. }
+            | Payload::TicketComment(_)
+            | Payload::TicketStatus { .. }
             | Payload::Remove(_) => Ok(Vec::new()),
             Payload::Branch(_) => Err(RemoteError::Protocol {
                 operation: "look for a branch",

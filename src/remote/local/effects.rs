@@ -320,6 +320,7 @@ impl Inner {
                     Ok(changed)
                 })
             }
+            Twin::Note { .. } => Err(refused(operation, "this forge has no tickets")),
             Twin::Review { number, id } => {
                 self.change(operation, |state| {
                     let row = state.repo_mut(repo).ok_or_else(|| not_found(operation))?;

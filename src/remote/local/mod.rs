@@ -330,6 +330,9 @@ impl Inner {
             Payload::Review(review) => self.apply_review(&effect.repo, review, existing),
             Payload::Issue(issue) => self.apply_issue(&effect.repo, issue, existing),
             Payload::Remove(twin) => self.apply_remove(&effect.repo, twin),
+            Payload::TicketComment(_) | Payload::TicketStatus { .. } => {
+                Err(super::not_here("local", &effect.payload))
+            }
             Payload::Branch(_) | Payload::Fork { .. } | Payload::Repository { .. } => {
                 Err(RemoteError::Protocol {
                     operation: "apply effect",
@@ -650,6 +653,8 @@ impl Inner {
             | Payload::ResolveThread { .. }
             | Payload::DeleteBranch { .. }
             | Payload::AutoMerge { .. }
+            | Payload::TicketComment(_)
+            | Payload::TicketStatus { .. }
             | Payload::Remove(_) => Vec::new(),
             Payload::Branch(_) => {
                 return Err(RemoteError::Protocol {

@@ -9,8 +9,8 @@ pub mod time;
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
-use hub::FakeHub;
 use hub::payloads::Delivery;
+use hub::{FakeHub, tickets};
 use sandbox::FakeSandbox;
 use std::path::Path;
 use std::sync::Arc;
@@ -32,6 +32,8 @@ use zeblit::engine::{EngineError, deliver, ingest, sweep};
 use zeblit::git::Git;
 use zeblit::queue::local::LocalWakeup;
 use zeblit::remote::github::{GithubForge, GithubSettings};
+use zeblit::remote::jira::Jira;
+use zeblit::remote::sentry::Sentry;
 use zeblit::sandbox::Sandbox;
 use zeblit::store::{self, Store};
 
@@ -597,6 +599,22 @@ async fn build(
         store,
         wakeup: Arc::new(LocalWakeup::default()),
         forge: Arc::new(forge),
+        remotes: vec![
+            Arc::new(
+                Jira::new(
+                    &format!("{}/jira", hub.api_url()),
+                    Some(tickets::JIRA_USER),
+                    &tickets::TOKEN.into(),
+                )
+                .expect("a URL")
+                .with_timeout(hub.patience()),
+            ),
+            Arc::new(
+                Sentry::new(&format!("{}/sentry", hub.api_url()), "octo", &tickets::TOKEN.into())
+                    .expect("a URL")
+                    .with_timeout(hub.patience()),
+            ),
+        ],
         local: None,
         sandbox,
         git: Git::open(&folder.join("state")).await.expect("git").with_disk(disk(config)),

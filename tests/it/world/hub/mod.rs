@@ -5,6 +5,7 @@ pub mod git_face;
 pub mod payloads;
 pub mod server;
 pub mod state;
+pub mod tickets;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use http_body_util::{BodyExt, Full};
@@ -159,6 +160,7 @@ impl Chaos {
         if dice < self.after + self.before + self.limits {
             self.limited += 1;
             return Some(match kind {
+                _ if is_ticket(request) => Fault::SecondaryLimit(45),
                 0..8 => Fault::SecondaryLimit(45),
                 8..14 => Fault::SpokenLimit,
                 _ => Fault::PrimaryLimit(120),
@@ -166,6 +168,11 @@ impl Chaos {
         }
         None
     }
+}
+
+/// Jira and Sentry share the address.
+fn is_ticket(request: &Request) -> bool {
+    request.path.starts_with("/jira/") || request.path.starts_with("/sentry/")
 }
 
 struct Shared {
@@ -685,6 +692,16 @@ impl FakeHub {
         id
     }
 
+    /// A ticket of Jira's, or an issue of Sentry's, by its key.
+    pub fn add_ticket(&self, key: &str, status: &str) {
+        let ticket = tickets::Ticket { status: status.into(), notes: Vec::new() };
+        self.state().tickets.insert(key.into(), ticket);
+    }
+
+    pub fn ticket(&self, key: &str) -> tickets::Ticket {
+        self.state().tickets.get(key).cloned().expect("the ticket is there")
+    }
+
     // ---- What became of it ----
 
     pub fn comments(&self, repo: &str, number: i64) -> Vec<Comment> {
@@ -865,7 +882,9 @@ impl FakeHub {
 
     /// The most content writes within any span of this length; pushes go by Git and do not count.
     pub fn most_writes_in(&self, span: TimeDelta) -> usize {
-        let content = self.writes().into_iter().filter(|write| !write.path.starts_with("/git/"));
+        let other = ["/git/", "/jira/", "/sentry/"];
+        let is_content = |write: &Write| !other.iter().any(|start| write.path.starts_with(start));
+        let content = self.writes().into_iter().filter(is_content);
         let times: Vec<DateTime<Utc>> = content.map(|write| write.at).collect();
         let within =
             |start: &DateTime<Utc>| times.iter().filter(|at| **at >= *start && **at < *start + span).count();
@@ -1000,7 +1019,7 @@ async fn serve(
         Some(Fault::ResetBefore) => return Err(Closed),
         Some(Fault::SecondaryLimit(seconds)) => {
             let mut answer = *problem(
-                403,
+                if is_ticket(&request) { 429 } else { 403 },
                 "You have exceeded a secondary rate limit. Please wait a few minutes before you try again.",
             );
             answer.headers.push(("Retry-After".into(), seconds.to_string()));

@@ -35,7 +35,7 @@ impl Request {
         value.strip_prefix("Bearer ").or_else(|| value.strip_prefix("token "))
     }
 
-    fn json(&self) -> Result<Value, Box<Answer>> {
+    pub fn json(&self) -> Result<Value, Box<Answer>> {
         serde_json::from_slice(&self.body).map_err(|_| problem(400, "Problems parsing JSON"))
     }
 }
@@ -59,7 +59,7 @@ impl Answer {
     }
 }
 
-type Handled = Result<Answer, Box<Answer>>;
+pub type Handled = Result<Answer, Box<Answer>>;
 
 pub fn problem(status: u16, message: &str) -> Box<Answer> {
     Box::new(Answer::json(
@@ -81,11 +81,11 @@ fn invalid(resource: &str, field: &str, code: &str, message: Option<&str>) -> Bo
     ))
 }
 
-fn not_found() -> Box<Answer> {
+pub fn not_found() -> Box<Answer> {
     problem(404, "Not Found")
 }
 
-fn ok(value: &Value) -> Handled {
+pub fn ok(value: &Value) -> Handled {
     Ok(Answer::json(200, value))
 }
 
@@ -102,7 +102,7 @@ fn permitted(permissions: &BTreeMap<String, Level>, any_of: &[&str], level: Leve
     })
 }
 
-fn text<'a>(body: &'a Value, field: &str, resource: &str) -> Result<&'a str, Box<Answer>> {
+pub fn text<'a>(body: &'a Value, field: &str, resource: &str) -> Result<&'a str, Box<Answer>> {
     match body.get(field) {
         Some(Value::String(text)) => Ok(text),
         None | Some(Value::Null) => Err(invalid(resource, field, "missing_field", None)),
@@ -254,6 +254,8 @@ impl State {
             ("POST", ["graphql" | "api", ..]) => self.graphql(request),
             ("GET", ["user-attachments", ..]) => self.read_upload(request),
             ("POST", ["markdown"]) => self.render(request),
+            (_, ["jira", "rest", "api", "2", rest @ ..]) => self.jira(request, rest),
+            (_, ["sentry", "api", "0", rest @ ..]) => self.sentry(request, rest),
             (_, ["repos", owner, name, rest @ ..]) => {
                 let full_name = format!("{owner}/{name}");
                 match self.repo_id(&full_name) {
@@ -1777,7 +1779,7 @@ fn inaccessible() -> Box<Answer> {
     problem(403, "Resource not accessible by integration")
 }
 
-fn unknown() -> Box<Answer> {
+pub fn unknown() -> Box<Answer> {
     let mut answer = not_found();
     answer.unknown = true;
     answer

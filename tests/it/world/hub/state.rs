@@ -347,6 +347,8 @@ pub struct State {
     pub hook_bodies: BTreeMap<String, super::payloads::Delivery>,
     /// What the App asked to have delivered again, and was not yet.
     pub hook_wanted: Vec<String>,
+    /// Of Jira and Sentry, by key.
+    pub tickets: BTreeMap<String, super::tickets::Ticket>,
     next_id: i64,
 }
 
@@ -377,6 +379,7 @@ impl State {
             hook_attempts: Vec::new(),
             hook_bodies: BTreeMap::new(),
             hook_wanted: Vec::new(),
+            tickets: BTreeMap::new(),
             next_id: 1000,
         };
         let bot = User { id: 9001, login: "zeblit[bot]".into(), kind: "Bot" };
