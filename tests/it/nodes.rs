@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use zeblit::app::App;
+use zeblit::domain::effect::EffectState;
 use zeblit::domain::run::{Run, RunState};
 use zeblit::engine::execute::{self, Step};
 use zeblit::engine::{EngineError, ingest, operate, sweep};
@@ -182,6 +183,50 @@ async fn what_was_kept_before_a_node_went_is_published_by_another() {
         assert_eq!(w.state_of(1).await, RunState::Succeeded);
         let branch = w.our_pull().pull.unwrap().head_ref;
         assert_eq!(w.hub.file_at(REPO, &branch, "answer.txt").as_deref(), Some("42\n"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_run_that_is_given_up_in_the_middle_of_its_push_leaves_nothing_open() {
+    World::run(async |w| {
+        w.sandbox.next(Script::edit("answer.txt", "42\n"));
+        let number = w.issue();
+        w.say(number, "ada", "/zeblit fix").await;
+        ingest::tick(&w.app).await.unwrap();
+        let mut run = claim(&w.app).await;
+        while run.state != RunState::Publishing {
+            execute::step(&w.app, &mut run, Duration::ZERO).await.unwrap();
+        }
+        // The node dies when the push is intended, whether or not it took place.
+        let key = format!("branch:{}", run.id);
+        let app = Arc::clone(&w.app);
+        let store = &app.store;
+        let mut publishing = run.clone();
+        let mut step = Box::pin(execute::step(&app, &mut publishing, Duration::ZERO));
+        loop {
+            tokio::select! {
+                biased;
+                _ = &mut step => panic!("the push was faster than the look"),
+                () = tokio::time::sleep(Duration::from_millis(1)) => {
+                    if store::effects::by_key(store, &key).await.unwrap().is_some() {
+                        break;
+                    }
+                }
+            }
+        }
+        drop(step);
+        let (_, other) = second(w).await;
+        w.clock.advance(chrono::Duration::seconds(61));
+        let mut run = claim(&other).await;
+        run.deaths = 100;
+        assert_eq!(work(&other, &mut run).await, Step::Done);
+        assert_eq!(w.state_of(1).await, RunState::Failed);
+        w.settle().await;
+        let effect = store::effects::by_key(store, &key).await.unwrap().unwrap();
+        let pushed = w.hub.branches(REPO).into_iter().any(|name| name.starts_with("zeblit/"));
+        let wanted = if pushed { EffectState::Confirmed } else { EffectState::Failed };
+        assert_eq!((effect.state, w.nth_run(1).await.outcome.branch.is_some()), (wanted, pushed));
     })
     .await;
 }
