@@ -521,6 +521,9 @@ pub(super) async fn fail(
         }
         _ => (class, reason),
     };
+    if run.state == RunState::Publishing {
+        publish::settle_push(app, run).await?;
+    }
     run.outcome.class = Some(class);
     run.outcome.step = Some(wording::current_phase(run));
     run.outcome.reason = app.secrets.mask(&reason);

@@ -484,6 +484,36 @@ async fn fail_branch(app: &App, run: &Run, key: &str, error: &str) -> Result<(),
     Ok(())
 }
 
+/// A run ends while a push of its own is not settled: the branch says whether it took place. Then the work is there,
+/// and the report says where.
+pub(super) async fn settle_push(app: &App, run: &mut Run) -> Result<(), EngineError> {
+    let Some(stored) = store::effects::by_key(&app.store, &format!("branch:{}", run.id)).await? else {
+        return Ok(());
+    };
+    let Payload::Branch(push) = &stored.payload else { return Ok(()) };
+    if matches!(stored.state, EffectState::Confirmed | EffectState::Failed) {
+        return Ok(());
+    }
+    let head =
+        async { Ok::<_, EngineError>(app.forge.branch_head(&home(app, run).await?, &push.branch).await?) };
+    let head = head.await.unwrap_or_else(|error| {
+        tracing::warn!(run.id = %run.id, error = %error, "the forge does not say whether the push took place");
+        None
+    });
+    let mut tx = app.store.write_tx().await?;
+    store::runs::check_fence(&mut tx, run).await?;
+    if head.as_ref() == Some(&push.new) {
+        let remote = RemoteRef { id: push.new.to_string(), ..RemoteRef::default() };
+        store::effects::confirm(&mut tx, &stored.id, stored.revision, &remote, app.clock.now()).await?;
+        run.outcome.branch = Some(push.branch.clone());
+        run.outcome.head = head;
+    } else {
+        store::effects::fail(&mut tx, &stored, "the run ended before it was pushed").await?;
+    }
+    tx.commit().await?;
+    Ok(())
+}
+
 async fn is_open(app: &App, run: &Run, number: i64) -> Result<bool, EngineError> {
     match app.forge.pull(&run.repo, number).await {
         Ok(pull) => Ok(pull.open),

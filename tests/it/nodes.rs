@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use zeblit::app::App;
+use zeblit::domain::effect::EffectState;
 use zeblit::domain::run::{Run, RunState};
 use zeblit::engine::execute::{self, Step};
 use zeblit::engine::{EngineError, ingest, operate, sweep};
@@ -182,6 +183,50 @@ async fn what_was_kept_before_a_node_went_is_published_by_another() {
         assert_eq!(w.state_of(1).await, RunState::Succeeded);
         let branch = w.our_pull().pull.unwrap().head_ref;
         assert_eq!(w.hub.file_at(REPO, &branch, "answer.txt").as_deref(), Some("42\n"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_run_that_is_given_up_in_the_middle_of_its_push_leaves_nothing_open() {
+    World::run(async |w| {
+        w.sandbox.next(Script::edit("answer.txt", "42\n"));
+        let number = w.issue();
+        w.say(number, "ada", "/zeblit fix").await;
+        ingest::tick(&w.app).await.unwrap();
+        let mut run = claim(&w.app).await;
+        while run.state != RunState::Publishing {
+            execute::step(&w.app, &mut run, Duration::ZERO).await.unwrap();
+        }
+        // The node dies when the push is intended, whether or not it took place.
+        let key = format!("branch:{}", run.id);
+        let app = Arc::clone(&w.app);
+        let store = &app.store;
+        let mut publishing = run.clone();
+        let mut step = Box::pin(execute::step(&app, &mut publishing, Duration::ZERO));
+        loop {
+            tokio::select! {
+                biased;
+                _ = &mut step => panic!("the push was faster than the look"),
+                () = tokio::time::sleep(Duration::from_millis(1)) => {
+                    if store::effects::by_key(store, &key).await.unwrap().is_some() {
+                        break;
+                    }
+                }
+            }
+        }
+        drop(step);
+        let (_, other) = second(w).await;
+        w.clock.advance(chrono::Duration::seconds(61));
+        let mut run = claim(&other).await;
+        run.deaths = 100;
+        assert_eq!(work(&other, &mut run).await, Step::Done);
+        assert_eq!(w.state_of(1).await, RunState::Failed);
+        w.settle().await;
+        let effect = store::effects::by_key(store, &key).await.unwrap().unwrap();
+        let pushed = w.hub.branches(REPO).into_iter().any(|name| name.starts_with("zeblit/"));
+        let wanted = if pushed { EffectState::Confirmed } else { EffectState::Failed };
+        assert_eq!((effect.state, w.nth_run(1).await.outcome.branch.is_some()), (wanted, pushed));
     })
     .await;
 }
@@ -386,8 +431,7 @@ impl Installation {
     pub fn node(&self, name: &str, role: &str, public: Option<SocketAddr>) -> Process {
         let folder = self.folder.path().join(name);
         std::fs::create_dir(&folder).unwrap();
-        // Free now, and nobody else on this machine asks for it by number.
-        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = own_address();
         let public = public.unwrap_or(address);
         let mut github = format!(
             "app_id = {}\napi_url = \"{}\"\ngit_url = \"{}\"\nweb_url = \"{}\"\n",
@@ -421,6 +465,19 @@ impl Installation {
         let number = self.hub.open_issue(REPO, "ada", "No answer", "There is no answer.");
         let comment = self.hub.comment(REPO, number, "ada", "/zeblit fix");
         (number, comment, self.hub.comment_created(REPO, comment))
+    }
+}
+
+/// A port of this process alone: below those that connections get, so that it stays free while nobody listens.
+fn own_address() -> SocketAddr {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    loop {
+        let n = NEXT.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let port = 12_000 + (std::process::id().wrapping_mul(17) + n) % 18_000;
+        let address = SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()));
+        if std::net::TcpListener::bind(address).is_ok() {
+            return address;
+        }
     }
 }
 
@@ -651,9 +708,14 @@ impl Cluster {
         }
     }
 
-    /// What is over comes to its end.
+    /// What is over comes to its end; a process that ended by itself is started again, as a service manager does.
     fn mend(&mut self, all: bool) {
         let now = Instant::now();
+        for node in &mut self.nodes {
+            if node.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some()) {
+                node.begin(&[]);
+            }
+        }
         if let Some((node, until)) = self.paused
             && (all || now >= until)
         {
@@ -791,6 +853,7 @@ async fn five_nodes_end_every_run_once() {
         if rest.elapsed() >= STUCK {
             panic!("it does not come to rest: {}", cluster.story().await);
         }
+        cluster.mend(true);
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 
