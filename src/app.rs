@@ -232,11 +232,11 @@ fn wakeup(config: &Config) -> anyhow::Result<Arc<dyn Wakeup>> {
 pub fn remotes(config: &Config) -> anyhow::Result<Vec<Arc<dyn Remote>>> {
     let mut remotes: Vec<Arc<dyn Remote>> = Vec::new();
     if let (Some(base), Some(token)) = (&config.jira.base_url, &config.jira.token) {
-        let jira = Jira::new(base, config.jira.user.as_deref(), token).map_err(anyhow::Error::msg);
+        let jira = Jira::new(base, config.jira.account.as_deref(), token).map_err(anyhow::Error::msg);
         remotes.push(Arc::new(jira.context("jira.base_url")?));
     }
     if let (Some(base), Some(token), Some(organization)) =
-        (&config.sentry.base_url, &config.sentry.token, &config.sentry.organization)
+        (&config.sentry.base_url, &config.sentry.token, &config.sentry.account)
     {
         let sentry = Sentry::new(base, organization, token).map_err(anyhow::Error::msg);
         remotes.push(Arc::new(sentry.context("sentry.base_url")?));

@@ -161,10 +161,8 @@ pub struct SourceConfig {
     /// With `token`: effects may go there.
     pub base_url: Option<String>,
     pub token: Option<SecretString>,
-    /// Jira Cloud: whose token it is.
-    pub user: Option<String>,
-    /// Sentry: the slug of the organisation.
-    pub organization: Option<String>,
+    /// Jira Cloud: whose token it is, an e-mail address. Sentry: the slug of the organisation.
+    pub account: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -502,8 +500,7 @@ impl Default for SourceConfig {
             max_body_bytes: 25 * 1024 * 1024,
             base_url: None,
             token: None,
-            user: None,
-            organization: None,
+            account: None,
         }
     }
 }
@@ -997,11 +994,11 @@ const KEYS: &[Key] = &[
         |c| optional(c.jira.base_url.as_deref())
     ),
     key!(
-        "jira.user",
+        "jira.account",
         Text,
         "Cloud: the e-mail address of the account; Data Center: leave it out.",
         "\"bot@example.com\"",
-        |c| { optional(c.jira.user.as_deref()) }
+        |c| { optional(c.jira.account.as_deref()) }
     ),
     key!(
         "jira.token",
@@ -1027,8 +1024,8 @@ const KEYS: &[Key] = &[
         "\"https://sentry.io\"",
         |c| optional(c.sentry.base_url.as_deref())
     ),
-    key!("sentry.organization", Text, "The slug of the organisation.", "\"octo\"", |c| {
-        optional(c.sentry.organization.as_deref())
+    key!("sentry.account", Text, "The slug of the organisation.", "\"octo\"", |c| {
+        optional(c.sentry.account.as_deref())
     }),
     key!(
         "sentry.token",
@@ -1505,8 +1502,8 @@ impl Config {
                 if source.token.is_none() {
                     found.add(&format!("{name}.token"), "is needed together with `base_url`");
                 }
-                if name == "sentry" && source.organization.is_none() {
-                    found.add("sentry.organization", "is needed together with `base_url`");
+                if name == "sentry" && source.account.is_none() {
+                    found.add("sentry.account", "is needed together with `base_url`");
                 }
             }
         }

@@ -44,6 +44,9 @@ const LANE_LATER: Duration = Duration::seconds(5);
 /// A sending whose intent is older was held up on the way and is not begun: others may reconcile it by then.
 const SEND_WITHIN: Duration = Duration::seconds(30);
 
+/// How far the clocks of processes may run apart.
+const CLOCKS_APART: Duration = Duration::seconds(60);
+
 /// The part of the minute's and hour's writes that progress texts may use: the rest is for what matters.
 const PROGRESS_SHARE: f64 = 0.7;
 
@@ -115,8 +118,8 @@ async fn may_write(
         return Ok(Some(until));
     }
     let writes = store::effects::writes_since(tx, remote, installation, now - Duration::hours(1)).await?;
-    // A write in the future was recorded before the clock was set back: it says nothing about now.
-    let writes: Vec<_> = writes.into_iter().filter(|at| *at <= now).collect();
+    // What lies further ahead than clocks run apart was recorded before this one was set back: it says nothing.
+    let writes: Vec<_> = writes.into_iter().filter(|at| *at <= now + CLOCKS_APART).collect();
     if let Some(last) = writes.last() {
         let next = *last + Duration::milliseconds(limits.write_spacing_ms);
         if next > now {
@@ -310,13 +313,9 @@ async fn remove(app: &App, tx: &mut Tx, effect: &Effect, twin: Twin) -> Result<(
 pub async fn twins(app: &App) -> Result<(), EngineError> {
     let now = app.clock.now();
     for (effect, looks) in store::effects::watched(&app.store, now, TWINS_AT_ONCE).await? {
-        let next = match usize::try_from(looks)
-            .ok()
-            .and_then(|n| Some((TWIN_LOOKS.get(n)?, TWIN_LOOKS.get(n + 1)?)))
-        {
-            Some((this, next)) => Some(now + (*next - *this)),
-            None => None,
-        };
+        let at = usize::try_from(looks).unwrap_or(usize::MAX);
+        let next = TWIN_LOOKS.get(at).zip(TWIN_LOOKS.get(at.saturating_add(1)));
+        let next = next.map(|(this, next)| now + (*next - *this));
         let found = match (&effect.remote_ref, effect.state) {
             (None, EffectState::Failed) => Some(Vec::new()),
             // Not made again yet: the other one may still be adopted.

@@ -290,15 +290,13 @@ pub async fn advance(
     troubles: &mut u32,
 ) -> Result<Step, EngineError> {
     if run.deaths >= MAX_DEATHS {
-        dead_letter(app, run).await?;
-        return Ok(Step::Done);
+        return dead_letter(app, run).await;
     }
     let error = match step(app, run, patience).await {
         Ok(step) => {
             *troubles = 0;
             if run.deaths > 0 {
-                run.deaths = 0;
-                store::runs::survived(&app.store, &run.id, run.fence).await?;
+                survived(app, run).await?;
             }
             return Ok(step);
         }
@@ -401,16 +399,29 @@ async fn put_back(
     Ok(true)
 }
 
-/// Workers died on this run again and again: it ends here, so that it kills no more of them. What the agent left is
-/// still collected, unless that is what kills.
-async fn dead_letter(app: &App, run: &mut Run) -> Result<(), EngineError> {
+/// A step came to its end: whoever died before did not die of this run.
+async fn survived(app: &App, run: &mut Run) -> Result<(), EngineError> {
+    run.deaths = 0;
+    Ok(store::runs::survived(&app.store, &run.id, run.fence).await?)
+}
+
+/// Workers died on this run again and again: it ends here, so that it kills no more of them. What a running agent left
+/// is still collected, unless that kills, too.
+async fn dead_letter(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     metrics::counter!(crate::telemetry::DEAD_LETTERS, "what" => "run").increment(1);
     tracing::error!(run.id = %run.id, state = run.state.as_str(), deaths = run.deaths, "a dead letter: workers die on this run");
     let reason = wording::dead_letter(run);
     let mut tx = app.store.write_tx().await?;
     ingest::audit(app, &mut tx, None, "dead_letter", run.id.as_str(), &reason).await?;
     tx.commit().await?;
-    fail(app, run, FailureClass::Poison, reason).await
+    if run.state == RunState::Running && run.deaths == MAX_DEATHS && !is_out_of_reach(app, run).await? {
+        let end = AgentEnd::Failed { class: FailureClass::Poison, detail: reason };
+        let step = agent_gone(app, run, end).await?;
+        survived(app, run).await?;
+        return Ok(step);
+    }
+    fail(app, run, FailureClass::Poison, reason).await?;
+    Ok(Step::Done)
 }
 
 /// One step of a claimed run. Waits for news of a running agent for at most `patience`.

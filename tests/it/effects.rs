@@ -14,7 +14,7 @@ use zeblit::domain::ids::{BranchName, Sha};
 use zeblit::engine::{deliver, sweep};
 use zeblit::store;
 
-async fn configured(w: &World, text: &str) {
+fn configured(w: &World, text: &str) {
     w.hub.push_commit(REPO, "main", &[(".github/zeblit.toml", text)], "Rules");
 }
 
@@ -25,7 +25,7 @@ fn content(w: &World) -> Vec<Write> {
 #[tokio::test]
 async fn a_label_shows_where_the_run_is_when_the_repository_wants_that() {
     World::run(async |w| {
-        configured(w, "state_labels = true\n").await;
+        configured(w, "state_labels = true\n");
         let (number, _) = w.ask("/zeblit fix", Script::hangs().and_edit("a.txt", "a\n")).await;
         w.settle().await;
         assert_eq!(w.hub.issue(REPO, number).labels, [STATE_LABELS[1]]);
@@ -49,7 +49,7 @@ async fn a_label_shows_where_the_run_is_when_the_repository_wants_that() {
 async fn our_branch_goes_with_its_pull_request_when_the_repository_wants_that_and_nobody_worked_on_it() {
     for (wish, other_work, stays) in [(true, false, false), (true, true, true), (false, false, true)] {
         World::run(async |w| {
-            configured(w, &format!("delete_branch = {wish}\n")).await;
+            configured(w, &format!("delete_branch = {wish}\n"));
             w.fix(Script::edit("a.txt", "a\n")).await;
             let pull = w.our_pull();
             let branch = pull.pull.unwrap().head_ref;
@@ -69,7 +69,7 @@ async fn our_branch_goes_with_its_pull_request_when_the_repository_wants_that_an
 async fn who_asked_is_asked_for_a_review_of_what_is_no_draft() {
     for (wish, drafts, reviewers) in [(true, false, 1), (true, true, 0), (false, false, 0)] {
         World::run(async |w| {
-            configured(w, &format!("request_review = {wish}\n")).await;
+            configured(w, &format!("request_review = {wish}\n"));
             w.hub.state().repo_mut(REPO).drafts_supported = drafts;
             w.fix(Script::edit("a.txt", "a\n")).await;
             assert_eq!(w.our_pull().reviewers.len(), reviewers, "{wish} {drafts}");
@@ -518,7 +518,7 @@ async fn limits_of_the_forge_are_obeyed_to_the_second_by_every_process() {
                 let soonest = *first.values().min().unwrap();
                 let wanted = Duration::seconds(*seconds);
                 // A primary limit ends with a whole second.
-                let early = if matches!(fault, Fault::PrimaryLimit(_)) { 1 } else { 0 };
+                let early = i64::from(matches!(fault, Fault::PrimaryLimit(_)));
                 assert!(
                     soonest >= wanted - Duration::seconds(early) && soonest < wanted + Duration::seconds(3),
                     "{fault:?}: {soonest}"

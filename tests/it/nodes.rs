@@ -346,6 +346,8 @@ async fn a_run_waits_for_a_node_that_has_what_it_needs_and_says_so() {
 const QUICK: &str = "---\nname: quick\ndescription: Answers.\nadapter: command\nargv: [sh, -c, \"echo 42 > answer.txt; echo answered\"]\n---\n";
 /// Takes its time, so that there is a middle to be stopped in.
 pub const SLOW: &str = "---\nname: quick\ndescription: Waits, then answers.\nadapter: command\nargv: [sh, -c, \"echo thinking; sleep 4; echo 42 > answer.txt; echo answered\"]\n---\n";
+/// Nothing may take longer than that: lists that lag and retries included.
+const STUCK: Duration = Duration::from_secs(180);
 /// Seconds of a lease in the proof: pauses last longer.
 const LEASE_SECONDS: u64 = 5;
 
@@ -597,6 +599,34 @@ impl Cluster {
         sqlx::query(sql).fetch_one(&mut self.database).await.unwrap().get::<i64, _>("n")
     }
 
+    /// What is open, and the last words of each node: for a proof that fails.
+    async fn story(&mut self) -> String {
+        let mut story = String::new();
+        for sql in [
+            "SELECT id || ' ' || state || ' fence ' || fence || ' deaths ' || deaths || ' attempts ' || attempts || ' due ' || not_before \
+             || ' lease ' || COALESCE(lease_owner, '-') || ' until ' || COALESCE(lease_until, 0) || ' now ' \
+             || CAST(EXTRACT(EPOCH FROM now()) * 1000 AS BIGINT) AS line FROM runs \
+             WHERE state NOT IN ('succeeded', 'nothing', 'needs_input', 'failed', 'cancelled') LIMIT 20",
+            "SELECT effect_key || ' ' || state || ' tries ' || tries || ' due ' || not_before || ' ' || COALESCE(last_error, '') AS line \
+             FROM effects WHERE state IN ('planned', 'sending', 'ambiguous') LIMIT 20",
+            "SELECT name || ' ' || owner || ' ' || until AS line FROM duties",
+        ] {
+            for row in sqlx::query(sql).fetch_all(&mut self.database).await.unwrap() {
+                story.push_str(&format!("\n{}", row.get::<String, _>("line")));
+            }
+        }
+        for node in &self.nodes {
+            let log = node.log();
+            let lines: Vec<&str> = log.lines().collect();
+            story.push_str(&format!(
+                "\n---- {}\n{}",
+                node.name,
+                lines[lines.len().saturating_sub(25)..].join("\n")
+            ));
+        }
+        story
+    }
+
     async fn open_runs(&mut self) -> i64 {
         self.count(
             "SELECT COUNT(*) AS n FROM runs WHERE state NOT IN ('succeeded', 'nothing', 'needs_input', 'failed', 'cancelled')",
@@ -732,7 +762,9 @@ async fn five_nodes_end_every_run_once() {
         if ended > moved.1 {
             moved = (Instant::now(), ended);
         }
-        assert!(moved.0.elapsed() < Duration::from_secs(300), "nothing ends any more: {open} runs are open");
+        if moved.0.elapsed() >= STUCK {
+            panic!("nothing ends any more: {}", cluster.story().await);
+        }
         // A few at a time: what waits for an answer is sent again, as GitHub would.
         let unanswered = asked.values().filter(|(_, _, accepted)| !accepted).count();
         if asked.len() < wanted && usize::try_from(open).unwrap() + unanswered < 10 {
@@ -756,7 +788,9 @@ async fn five_nodes_end_every_run_once() {
     cluster.mend(true);
     let rest = Instant::now();
     while cluster.open_runs().await > 0 || cluster.open_effects().await > 0 {
-        assert!(rest.elapsed() < Duration::from_secs(240), "it does not come to rest");
+        if rest.elapsed() >= STUCK {
+            panic!("it does not come to rest: {}", cluster.story().await);
+        }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 

@@ -121,7 +121,7 @@ async fn a_death_between_sending_and_its_answer_makes_no_twin() {
 #[tokio::test]
 async fn two_writes_to_an_installation_are_a_second_apart() {
     World::run(async |w| {
-        w.sandbox.usually(Script::nothing());
+        w.sandbox.usually(Script::edit("a.txt", "a\n"));
         let number = w.issue();
         w.say(number, "ada", "/zeblit fix").await;
         w.settle().await;

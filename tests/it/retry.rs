@@ -215,6 +215,22 @@ async fn a_run_that_kills_its_workers_is_a_dead_letter_and_can_be_replayed() {
 }
 
 #[tokio::test]
+async fn what_the_agent_of_a_dead_letter_left_is_kept() {
+    World::run(async |w| {
+        w.ask("/zeblit fix", Script::hangs().and_edit("half.txt", "half\n")).await;
+        w.settle().await;
+        workers_die(w, MAX_DEATHS - 1).await;
+        w.restart().await;
+        w.settle().await;
+        let run = first(w).await;
+        assert_eq!((run.state, run.outcome.class), (RunState::Failed, Some(FailureClass::Poison)));
+        let branch = run.outcome.branch.unwrap();
+        assert_eq!(w.hub.file_at(REPO, branch.as_str(), "half.txt").as_deref(), Some("half\n"));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_run_that_goes_on_after_each_death_is_no_dead_letter() {
     World::run_with(
         |config| config.sandbox.minutes = 60,

@@ -160,6 +160,7 @@ impl Chaos {
         if dice < self.after + self.before + self.limits {
             self.limited += 1;
             return Some(match kind {
+                _ if is_ticket(request) => Fault::SecondaryLimit(45),
                 0..8 => Fault::SecondaryLimit(45),
                 8..14 => Fault::SpokenLimit,
                 _ => Fault::PrimaryLimit(120),
@@ -167,6 +168,11 @@ impl Chaos {
         }
         None
     }
+}
+
+/// Jira and Sentry share the address.
+fn is_ticket(request: &Request) -> bool {
+    request.path.starts_with("/jira/") || request.path.starts_with("/sentry/")
 }
 
 struct Shared {
@@ -1013,7 +1019,7 @@ async fn serve(
         Some(Fault::ResetBefore) => return Err(Closed),
         Some(Fault::SecondaryLimit(seconds)) => {
             let mut answer = *problem(
-                403,
+                if is_ticket(&request) { 429 } else { 403 },
                 "You have exceeded a secondary rate limit. Please wait a few minutes before you try again.",
             );
             answer.headers.push(("Retry-After".into(), seconds.to_string()));
