@@ -17,6 +17,7 @@ pub enum IdKind {
 }
 
 pub trait Clock: Send + Sync + Debug {
+    /// In whole milliseconds: what was stored and read back is equal.
     fn now(&self) -> DateTime<Utc>;
 }
 
