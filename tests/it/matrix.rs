@@ -685,6 +685,9 @@ async fn effects_of_all_kinds_come_once_at_a_forge_that_breaks_all_the_time() {
             std::fs::write(std::path::PathBuf::from(folder).join("faults.txt"), format!("{line}\n")).unwrap();
         }
         assert!(chaos.unclear * 3 >= wanted, "too calm: {line}");
+        // Nor was anything made twice and taken away later: lists lag for less than is waited.
+        let planned: i64 = store::effects::counts(&w.app.store).await.unwrap().iter().map(|(_, n)| n).sum();
+        assert_eq!(usize::try_from(planned).unwrap(), wanted, "removals were planned: {line}");
         assert!(doubled.is_empty() && converged == wanted, "{line}: {doubled:?} {open:?}");
         assert!(w.hub.most_writes_in(Duration::minutes(1)) <= 60, "{line}");
         assert!(w.hub.most_writes_in(Duration::hours(1)) <= 400, "{line}");
