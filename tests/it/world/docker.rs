@@ -145,7 +145,10 @@ impl World {
                     logs.push_str(&self.log(u32::try_from(n).unwrap()).await);
                 }
                 let states: Vec<_> = self.runs().await.into_iter().map(|run| run.state).collect();
-                panic!("waited {PATIENCE:?} in vain until {what}; runs: {states:?}; logs:\n{logs}");
+                let effects = self.open_effects().await;
+                panic!(
+                    "waited {PATIENCE:?} in vain until {what}; runs: {states:?}, {effects} effects open; logs:\n{logs}"
+                );
             }
             if !moved && self.workers.is_empty() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
