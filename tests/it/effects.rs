@@ -130,12 +130,14 @@ async fn what_was_made_twice_because_a_list_lagged_is_taken_away_later() {
                 w.settle().await;
                 assert_eq!((case.count)(&w.hub), 2, "{key}: made again");
                 let kept = held(w, key).await;
-                w.pass(Duration::minutes(3)).await;
+                w.clock.advance(Duration::minutes(3));
+                w.settle().await;
                 assert_eq!((case.count)(&w.hub), 1, "{key}: one is taken away");
                 assert_eq!(held(w, key).await, kept, "{key}: the one that is held stays");
                 // Nor does anything come after that.
                 let writes = content(w).len();
-                w.pass(Duration::minutes(15)).await;
+                w.clock.advance(Duration::minutes(15));
+                w.settle().await;
                 assert_eq!(content(w).len(), writes, "{key}");
             }
         },
@@ -190,11 +192,36 @@ async fn a_process_that_was_paused_takes_away_what_it_made_second() {
                 assert_eq!(held(w, key).await, kept, "{key}: the confirmed one stays");
                 store::duties::release_all(&other.store, &other.boot).await.unwrap();
                 w.hub.lag_lists_for(Duration::zero());
-                w.pass(Duration::minutes(15)).await;
+                w.clock.advance(Duration::minutes(15));
+                w.settle().await;
                 assert_eq!((case.count)(&w.hub), 1, "{key}");
             }
         },
     )
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_held_up_between_its_intent_and_its_sending_is_not_begun() {
+    World::run(async |w| {
+        let case = case(w, Kind::Sticky, 1);
+        put(w, "sticky", EffectPriority::Final, case.payload).await;
+        let (clock, mut looks) = (std::sync::Arc::clone(&w.clock), 0);
+        // The fourth look is the one after the commit.
+        w.process.dies_when(move || {
+            looks += 1;
+            if looks == 4 {
+                clock.advance(Duration::seconds(40));
+            }
+            false
+        });
+        deliver::tick(&w.app).await.unwrap();
+        let effect = store::effects::by_key(&w.app.store, "sticky").await.unwrap().unwrap();
+        assert_eq!(effect.last_error.as_deref(), Some("held up before it was sent"));
+        assert_eq!((effect.state, w.hub.writes().len()), (EffectState::Ambiguous, 0));
+        w.settle().await;
+        assert_eq!((case.count)(&w.hub), 1);
+    })
     .await;
 }
 
@@ -461,8 +488,8 @@ async fn no_window_ever_holds_more_writes_than_allowed_with_two_processes_on_pos
     let fewer = |config: &mut zeblit::config::Config| {
         // All of them with `make prove-faults`.
         if std::env::var_os("ZEBLIT_PROVE_EFFECTS").is_none() {
-            config.limits.writes_per_minute = 12;
-            config.limits.writes_per_hour = 80;
+            config.limits.writes_per_minute = 8;
+            config.limits.writes_per_hour = 40;
         }
     };
     World::run_on_postgres_with(fewer, crowded).await;

@@ -137,6 +137,22 @@ async fn two_writes_to_an_installation_are_a_second_apart() {
 }
 
 #[tokio::test]
+async fn a_comment_whose_answer_was_lost_is_told_from_its_neighbour_by_its_marker() {
+    World::run(async |w| {
+        let number = w.issue();
+        w.say(number, "ada", "/zeblit help").await;
+        w.settle().await;
+        w.hub.fail_next(COMMENT, Fault::After(502));
+        w.say(number, "ada", "/zeblit ping").await;
+        w.settle().await;
+        let own = w.own(number);
+        assert_eq!(own.len(), 2, "{own:#?}");
+        assert_ne!(own[0], own[1]);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_hour_holds_no_more_writes_than_it_may() {
     World::run_with(
         |config| config.limits.writes_per_hour = 6,

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// Says which mutant is on. Not one of the program's own variables: those are refused when they are unknown.
 const VARIABLE: &str = "MUTANT_ON";
 /// A test that takes longer hangs, which is red, too.
-const LONGEST: Duration = Duration::from_secs(120);
+const LONGEST: Duration = Duration::from_secs(75);
 /// Tests that run side by side: each waits for the disk most of the time.
 const SIDE_BY_SIDE: usize = 3;
 

@@ -144,10 +144,19 @@ impl World {
                 for n in 1..=self.runs().await.len() {
                     logs.push_str(&self.log(u32::try_from(n).unwrap()).await);
                 }
-                let states: Vec<_> = self.runs().await.into_iter().map(|run| run.state).collect();
-                let effects = self.open_effects().await;
+                let runs = self.runs().await;
+                let states: Vec<_> = runs.iter().map(|run| run.state).collect();
+                let mut open = Vec::new();
+                for run in &runs {
+                    let effects =
+                        zeblit::store::effects::of_run(&self.app.store, &run.id).await.expect("read");
+                    open.extend(effects.into_iter().filter(|effect| {
+                        use zeblit::domain::effect::EffectState;
+                        !matches!(effect.state, EffectState::Confirmed | EffectState::Failed)
+                    }));
+                }
                 panic!(
-                    "waited {PATIENCE:?} in vain until {what}; runs: {states:?}, {effects} effects open; logs:\n{logs}"
+                    "waited {PATIENCE:?} in vain until {what}; runs: {states:?}; not sent: {open:#?}; logs:\n{logs}"
                 );
             }
             if !moved && self.workers.is_empty() {

@@ -38,7 +38,8 @@ impl SimClock {
 
     fn passed(&self) -> chrono::Duration {
         let passed = self.follows.get().map(Instant::elapsed).unwrap_or_default();
-        chrono::Duration::from_std(passed).unwrap()
+        // Whole milliseconds, as the system's clock gives: what the database keeps.
+        chrono::Duration::milliseconds(i64::try_from(passed.as_millis()).unwrap())
     }
 }
 
