@@ -919,12 +919,20 @@ async fn judge(
                 lost.push(format!("run {id} of #{number} is {other}: {}", row.get::<String, _>("outcome")))
             }
         }
-        let own = hub.own_comments(REPO, number);
+        // A failure is told to who asked in a comment of its own.
+        let (told, own): (Vec<String>, Vec<String>) =
+            hub.own_comments(REPO, number).into_iter().partition(|body| body.starts_with("❌ @"));
+        if told.len() > usize::from(state == "failed") {
+            doubled.push(format!("the failure of #{number} is told {} times", told.len()));
+        }
         match own.as_slice() {
             [] => lost.push(format!("#{number} has no comment")),
             [one] if one.starts_with("**✅") || one.starts_with("**❌") => {}
             [one] => lost.push(format!("the last word on #{number} is {}", one.lines().next().unwrap_or(""))),
-            more => doubled.push(format!("{} comments on #{number}", more.len())),
+            more => {
+                let first: Vec<&str> = more.iter().map(|body| body.lines().next().unwrap_or("")).collect();
+                doubled.push(format!("{} comments on #{number}: {first:?}", more.len()));
+            }
         }
     }
     for (number, (comment, _, _)) in asked {
