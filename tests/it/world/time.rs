@@ -45,7 +45,9 @@ impl SimClock {
 
 impl Clock for SimClock {
     fn now(&self) -> DateTime<Utc> {
-        *self.now.lock().unwrap() + self.passed()
+        let now = *self.now.lock().unwrap() + self.passed();
+        // Whole milliseconds, as the real clock: what the database keeps.
+        Utc.timestamp_millis_opt(now.timestamp_millis()).single().unwrap()
     }
 }
 
