@@ -139,8 +139,8 @@ prove-kill: ## the server is killed with SIGKILL again and again under load: not
 	@deploy/setup.sh test
 	@rm -rf $(PROVE)/$@
 	@ZEBLIT_PROVE_KILLS=$(or $(KILLS),100) ZEBLIT_PROVE_DATABASE=$(DATABASE) $(SHELL) -c '$(PROVE_RUN) again_and_again' > $(PROVE)-kill.log 2>&1 || { tail -n 80 $(PROVE)-kill.log; exit 1; }
-	@cat $(PROVE)/$@/*.tsv | awk -F'\t' '{ kills += $$1; accepted += $$2; lost += $$3; doubled += $$4; runs += $$6; if ($$5 > longest) longest = $$5 } END { \
-	  printf "prove-kill: %d kills, %d deliveries accepted, %d runs, %d lost, %d doubled, converged in %d s\n", kills, accepted, runs, lost, doubled, longest; \
+	@cat $(PROVE)/$@/*.tsv | awk -F'\t' '{ kills += $$1; accepted += $$2; lost += $$3; doubled += $$4; runs += $$6; poison += $$7; if ($$5 > longest) longest = $$5 } END { \
+	  printf "prove-kill: %d kills, %d deliveries accepted, %d runs (%d given up as poison), %d lost, %d doubled, converged in %d s\n", kills, accepted, runs, poison, lost, doubled, longest; \
 	  exit (NR < 2 || lost > 0 || doubled > 0 || longest > 120) }'
 
 .PHONY: prove-mutants mutants

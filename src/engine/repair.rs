@@ -401,7 +401,7 @@ async fn end(
         other => other?,
     }
     if let Some(effect) = waited_for.filter(|effect| effect.state == EffectState::Planned) {
-        store::effects::fail(&mut tx, &effect, "its run was ended").await?;
+        store::effects::fail(&mut tx, effect, "its run was ended").await?;
     }
     // The container is removed by the node that has it, which asks for ended attempts.
     if let Some(attempt) = attempt.filter(|attempt| attempt.ended_at.is_none()) {

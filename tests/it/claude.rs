@@ -182,7 +182,7 @@ async fn a_refused_key_is_told_as_the_operators_affair() {
         insta::assert_snapshot!(steady(&w.sticky(number)), @r#"
         **❌ Failed: auth at step "agent" · TIME**
 
-        The agent said: Failed to authenticate. API Error: 403 zeblit: the model endpoint refused the server's key
+        The model provider refused this server's key.
 
         This is for the operator of the server (`zeblit doctor` names the fix); then `/zeblit retry`.
 

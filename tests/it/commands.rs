@@ -503,7 +503,7 @@ async fn help_shows_roles_and_agents_of_this_repository() {
         | `/zeblit help` | Show this table. | triage and above |
         | `/zeblit ping` | Check that the bot listens. | triage and above |
 
-        Flags: `--agent NAME`, `--model NAME`, `--base BRANCH`, `--budget DOLLARS`; `--staged` shows what would be done and pushes nothing.
+        Flags: `--agent NAME`, `--model NAME`, `--base BRANCH`, `--budget DOLLARS`, `--priority high|default|low`; `--after #N` waits until that is done; `--staged` shows what would be done and pushes nothing.
 
         Agents:
 
@@ -539,7 +539,7 @@ async fn help_names_a_broken_configuration_and_still_helps() {
         let own = w.hears("tri", "/zeblit help").await;
         assert_eq!(own.len(), 1);
         let last = own[0].lines().last().expect("a line");
-        insta::assert_snapshot!(last, @"This repository's rules stand in `.github/zeblit.toml` on its default branch. ⚠️ It cannot be read now: .github/zeblit.toml, line 3: unknown field `agnet`, expected one of `enabled`, `agent`, `model`, `image`, `answer_strangers`, `push`, `staged`, `artifacts`, `state_labels`, `request_review`, `delete_branch`, `permissions`, `limits`, `gate`, `egress`, `setup`; did you mean `agent`?.");
+        insta::assert_snapshot!(last, @"This repository's rules stand in `.github/zeblit.toml` on its default branch. ⚠️ It cannot be read now: .github/zeblit.toml, line 3: unknown field `agnet`, expected one of `enabled`, `agent`, `model`, `image`, `answer_strangers`, `push`, `staged`, `artifacts`, `state_labels`, `request_review`, `delete_branch`, `needs`, `permissions`, `limits`, `gate`, `egress`, `setup`; did you mean `agent`?.");
     })
     .await;
 }

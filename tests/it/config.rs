@@ -133,7 +133,7 @@ async fn a_broken_configuration_is_told_with_its_line_and_starts_nothing() {
         }
         assert!(w.runs().await.is_empty());
         insta::assert_snapshot!(told.join("\n"), @r#"
-        .github/zeblit.toml, line 3: unknown field `agnet`, expected one of `enabled`, `agent`, `model`, `image`, `answer_strangers`, `push`, `staged`, `artifacts`, `state_labels`, `request_review`, `delete_branch`, `permissions`, `limits`, `gate`, `egress`, `setup`; did you mean `agent`?
+        .github/zeblit.toml, line 3: unknown field `agnet`, expected one of `enabled`, `agent`, `model`, `image`, `answer_strangers`, `push`, `staged`, `artifacts`, `state_labels`, `request_review`, `delete_branch`, `needs`, `permissions`, `limits`, `gate`, `egress`, `setup`; did you mean `agent`?
         .github/zeblit.toml, line 2: unknown field `minuets`, expected one of `minutes`, `budget`, `day_budget`, `runs`; did you mean `minutes`?
         .github/zeblit.toml, line 3: there is no command `deploy`
         .github/zeblit.toml, line 2: there is no command `fxi`; did you mean `fix`?
@@ -360,7 +360,7 @@ async fn broken_agents_are_told_with_file_and_line() {
         agent `broken` (.github/zeblit/agents/broken.md): line 4: `adapter`: unknown variant `shell`, expected one of command, claude, builtin, codex, opencode, gemini
         agent `broken` (.github/zeblit/agents/broken.md): line 5: `argv` is empty; `adapter: command` needs the program and its arguments
         agent `broken` (.github/zeblit/agents/broken.md): line 5: `argv` has `{args}` inside a longer element; write it as an element of its own
-        agent `broken` (.github/zeblit/agents/broken.md): line 6: `frobnicate`: unknown field `frobnicate`, expected one of name, description, adapter, model, argv, tools, limits, skills, read_only
+        agent `broken` (.github/zeblit/agents/broken.md): line 6: `frobnicate`: unknown field `frobnicate`, expected one of name, description, adapter, model, argv, tools, limits, skills, read_only, needs
         agent `broken` names the skill `nowhere`, which is not there
         ");
         assert_eq!(w.hears("bob", "/zeblit fix").await, Vec::<String>::new(), "strangers hear nothing of it");

@@ -998,7 +998,7 @@ async fn reviews_and_issues_are_found_by_their_marks_and_twins_are_taken_away() 
         }
         let left: Vec<String> =
             w.forge.find_all(&effect).await.unwrap().into_iter().map(|found| found.id).collect();
-        assert_eq!(left, [kept.id.clone()]);
+        assert_eq!(left, std::slice::from_ref(&kept.id));
         // An edit stays an edit.
         w.forge.apply(&with_ref(effect.clone(), &kept)).await.unwrap();
         assert_eq!(w.forge.find_all(&effect).await.unwrap().len(), 1);
