@@ -332,7 +332,7 @@ async fn a_thousand_large_deliveries_against_a_stuck_database_are_stored_or_refu
                 .map(|n| format!("{:016x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
                 .collect();
             let body = format!("{{\"zen\":\"{filler}\"}}").into_bytes();
-            let signed = Delivery { event: "ping".into(), id: String::new(), body: body.clone() };
+            let signed = Delivery { event: "ping", id: String::new(), body: body.clone() };
             let signature = signed
                 .headers(SECRET)
                 .into_iter()
@@ -390,8 +390,7 @@ async fn a_thousand_large_deliveries_against_a_stuck_database_are_stored_or_refu
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_delivery_that_waits_too_long_for_the_database_is_refused_and_known_when_it_comes_again() {
     World::run(async |w| {
-        let delivery =
-            Delivery { event: "ping".into(), id: "patient".into(), body: b"{\"zen\":\"x\"}".to_vec() };
+        let delivery = Delivery { event: "ping", id: "patient".into(), body: b"{\"zen\":\"x\"}".to_vec() };
         let stuck = w.app.store.write_tx().await.unwrap();
         let begun = Instant::now();
         assert_eq!(w.deliver(&delivery).await, StatusCode::SERVICE_UNAVAILABLE);

@@ -566,6 +566,7 @@ pub fn node(id: &str) -> Node {
     Node { id: id.into(), name: id.into(), role: Role::All, capabilities: vec!["amd64".into()] }
 }
 
+#[expect(clippy::too_many_arguments, reason = "a process of a world is made of all of these")]
 async fn build(
     node: Node,
     folder: &Path,
