@@ -185,14 +185,9 @@ async fn sweep_loop(app: &App) {
 async fn repair_loop(app: &App) {
     let mut look = repair::Look::Boot;
     loop {
-        // One node looks for all; another that takes over begins with what a boot does.
-        match store::duties::hold(&app.store, "repair", &app.boot, app.clock.now(), DUTY_TIME).await {
-            Ok(false) => look = repair::Look::Boot,
-            Ok(true) => match repair::tick(app, look).await {
-                Ok(()) => look = repair::Look::Due,
-                Err(error) => after_error("repair", &error).await,
-            },
-            Err(error) => after_error("repair", &error.into()).await,
+        match repair::tick(app, look).await {
+            Ok(()) => look = repair::Look::Due,
+            Err(error) => after_error("repair", &error).await,
         }
         tokio::time::sleep(REPAIR_EVERY).await;
     }

@@ -329,7 +329,8 @@ async fn finish(app: &App, run: &mut Run, input: &RunInput) -> Result<(), Engine
     execute::save(app, run, Urgency::State).await
 }
 
-/// Keeps bundle, changeset and diff: any node can go on from them, and refused work is not lost.
+/// Keeps bundle and diff, so that refused work is not lost, and of what may be published the changeset: any node can go
+/// on from it.
 async fn keep(
     app: &App,
     run: &mut Run,
@@ -337,14 +338,17 @@ async fn keep(
     violations: &[Violation],
 ) -> Result<(), EngineError> {
     let now = app.clock.now();
-    let changeset = &imported.changeset;
-    let without_text = Changeset { added_text: Vec::new(), ..changeset.clone() };
-    let json = serde_json::to_vec(&without_text)
-        .map_err(|error| EngineError::Defect(format!("a changeset cannot be stored: {error}")))?;
     let mut tx = app.store.write_tx().await?;
     store::artifacts::put(&mut tx, &run.id, "bundle", &imported.bundle, now).await?;
-    store::artifacts::put(&mut tx, &run.id, "changeset", &json, now).await?;
-    store::artifacts::put(&mut tx, &run.id, "added", &changeset.added_text, now).await?;
+    // What was refused may hold a secret, and nobody publishes it.
+    if violations.is_empty() {
+        let changeset = &imported.changeset;
+        let without_text = Changeset { added_text: Vec::new(), ..changeset.clone() };
+        let json = serde_json::to_vec(&without_text)
+            .map_err(|error| EngineError::Defect(format!("a changeset cannot be stored: {error}")))?;
+        store::artifacts::put(&mut tx, &run.id, "changeset", &json, now).await?;
+        store::artifacts::put(&mut tx, &run.id, "added", &changeset.added_text, now).await?;
+    }
     let diff = app.secrets.mask(&imported.diff);
     store::artifacts::put(&mut tx, &run.id, "diff", diff.as_bytes(), now).await?;
     let verdict = if violations.is_empty() { "gate.pass" } else { "gate.refuse" };
