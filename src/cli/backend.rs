@@ -321,7 +321,7 @@ impl Backend {
             }
             Self::Remote(remote) => remote.change(&format!("replay/{}", plain_id(id)?)).await,
         }
-        .map_err(|error| error.hint("`zeblit deliveries` and `zeblit runs` list the newest"))
+        .map_err(|error| error.hint("`zeblit deliveries` and `zeblit status` list the newest"))
     }
 
     pub async fn audit(&self, limit: i64) -> Result<Vec<AuditView>, CliError> {

@@ -49,7 +49,7 @@ pub async fn deliveries(backend: &Backend, args: &ListArgs, output: Output) -> R
 /// Takes up again what was given up: a delivery, or the request of a run.
 pub async fn replay(backend: &Backend, id: &str, output: Output) -> Result<Exit, CliError> {
     output.line(&backend.replay(id).await?)?;
-    output.note("It is taken up again; `zeblit deliveries` and `zeblit runs` show what becomes of it");
+    output.note("It is taken up again; `zeblit deliveries` and `zeblit status` show what becomes of it");
     Ok(Exit::Ok)
 }
 
