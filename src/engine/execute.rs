@@ -366,9 +366,8 @@ async fn put_back(
     app.loads.forget(&run.id);
     app.live.release(&run.id);
     let attempt = store::attempts::latest(&app.store, &run.id).await?;
-    if let Some(attempt) = attempt.as_ref().filter(|attempt| attempt.ended_at.is_none()) {
-        app.sandbox.remove(&attempt.slot).await?;
-        remove_sockets(app, &attempt.slot);
+    let attempt = attempt.filter(|attempt| attempt.ended_at.is_none());
+    if attempt.is_some() {
         count_money(app, run).await?;
     }
     metrics::counter!(crate::telemetry::RUN_RETRIES, "class" => class.name()).increment(1);
@@ -394,6 +393,14 @@ async fn put_back(
     store::runs::save(&mut tx, run).await?;
     report::report(app, &mut tx, run, Urgency::State).await?;
     tx.commit().await?;
+    // Only now: a crash before it would find a run whose container has vanished, one after it leaves a container that
+    // the sweeper takes away.
+    if let Some(attempt) = &attempt {
+        match app.sandbox.remove(&attempt.slot).await {
+            Ok(()) => remove_sockets(app, &attempt.slot),
+            Err(error) => tracing::warn!(run.id = %run.id, error = %error, "container stays for the sweeper"),
+        }
+    }
     app.wakeup.notify(Topic::Effects);
     app.wakeup.notify(Topic::Runs);
     Ok(true)

@@ -88,7 +88,7 @@ async fn clock(app: &App, now: DateTime<Utc>) -> Result<(), EngineError> {
     let last = store::repair::looked(&app.store, CLOCK).await?;
     let mut tx = app.store.write_tx().await?;
     if let Some(by) = last.map(|last| last - now).filter(|by| *by > SET_BACK) {
-        let lease = Duration::from_std(execute::LEASE).unwrap_or(Duration::minutes(1));
+        let lease = Duration::from_std(execute::lease(app)).unwrap_or(Duration::minutes(1));
         let rows = store::repair::clock_set_back(&mut tx, now, by, lease).await?;
         tracing::warn!(
             seconds = by.num_seconds(),

@@ -653,7 +653,7 @@ fn last_lines(log: &str) -> String {
 
 /// For `make prove-kill`, which adds the lines of all proofs up.
 fn tell(name: &str, proven: &Proven) {
-    assert!(proven.failed < proven.runs, "no run came through: {proven:?}");
+    assert!(proven.failed * 2 <= proven.runs, "most runs were given up: {proven:?}");
     if let Some(folder) = std::env::var_os("ZEBLIT_PROVE_FOLDER") {
         std::fs::create_dir_all(&folder).expect("a folder for the proof");
         let Proven { kills, accepted, runs, failed, lost, doubled, converged } = proven;
