@@ -95,10 +95,11 @@ async fn all(app: &App, deliveries: &[Delivery]) -> Result<(), EngineError> {
     // A label put on many issues at once comes as many deliveries: they are planned together and share a commit, too.
     let mut batch = Batch::default();
     for delivery in deliveries {
-        if !is_label(delivery) {
+        let decoded = decode(delivery);
+        if !is_label(&decoded) {
             flush(app, &mut batch, ended).await?;
         }
-        let taken = take(app, delivery, &mut batch).await;
+        let taken = take(app, delivery, decoded, &mut batch).await;
         settle(app, delivery, taken, ended).await?;
     }
     flush(app, &mut batch, ended).await?;
@@ -214,13 +215,13 @@ struct RepoFacts {
     agents_problem: Option<String>,
 }
 
-/// Cheap enough to ask of every delivery: labels are events of their own, and their payloads say so.
-fn is_label(delivery: &Delivery) -> bool {
-    matches!(delivery.event.as_str(), "issues" | "pull_request")
-        && matches!(
-            intake::decode(delivery.source, &delivery.event, &delivery.raw),
-            Decoded::Event(event) if matches!(&event.kind, EventKind::Comment(comment) if of_label(comment))
-        )
+fn decode(delivery: &Delivery) -> Decoded {
+    intake::decode(delivery.source, &delivery.event, &delivery.raw)
+}
+
+fn is_label(decoded: &Decoded) -> bool {
+    matches!(decoded, Decoded::Event(event)
+        if matches!(&event.kind, EventKind::Comment(comment) if of_label(comment)))
 }
 
 fn of_label(comment: &Comment) -> bool {
@@ -248,7 +249,7 @@ async fn flush(app: &App, batch: &mut Batch, ended: &mut Ended) -> Result<(), En
     drop(tx);
     for one in planned {
         let mut alone = Batch::default();
-        let taken = take(app, &one.delivery, &mut alone).await;
+        let taken = take(app, &one.delivery, decode(&one.delivery), &mut alone).await;
         settle(app, &one.delivery, taken, ended).await?;
         for one in alone.planned {
             let taken = commit(app, one).await;
@@ -262,8 +263,13 @@ async fn flush(app: &App, batch: &mut Batch, ended: &mut Ended) -> Result<(), En
 }
 
 #[tracing::instrument(skip_all, fields(delivery.id = %delivery.delivery_id, source = delivery.source.as_str(), event = %delivery.event))]
-async fn take(app: &App, delivery: &Delivery, batch: &mut Batch) -> Result<Taken, EngineError> {
-    Ok(match intake::decode(delivery.source, &delivery.event, &delivery.raw) {
+async fn take(
+    app: &App,
+    delivery: &Delivery,
+    decoded: Decoded,
+    batch: &mut Batch,
+) -> Result<Taken, EngineError> {
+    Ok(match decoded {
         Decoded::Ignored(reason) => Taken::Ended(InboxState::Ignored, reason),
         Decoded::NotYetHandled(reason) => Taken::Ended(InboxState::NotYetHandled, reason),
         Decoded::Unreadable(reason) => Taken::Ended(InboxState::Failed, reason),
@@ -814,7 +820,7 @@ async fn commented(
         return Ok(Taken::Stored);
     }
     // Somebody made the subject's task meanwhile: plan again on what is there now.
-    Box::pin(take(app, delivery, batch)).await
+    Box::pin(take(app, delivery, decode(delivery), batch)).await
 }
 
 /// What a plan is made from, asked of forge and store.
