@@ -24,6 +24,7 @@ pub mod engine;
 pub mod git;
 pub mod http;
 pub mod intake;
+pub mod mount;
 pub mod queue;
 pub mod remote;
 pub mod sandbox;

@@ -65,10 +65,11 @@ fn modules_use_only_what_lies_below_them() {
         ("agent", &["agent", "domain"]),
         ("store", &["store", "domain", "clock", "telemetry"]),
         ("queue", &["queue", "domain", "clock", "telemetry"]),
-        ("git", &["git", "domain", "clock", "telemetry"]),
+        ("git", &["git", "mount", "domain", "clock", "telemetry"]),
         ("remote", &["remote", "domain", "clock", "telemetry"]),
         // The shim's wire format is what a sandbox speaks.
-        ("sandbox", &["sandbox", "domain", "clock", "telemetry", "shim"]),
+        ("sandbox", &["sandbox", "mount", "domain", "clock", "telemetry", "shim"]),
+        ("mount", &["mount"]),
         ("broker", &["broker", "domain", "clock", "telemetry", "store"]),
         ("clock", &["clock"]),
         ("config", &["config", "domain"]),

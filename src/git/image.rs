@@ -97,7 +97,7 @@ fn mount(image: &Path, folder: &Path) -> Result<(), GitError> {
     let operation = "mount the disk of the run";
     let image = image.to_string_lossy();
     program(operation, "mount", &["-t", "ext4", "-o", MOUNT_OPTIONS, &image], folder)?;
-    let flags = super::mount_flags(folder).unwrap_or_default();
+    let flags = crate::mount::flags_at(folder).unwrap_or_default();
     let has = |wanted: &str| flags.split(',').any(|flag| flag == wanted);
     if has("nosuid") && has("nodev") {
         Ok(())
@@ -109,7 +109,7 @@ fn mount(image: &Path, folder: &Path) -> Result<(), GitError> {
 /// Mounts the disk of a run that a restart of the machine left unmounted.
 pub(super) fn mount_again(git: &Git, run: &str) -> Result<(), GitError> {
     let (image, folder) = (file(git, run), git.root.join("runs").join(run));
-    if image.exists() && folder.is_dir() && super::mount_flags(&folder).is_none() {
+    if image.exists() && folder.is_dir() && crate::mount::flags_at(&folder).is_none() {
         tracing::info!(run.id = run, "the disk of a run is mounted again");
         mount(&image, &folder)?;
     }
@@ -124,7 +124,7 @@ pub(super) fn remove(git: &Git, run: &str) -> Result<(), GitError> {
         return Ok(());
     }
     // More than once when two processes made it at one time.
-    while super::mount_flags(&folder).is_some() {
+    while crate::mount::flags_at(&folder).is_some() {
         // Somebody may still look into it: then it goes away with the last one.
         program(operation, "umount", &[], &folder)
             .or_else(|_| program(operation, "umount", &["--lazy"], &folder))?;
@@ -240,7 +240,7 @@ mod tests {
         let made = prepare(&world, &git, &run).await.unwrap();
         assert!(made.workspace.join("README.md").is_file() && made.home.is_dir() && made.output.is_dir());
         assert_eq!(git.prepared(REMOTE, REPO, &run), Some(made.clone()));
-        let flags = crate::git::mount_flags(made.workspace.parent().unwrap()).unwrap();
+        let flags = crate::mount::flags_at(made.workspace.parent().unwrap()).unwrap();
         assert!(flags.contains("nosuid") && flags.contains("nodev"), "{flags}");
         let before = git.disk_use(&run, i64::MAX, i64::MAX).await.unwrap();
         assert!(!before.full && before.bytes < 4 << 20, "{before:?}");
@@ -274,7 +274,7 @@ mod tests {
         git.discard(&run).await.unwrap();
         git.discard(&run).await.unwrap();
         assert!(!file(&git, "run_1").exists() && !folder.exists());
-        assert_eq!(crate::git::mount_flags(&folder), None);
+        assert_eq!(crate::mount::flags_at(&folder), None);
         let loops = Command::new("losetup").arg("-a").output().unwrap();
         let loops = String::from_utf8_lossy(&loops.stdout).into_owned();
         assert!(!loops.contains(&*git.root.to_string_lossy()), "{loops}");

@@ -400,17 +400,6 @@ pub(crate) async fn blocking<T: Send + 'static>(
     }
 }
 
-/// The flags of what is mounted exactly on this folder; `None`: nothing is.
-pub(crate) fn mount_flags(folder: &Path) -> Option<String> {
-    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    // The last one is on top. Fields: id, parent, device, root, mount point, flags, …
-    text.lines().rev().find_map(|line| {
-        let mut fields = line.split(' ').skip(4);
-        let point = fields.next()?.replace("\\040", " ").replace("\\134", "\\");
-        (Path::new(&point) == folder).then(|| fields.next().unwrap_or_default().to_owned())
-    })
-}
-
 /// The masked path at or above a path: a mask without `/` is a name in any folder, another is a path from the top.
 pub(crate) fn mask_root<'a>(path: &'a [u8], masked: &[Vec<u8>]) -> Option<&'a [u8]> {
     let ends =

@@ -4,8 +4,8 @@
 //! The mounts stay when the server ends: containers go on, and a mount of a folder on itself changes nothing else.
 
 use super::Check;
+use crate::mount::{self, Access};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 /// A folder that containers get parts of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +18,10 @@ pub struct Sealed {
 impl Sealed {
     fn flags(&self) -> &'static [&'static str] {
         if self.noexec { &["nosuid", "nodev", "noexec"] } else { &["nosuid", "nodev"] }
+    }
+
+    fn access(&self) -> Access {
+        if self.noexec { Access::NoExec } else { Access::Write }
     }
 }
 
@@ -61,8 +65,7 @@ fn differs(sealed: &Sealed, found: String) -> Check {
 /// The flags as they hold, or what is lacking.
 fn holds(sealed: &Sealed) -> Result<Check, String> {
     let folder = sealed.folder.canonicalize().map_err(|error| error.to_string())?;
-    let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;
-    let found = flags_of(&table, &folder).ok_or("no mount holds it")?;
+    let found = mount::flags_above(&folder).ok_or("no mount holds it")?;
     let has = |wanted: &str| found.split(',').any(|flag| flag == wanted);
     let lacking: Vec<&str> = sealed.flags().iter().copied().filter(|wanted| !has(wanted)).collect();
     if lacking.is_empty() {
@@ -77,70 +80,20 @@ fn seal_one(sealed: &Sealed) -> Result<Check, String> {
         return Ok(check);
     }
     let folder = sealed.folder.canonicalize().map_err(|error| error.to_string())?;
-    let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;
-    if mounted_at(&table, &folder).is_none() {
-        mount(&["--bind"], &[&folder, &folder])?;
-    }
-    // The flags of this mount alone: the file system below may have others.
-    let options = format!("remount,bind,{}", sealed.flags().join(","));
-    mount(&["-o", &options], &[&folder])?;
+    let done = if mount::flags_at(&folder).is_none() {
+        mount::bind(&folder, &folder, sealed.access())
+    } else {
+        mount::restrict(&folder, sealed.access())
+    };
+    done.map_err(|error| format!("mount: {error}"))?;
     holds(sealed)
-}
-
-fn mount(options: &[&str], paths: &[&Path]) -> Result<(), String> {
-    let done = Command::new("mount")
-        .args(options)
-        .args(paths)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("mount: {error}"))?;
-    if done.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&done.stderr);
-    Err(said.trim().chars().take(200).collect())
-}
-
-/// Mount points with their flags. Fields of the table: id, parent, device, root, mount point, flags, …
-fn points(table: &str) -> impl Iterator<Item = (PathBuf, &str)> {
-    table.lines().filter_map(|line| {
-        let mut fields = line.split(' ').skip(4);
-        let point = fields.next()?.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\");
-        Some((PathBuf::from(point), fields.next()?))
-    })
-}
-
-/// The flags of the mount that stands at exactly this folder; the last one is on top.
-fn mounted_at<'a>(table: &'a str, folder: &Path) -> Option<&'a str> {
-    points(table).filter(|(point, _)| point == folder).last().map(|(_, flags)| flags)
-}
-
-/// The flags of the mount that a folder lies in.
-fn flags_of<'a>(table: &'a str, folder: &Path) -> Option<&'a str> {
-    folder.ancestors().find_map(|above| mounted_at(table, above))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
-
-    const TABLE: &str = "21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
-        30 21 0:5 / /run rw,nosuid,nodev - tmpfs tmpfs rw\n\
-        43 21 254:0 /s /var/lib/zeblit rw,relatime - ext4 /dev/vda rw\n\
-        44 21 254:0 /s /var/lib/zeblit rw,nosuid,nodev,relatime - ext4 /dev/vda rw\n\
-        45 21 254:0 /o /with\\040space rw,noexec - ext4 /dev/vda rw\n";
-
-    #[test]
-    fn the_mount_on_top_counts() {
-        let flags = |path: &str| flags_of(TABLE, Path::new(path)).unwrap();
-        assert_eq!(flags("/var/lib/zeblit/runs/x"), "rw,nosuid,nodev,relatime");
-        assert_eq!(flags("/var/lib/zeblit-other"), "rw,relatime");
-        assert_eq!(flags("/run/zeblit"), "rw,nosuid,nodev");
-        assert_eq!(flags("/with space/x"), "rw,noexec");
-        assert_eq!(mounted_at(TABLE, Path::new("/run/zeblit")), None);
-    }
+    use std::process::Command;
 
     #[test]
     fn folders_are_sealed_once_or_told_with_the_fix() {
@@ -163,10 +116,7 @@ mod tests {
         assert_eq!(found, ["nosuid,nodev", "nosuid,nodev,noexec"], "{made:?}");
         assert_eq!(seal(&wanted), made, "a second time changes nothing");
         assert_eq!(check(&wanted), made);
-        let count = |path: &Path| {
-            let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-            points(&table).filter(|(point, _)| point == path).count()
-        };
+        let count = |path: &Path| mount::below(path).iter().filter(|point| *point == path).count();
         assert_eq!((count(&state), count(&sockets)), (1, 1));
         // A program of root's with the set-user-id bit is an ordinary program there; nothing runs among the sockets.
         let script = sockets.join("x");
