@@ -8,6 +8,7 @@ use super::server::SECRET;
 use anyhow::{Context, bail, ensure};
 use secrecy::SecretString;
 use std::cell::Cell;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -270,4 +271,14 @@ pub fn open(
 ) -> anyhow::Result<Seen> {
     let count = (per_second * lasting.as_secs_f64()) as u32;
     pinned(CLIENT_CORE, || run(address, delivery, OPEN_CONNECTIONS, Pace::Open { per_second, count }))
+}
+
+/// The body of a page.
+pub fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
+    let mut stream = std::net::TcpStream::connect(address)?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
+    Ok(answer.split_once("\r\n\r\n").context("no body")?.1.to_owned())
 }

@@ -1,10 +1,11 @@
 //! The peers: programs from their registries, installed once below `target/bench`, and databases of their own.
 
 use super::Bench;
-use super::machine::SERVER_CORE;
+use super::machine::{SERVER_CORE, version};
 use super::server::{Process, SECRET, free_port};
 use anyhow::{Context, ensure};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -108,4 +109,49 @@ pub fn probot(bench: &Bench, folder: &Path, redis: Option<SocketAddr>) -> anyhow
         command.env("BULLMQ_PORT", redis.port().to_string());
     }
     Process::start(&command, Some(SERVER_CORE), address, &folder.join("probot.log"))
+}
+
+/// A PostgreSQL server of our own with its defaults, in an empty folder. It refuses to run as root: then as `postgres`.
+pub fn postgres(folder: &Path, core: Option<usize>) -> anyhow::Result<Process> {
+    let data = folder.join("data");
+    std::fs::create_dir(&data)?;
+    let is_root = std::fs::metadata("/proc/self")?.uid() == 0;
+    if is_root {
+        run(Command::new("chown").arg("postgres").arg(&data), "chown")?;
+    }
+    let programs = version("pg_config", &["--bindir"]);
+    let programs = if Path::new(&programs).join("initdb").exists() {
+        PathBuf::from(programs)
+    } else {
+        newest_postgres()?
+    };
+    let program = |name: &str| {
+        let program = programs.join(name);
+        let mut command = Command::new(if is_root { "setpriv".as_ref() } else { program.as_os_str() });
+        if is_root {
+            command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(&program);
+        }
+        command.arg("-D").arg(&data);
+        command
+    };
+    run(program("initdb").args(["-U", "postgres", "--auth=trust"]), "initdb")?;
+    let address = free_port()?;
+    let mut command = program("postgres");
+    command
+        .args(["-h", "127.0.0.1", "-p"])
+        .arg(address.port().to_string())
+        .args(["-c", "unix_socket_directories="]);
+    Process::start(&command, core, address, &folder.join("postgres.log"))
+}
+
+/// Where Debian keeps the server's programs.
+fn newest_postgres() -> anyhow::Result<PathBuf> {
+    let mut found: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+        .context("there is no PostgreSQL server")?
+        .flatten()
+        .map(|entry| entry.path().join("bin"))
+        .filter(|folder| folder.join("initdb").exists())
+        .collect();
+    found.sort();
+    found.pop().context("there is no PostgreSQL server")
 }

@@ -8,6 +8,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
 
+mod ingest;
 mod load;
 mod machine;
 mod peers;
@@ -66,8 +67,15 @@ struct Group {
 }
 
 /// Every group, in the order in which they run.
-const GROUPS: &[Group] =
-    &[Group { name: "service", goals: &["G14"], by_default: true, measure: service::measure }];
+const GROUPS: &[Group] = &[
+    Group {
+        name: "ingest",
+        goals: &["G1", "G2", "G3", "G4", "G5"],
+        by_default: true,
+        measure: ingest::measure,
+    },
+    Group { name: "service", goals: &["G14"], by_default: true, measure: service::measure },
+];
 
 struct Asked {
     only: Vec<String>,
