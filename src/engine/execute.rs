@@ -1509,7 +1509,7 @@ async fn run_collector(
         objects: workspace.objects.clone(),
         cache: None,
     };
-    app.git.open_reserve(&run.id, app.sandbox.owner().0).await?;
+    app.git.open_reserve(&run.id).await?;
     app.sandbox.start(&spec).await?;
     let deadline = app.clock.now() + chrono::Duration::seconds(COLLECT_SECONDS);
     let mut cursor = 0;
