@@ -187,6 +187,7 @@ pub(super) fn slots(app: &App) -> i64 {
 }
 
 /// Claims the next due run, unless the operator paused everything or drains this node.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn claim(app: &App) -> Result<Option<Run>, EngineError> {
     let limits = &app.config.limits;
     // Runs that are live already must go on while paused: only their lease is taken over.
@@ -489,6 +490,7 @@ async fn begin_elsewhere(app: &App, run: &mut Run) -> Result<Step, EngineError> 
 }
 
 /// Stores the run as it is, with its report, in one transaction.
+#[tracing::instrument(level = "debug", skip_all)]
 pub(super) async fn save(app: &App, run: &Run, urgency: Urgency) -> Result<(), EngineError> {
     let mut tx = app.store.write_tx().await?;
     store::runs::save(&mut tx, run).await?;
@@ -499,6 +501,7 @@ pub(super) async fn save(app: &App, run: &Run, urgency: Urgency) -> Result<(), E
     Ok(())
 }
 
+#[tracing::instrument(level = "debug", skip_all)]
 async fn phase(app: &App, run: &mut Run, phase: Phase) -> Result<(), EngineError> {
     run.progress.phase = Some(phase);
     let mut tx = app.store.write_tx().await?;
@@ -535,8 +538,9 @@ pub(super) async fn fail(
     run.outcome.step = Some(wording::current_phase(run));
     run.outcome.reason = app.secrets.mask(&reason);
     run.apply(&RunInput::Failed, app.clock.now())?;
+    save(app, run, Urgency::State).await?;
     clean_up(app, run).await;
-    save(app, run, Urgency::State).await
+    Ok(())
 }
 
 /// What people are told of an error; its details are in the log under the run's id.
@@ -605,6 +609,7 @@ fn sentence(text: &str) -> String {
 
 // ---------------------------------------------------------------- preparing
 
+#[tracing::instrument(level = "debug", skip_all)]
 async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     if run.cancel_requested.is_some() {
         return cancel_before_start(app, run).await;
@@ -759,13 +764,14 @@ async fn cancel_before_start(app: &App, run: &mut Run) -> Result<Step, EngineErr
     run.outcome.step = Some(wording::current_phase(run));
     run.outcome.reason = wording::cancel_reason(run);
     run.apply(&RunInput::Cancelled, app.clock.now())?;
-    clean_up(app, run).await;
     save(app, run, Urgency::State).await?;
+    clean_up(app, run).await;
     Ok(Step::Done)
 }
 
 /// Is the pinned commit still what it was? Our own earlier run may have moved the branch on: then the
 /// agent starts from our commit. Anything else is a conflict, told by the answer.
+#[tracing::instrument(level = "debug", skip_all)]
 async fn settle_start(app: &App, run: &mut Run) -> Result<Option<String>, EngineError> {
     if let Some(pull) = run.spec.needs_ok() {
         let key = PullKey { remote: &run.remote, repo_id: run.repo.id, number: pull.number };
@@ -803,6 +809,7 @@ async fn pushed_by_us(app: &App, run: &Run, branch: &BranchName, head: &Sha) -> 
     }))
 }
 
+#[tracing::instrument(level = "debug", skip_all)]
 async fn workspace(app: &App, run: &Run) -> Result<Workspace, EngineError> {
     let access = git_access(app, run, GitPermission::Read).await?;
     let wanted = [run.start().clone(), run.spec.base_sha.clone()];
@@ -878,6 +885,7 @@ pub(super) fn sockets(app: &App, slot: &SlotId) -> PathBuf {
     app.signer.sockets(&app.socket_root, slot)
 }
 
+#[tracing::instrument(level = "debug", skip_all)]
 async fn sandbox_spec(
     app: &App,
     run: &Run,
@@ -1000,6 +1008,7 @@ pub(super) fn collect_job(run: &Run) -> CollectJob {
     }
 }
 
+#[tracing::instrument(level = "debug", skip_all)]
 async fn open_broker(
     app: &App,
     run: &Run,
@@ -1031,6 +1040,7 @@ async fn open_broker(
 
 // ---------------------------------------------------------------- running
 
+#[tracing::instrument(level = "debug", skip_all)]
 async fn watch(app: &App, run: &mut Run, patience: Duration) -> Result<Step, EngineError> {
     let Some(attempt) = store::attempts::latest(&app.store, &run.id).await? else {
         return Err(EngineError::Defect("a running run has no attempt".into()));
@@ -1192,6 +1202,7 @@ async fn count_money(app: &App, run: &mut Run) -> Result<(), EngineError> {
 }
 
 /// Stores new lines with the cursor in one transaction, and follows what the agent does.
+#[tracing::instrument(level = "debug", skip_all)]
 async fn take_lines(app: &App, run: &mut Run, attempt: &Attempt, polled: &Polled) -> Result<(), EngineError> {
     let adapter = match run.progress.setup {
         SetupState::Running => AdapterKind::Command,
@@ -1367,6 +1378,7 @@ fn judge(run: &Run, out_of_memory: bool, code: i64) -> AgentEnd {
 }
 
 /// Stops what still runs and goes on to collecting.
+#[tracing::instrument(level = "debug", skip_all)]
 async fn agent_gone(app: &App, run: &mut Run, end: AgentEnd) -> Result<Step, EngineError> {
     if let Some(attempt) = store::attempts::latest(&app.store, &run.id).await? {
         app.sandbox.stop(&attempt.slot).await?;
@@ -1461,6 +1473,7 @@ fn over_budget(run: &Run) -> bool {
 
 // ---------------------------------------------------------------- collecting
 
+#[tracing::instrument(level = "debug", skip_all)]
 async fn collect(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     let attempt = store::attempts::latest(&app.store, &run.id).await?;
     if let (Some(attempt), Some(workspace)) = (&attempt, app.git.prepared(&run.remote, run.repo.id, &run.id))

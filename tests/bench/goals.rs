@@ -15,6 +15,8 @@ mod peers;
 mod report;
 mod server;
 mod service;
+mod start;
+mod timeline;
 
 use anyhow::{Context, bail, ensure};
 use report::Measured;
@@ -74,6 +76,7 @@ const GROUPS: &[Group] = &[
         by_default: true,
         measure: ingest::measure,
     },
+    Group { name: "start", goals: &["G11", "G12", "G13", "G16"], by_default: true, measure: start::measure },
     Group { name: "service", goals: &["G14"], by_default: true, measure: service::measure },
 ];
 
