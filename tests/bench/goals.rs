@@ -8,13 +8,17 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
 
+mod broker;
+mod figures;
 mod ingest;
+mod live;
 mod load;
 mod machine;
 mod peers;
 mod report;
 mod server;
 mod service;
+mod world;
 
 use anyhow::{Context, bail, ensure};
 use report::Measured;
@@ -75,6 +79,14 @@ const GROUPS: &[Group] = &[
         measure: ingest::measure,
     },
     Group { name: "service", goals: &["G14"], by_default: true, measure: service::measure },
+    Group { name: "live", goals: &["G15"], by_default: true, measure: live::measure },
+    Group { name: "broker", goals: &["B1"], by_default: true, measure: broker::measure },
+    Group {
+        name: "seed-figures",
+        goals: &["S1", "S2", "S3", "S4", "S5", "S6"],
+        by_default: false,
+        measure: figures::measure,
+    },
 ];
 
 struct Asked {
