@@ -8,7 +8,10 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
 
+mod broker;
+mod figures;
 mod ingest;
+mod live;
 mod load;
 mod machine;
 mod peers;
@@ -17,6 +20,7 @@ mod server;
 mod service;
 mod start;
 mod timeline;
+mod world;
 
 use anyhow::{Context, bail, ensure};
 use report::Measured;
@@ -78,6 +82,14 @@ const GROUPS: &[Group] = &[
     },
     Group { name: "start", goals: &["G11", "G12", "G13", "G16"], by_default: true, measure: start::measure },
     Group { name: "service", goals: &["G14"], by_default: true, measure: service::measure },
+    Group { name: "live", goals: &["G15"], by_default: true, measure: live::measure },
+    Group { name: "broker", goals: &["B1"], by_default: true, measure: broker::measure },
+    Group {
+        name: "seed-figures",
+        goals: &["S1", "S2", "S3", "S4", "S5", "S6"],
+        by_default: false,
+        measure: figures::measure,
+    },
 ];
 
 struct Asked {
