@@ -93,7 +93,8 @@ pub(super) fn make(git: &Git, run: &str, bytes: i64, files: i64) -> Result<PathB
     // Nothing of ours: only its name would be in the way.
     let _ = std::fs::remove_dir(folder.join("lost+found"));
     let reserve = folder.join(RESERVE);
-    let kept = File::options().write(true).create_new(true).mode(0o600).open(&reserve).map_err(at(&reserve))?;
+    let kept =
+        File::options().write(true).create_new(true).mode(0o600).open(&reserve).map_err(at(&reserve))?;
     rustix::fs::fallocate(&kept, rustix::fs::FallocateFlags::empty(), 0, RESERVE_BYTES)
         .map_err(|error| at(&reserve)(error.into()))?;
     Ok(folder)

@@ -3,8 +3,8 @@
 //! Seeds, workspaces and imports borrow the mirror's objects through alternates, so nothing ever
 //! removes objects from it.
 
-use super::transport::{Call, FETCH_LIMIT, LIST_LIMIT, classify};
 use super::seed::{Record, size_of};
+use super::transport::{Call, FETCH_LIMIT, LIST_LIMIT, classify};
 use super::{Access, Git, GitError, blocking, folder_name, object_error, touch};
 use crate::domain::ids::{BranchName, Sha};
 use std::path::{Path, PathBuf};

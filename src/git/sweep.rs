@@ -125,7 +125,8 @@ impl Pass<'_> {
     fn half_made(&mut self) {
         let mut old: Vec<PathBuf> = entries(&self.git.root.join("tmp"));
         for parent in ["mirrors", "seeds"] {
-            let repositories = entries(&self.git.root.join(parent)).into_iter().flat_map(|remote| entries(&remote));
+            let repositories =
+                entries(&self.git.root.join(parent)).into_iter().flat_map(|remote| entries(&remote));
             old.extend(repositories.flat_map(|path| match parent {
                 "seeds" => entries(&path),
                 _ => vec![path],
