@@ -51,6 +51,9 @@ const MAX_ATTEMPTS: i64 = 3;
 /// One poll of a container waits at most this long for news.
 const POLL: Duration = Duration::from_millis(500);
 
+/// Preparing that is done within this time goes without a report of its own.
+const QUICK: Duration = Duration::from_millis(200);
+
 /// A collector has to commit and bundle; it may not take longer.
 const COLLECT_SECONDS: i64 = 120;
 
@@ -501,16 +504,6 @@ pub(super) async fn save(app: &App, run: &Run, urgency: Urgency) -> Result<(), E
     Ok(())
 }
 
-#[tracing::instrument(level = "debug", skip_all)]
-async fn phase(app: &App, run: &mut Run, phase: Phase) -> Result<(), EngineError> {
-    run.progress.phase = Some(phase);
-    let mut tx = app.store.write_tx().await?;
-    store::runs::save_progress(&mut tx, run).await?;
-    tx.commit().await?;
-    app.wakeup.notify(Topic::Logs);
-    Ok(())
-}
-
 /// Ends a run badly for a reason of this host; the class tells people whose turn it is.
 async fn fail_on(app: &App, run: &mut Run, error: &EngineError) -> Result<(), EngineError> {
     tracing::error!(run.id = %run.id, error = %error, "the run failed");
@@ -630,7 +623,6 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         fail(app, run, FailureClass::Internal, reason).await?;
         return Ok(Step::Done);
     }
-    save(app, run, Urgency::State).await?;
     let started_from = run.start().clone();
     if let Some(reason) = settle_start(app, run).await? {
         fail(app, run, FailureClass::Conflict, reason).await?;
@@ -650,12 +642,12 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
                 // It lay on another machine, or is gone: so is its session.
                 run.progress.session = None;
             }
-            phase(app, run, Phase::Clone).await?;
-            workspace(app, run).await?
+            run.progress.phase = Some(Phase::Clone);
+            told_when_slow(app, run, workspace(app, run)).await?
         }
     };
     let is_setup = run.has_setup() && run.progress.setup != SetupState::Done;
-    phase(app, run, Phase::Sandbox).await?;
+    run.progress.phase = Some(Phase::Sandbox);
     let set = match ingest::repository_agents(app, &run.repo, run.spec.base_sha.as_str()).await? {
         Ok(set) => set,
         Err(problem) => {
@@ -682,7 +674,7 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     let made = if is_setup {
         setup::spec(app, run, &set, &workspace, &slot)?
     } else {
-        sandbox_spec(app, run, &agent, &set, &workspace, &slot).await?
+        told_when_slow(app, run, sandbox_spec(app, run, &agent, &set, &workspace, &slot)).await?
     };
     let spec = match made {
         Ok(spec) => spec,
@@ -807,6 +799,21 @@ async fn pushed_by_us(app: &App, run: &Run, branch: &BranchName, head: &Sha) -> 
     Ok(runs.iter().any(|other| {
         other.outcome.branch.as_ref() == Some(branch) && other.outcome.head.as_ref() == Some(head)
     }))
+}
+
+/// What is usually done at once is not worth a report; where it takes longer, the run is shown as it is meanwhile.
+async fn told_when_slow<T>(
+    app: &App,
+    run: &Run,
+    work: impl Future<Output = Result<T, EngineError>>,
+) -> Result<T, EngineError> {
+    let mut work = std::pin::pin!(work);
+    if let Ok(done) = tokio::time::timeout(QUICK, &mut work).await {
+        return done;
+    }
+    let (done, told) = tokio::join!(work, save(app, run, Urgency::State));
+    told?;
+    done
 }
 
 #[tracing::instrument(level = "debug", skip_all)]
@@ -1380,7 +1387,10 @@ fn judge(run: &Run, out_of_memory: bool, code: i64) -> AgentEnd {
 /// Stops what still runs and goes on to collecting.
 #[tracing::instrument(level = "debug", skip_all)]
 async fn agent_gone(app: &App, run: &mut Run, end: AgentEnd) -> Result<Step, EngineError> {
-    if let Some(attempt) = store::attempts::latest(&app.store, &run.id).await? {
+    // A container whose shim collected has nobody left to stop.
+    if !run.progress.collected
+        && let Some(attempt) = store::attempts::latest(&app.store, &run.id).await?
+    {
         app.sandbox.stop(&attempt.slot).await?;
     }
     app.loads.forget(&run.id);
@@ -1485,7 +1495,7 @@ async fn collect(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         }
     }
     if let Some(attempt) = &attempt {
-        app.sandbox.remove(&attempt.slot).await?;
+        take_away(app, run, &attempt.slot).await?;
         remove_sockets(app, &attempt.slot);
         end_attempt(app, run, &attempt.slot).await?;
     }
@@ -1497,6 +1507,21 @@ async fn collect(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     run.apply(&RunInput::Collected, app.clock.now())?;
     save(app, run, Urgency::State).await?;
     Ok(Step::Again)
+}
+
+/// Removes an agent's container. One whose shim has collected only exits any more: nobody waits for that, and what fails
+/// is the sweeper's.
+async fn take_away(app: &App, run: &Run, slot: &SlotId) -> Result<(), EngineError> {
+    if !run.progress.collected {
+        return Ok(app.sandbox.remove(slot).await?);
+    }
+    let (sandbox, run, slot) = (Arc::clone(&app.sandbox), run.id.clone(), slot.clone());
+    tokio::spawn(async move {
+        if let Err(error) = sandbox.remove(&slot).await {
+            tracing::warn!(run.id = %run, %slot, error = %error, "container stays for the sweeper");
+        }
+    });
+    Ok(())
 }
 
 /// A second container, without agent and socket, commits what the stopped one left.
