@@ -277,7 +277,7 @@ mod tests {
         // As after a restart of the machine.
         let folder = made.workspace.parent().unwrap().to_owned();
         File::create(made.home.join("0")).unwrap().write_all(b"kept").unwrap();
-        program("test", "umount", &[], &folder).unwrap();
+        crate::git::overlay::unmount_below(&folder).unwrap();
         assert_eq!(git.prepared(REMOTE, REPO, &run), None);
         git.sweep(std::slice::from_ref(&run)).await.unwrap();
         assert_eq!(std::fs::read_to_string(made.home.join("0")).unwrap(), "kept");
