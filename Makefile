@@ -46,6 +46,11 @@ prove-budget: ## 64 model requests at once against a budget for one, on both dat
 	@$(SETUP_ENV); $(CARGO) test --quiet --test it budget:: >target/prove/budget/log 2>&1 || { cat target/prove/budget/log; exit 1; }
 	@echo "prove-budget: $$(cat target/prove/budget/requests); $$(cat target/prove/budget/partial)"
 
+.PHONY: bench
+bench: ## Zeblit and its peers in turns, and whether each goal holds (ONLY=G1,G14 ROUNDS=3)
+	@deploy/setup.sh bench
+	@$(SETUP_ENV); $(CARGO) bench --quiet --bench goals -- $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS))
+
 bench-broker: build ## a streamed model reply through the broker and directly: first byte and throughput (ARGS="--rounds 40")
 	@target/release/zeblit bench broker $(ARGS)
 

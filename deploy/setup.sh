@@ -3,6 +3,7 @@
 #
 #   deploy/setup.sh demo   compiler, Git, Docker (optional: the demo also runs without), the agent image
 #   deploy/setup.sh test   the same with Docker required, plus an image with the agents' programs, PostgreSQL and Redis for the tests
+#   deploy/setup.sh bench  what `make bench` needs: Docker, PostgreSQL, Redis, and Node and Python for the peers
 #
 # System packages are installed only as root; otherwise the line to type is printed.
 # Writes target/setup.env, which the Makefile reads.
@@ -172,6 +173,15 @@ test)
     need_redis
     have strace || install_packages "reading system calls" strace || die "no strace"
     ;;
-*) die "usage: deploy/setup.sh demo|test" ;;
+bench)
+    need_docker || die "the bench starts real containers and needs Docker"
+    need_image || die "the agent image could not be built"
+    need_postgres
+    need_redis
+    have node && have npm || install_packages "running the peers" nodejs npm || die "no Node"
+    python3 -c 'import ensurepip' 2>/dev/null || install_packages "running the peers" python3-venv || die "no Python with venv"
+    have taskset || install_packages "keeping server and client apart" util-linux || die "no taskset"
+    ;;
+*) die "usage: deploy/setup.sh demo|test|bench" ;;
 esac
 say "ready"

@@ -22,7 +22,7 @@ use crate::domain::{sanitize, wording};
 use crate::git::{Access, GitError, Workspace, WorkspaceSpec};
 use crate::queue::{LogLines, Topic};
 use crate::remote::{GitPermission, RemoteError, Retry};
-use crate::sandbox::{CollectJob, Duty, Job, Limits, LineSource, Polled, SandboxSpec, Status};
+use crate::sandbox::{CollectJob, Duty, Job, Limits, LineSource, Polled, SandboxSpec, SlotClass, Status};
 use crate::store::approvals::PullKey;
 use crate::store::runs::Caps;
 use crate::store::{self, StoreError};
@@ -672,7 +672,8 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         fail(app, run, FailureClass::Sandbox, reason).await?;
         return Ok(Step::Done);
     }
-    let slot = SlotId::new(app.ids.next(IdKind::Slot));
+    let class = slot_class(app, &run.spec.image);
+    let slot = app.sandbox.take(&class).unwrap_or_else(|| SlotId::new(app.ids.next(IdKind::Slot)));
     let made = if is_setup {
         setup::spec(app, run, &set, &workspace, &slot)?
     } else {
@@ -867,9 +868,14 @@ pub(super) fn limits(app: &App) -> Limits {
     }
 }
 
+/// What the slots of runs with this image have in common.
+pub(super) fn slot_class(app: &App, image: &str) -> SlotClass {
+    SlotClass { image: image.to_owned(), limits: limits(app) }
+}
+
 /// The private directory of an attempt's sockets: a name that nobody can guess, short enough for a socket path.
 pub(super) fn sockets(app: &App, slot: &SlotId) -> PathBuf {
-    app.socket_root.join(app.signer.sign("sockets", slot.as_str()))
+    app.signer.sockets(&app.socket_root, slot)
 }
 
 async fn sandbox_spec(
