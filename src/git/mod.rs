@@ -372,8 +372,8 @@ impl Git {
 
     /// Before a full disk of a run is collected: gives up what was kept back for that.
     pub async fn open_reserve(&self, run: &RunId) -> Result<(), GitError> {
-        let (git, name) = (self.clone(), workspace::run_folder(run)?.to_owned());
-        blocking("open the reserve of the disk", move || image::open_reserve(&git, &name)).await
+        let folder = self.root.join("runs").join(workspace::run_folder(run)?);
+        blocking("open the reserve of the disk", move || image::open_reserve(&folder)).await
     }
 
     /// The runs that have folders or disks here, whatever became of them.

@@ -169,7 +169,15 @@ pub(crate) fn prepared(git: &Git, remote: &str, repo_id: i64, run: &RunId) -> Op
 impl Source {
     /// Mounts the workspace of the run when it is not.
     pub fn mount_again(&self, run: &Path) -> Result<(), GitError> {
-        self.seed.as_ref().map_or(Ok(()), |seed| overlay::mount_again(run, seed, &self.inside))
+        let Some(seed) = &self.seed else { return Ok(()) };
+        match overlay::mount_again(run, seed, &self.inside) {
+            // A disk of its own that is full.
+            Err(GitError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
+                image::open_reserve(run)?;
+                overlay::mount_again(run, seed, &self.inside)
+            }
+            done => done,
+        }
     }
 }
 
@@ -887,8 +895,9 @@ mod tests {
         std::fs::write(made.workspace.join("README.md"), "jello world\n").unwrap();
         assert_eq!(inside(&world, &made, &["status", "--porcelain"]), " M README.md");
         let debug = inside(&world, &made, &["ls-files", "--debug", "run.sh"]);
-        let time = git(&world.person(), &["log", "-1", "--format=%ct"]);
+        let time = made.workspace.join("run.sh").metadata().unwrap().mtime();
         assert!(debug.contains(&format!("mtime: {time}:0")), "{debug}");
+        assert!(time + 2 <= place.join(".git/index").metadata().unwrap().mtime(), "{debug}");
     }
 
     /// Every path below a folder with its type, mode, links, size and text.

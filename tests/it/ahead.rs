@@ -24,7 +24,7 @@ fn seeds_of(w: &World) -> Vec<String> {
 
 /// What the fetches have brought.
 fn packs(w: &World) -> Vec<PathBuf> {
-    let repository = w.hub.repository(REPO).id;
+    let repository = w.hub.repo(REPO).id;
     let folder = w.app.git.mirror_path("github", repository).join("objects/pack");
     let mut found: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     found.sort();
