@@ -20,6 +20,7 @@ mod server;
 mod service;
 mod start;
 mod timeline;
+mod workspace;
 mod world;
 
 use anyhow::{Context, bail, ensure};
@@ -81,6 +82,7 @@ const GROUPS: &[Group] = &[
         measure: ingest::measure,
     },
     Group { name: "start", goals: &["G11", "G12", "G13", "G16"], by_default: true, measure: start::measure },
+    Group { name: "workspace", goals: &["G8", "G9", "G10"], by_default: true, measure: workspace::measure },
     Group { name: "service", goals: &["G14"], by_default: true, measure: service::measure },
     Group { name: "live", goals: &["G15"], by_default: true, measure: live::measure },
     Group { name: "broker", goals: &["B1"], by_default: true, measure: broker::measure },
