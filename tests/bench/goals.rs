@@ -8,10 +8,13 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
 
+mod growth;
 mod ingest;
+mod jobs;
 mod load;
 mod machine;
 mod peers;
+mod queue;
 mod report;
 mod server;
 mod service;
@@ -74,6 +77,8 @@ const GROUPS: &[Group] = &[
         by_default: true,
         measure: ingest::measure,
     },
+    Group { name: "queue", goals: &["G6", "G7"], by_default: true, measure: queue::measure },
+    Group { name: "growth", goals: &["G17"], by_default: true, measure: growth::measure },
     Group { name: "service", goals: &["G14"], by_default: true, measure: service::measure },
 ];
 
