@@ -15,6 +15,7 @@ use crate::engine::load::Loads;
 use crate::git::{Cache, Disk, Git, Layout, Workspaces};
 use crate::queue::Wakeup;
 use crate::queue::local::LocalWakeup;
+use crate::queue::postgres::PostgresWakeup;
 use crate::queue::redis::RedisWakeup;
 use crate::remote::github::{GithubForge, GithubSettings};
 use crate::remote::jira::Jira;
@@ -24,7 +25,7 @@ use crate::remote::{Forge, Remote};
 use crate::sandbox::Sandbox;
 use crate::sandbox::docker::{DockerOptions, DockerSandbox, WarmOptions};
 use crate::sandbox::process::ProcessSandbox;
-use crate::store::{Durability, Store};
+use crate::store::{DatabaseKind, Durability, Store};
 use anyhow::Context;
 use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
@@ -172,7 +173,7 @@ impl App {
             secrets,
             live: Live::default(),
             loads: Loads::default(),
-            wakeup: wakeup(&config)?,
+            wakeup: wakeup(&config, store.kind())?,
             store,
             forge,
             remotes: remotes(&config)?,
@@ -247,14 +248,18 @@ pub fn disk(config: &Config) -> Disk {
     }
 }
 
-fn wakeup(config: &Config) -> anyhow::Result<Arc<dyn Wakeup>> {
-    match &config.redis.url {
-        Some(url) => {
+fn wakeup(config: &Config, database: DatabaseKind) -> anyhow::Result<Arc<dyn Wakeup>> {
+    match (&config.redis.url, database) {
+        (Some(url), _) => {
             let wakeup = RedisWakeup::start(url.expose_secret());
             // The URL may hold a password: the error names the key only.
             Ok(Arc::new(wakeup.ok().context("redis.url: is not a Redis URL")?))
         }
-        None => Ok(Arc::new(LocalWakeup::default())),
+        (None, DatabaseKind::Sqlite) => Ok(Arc::new(LocalWakeup::default())),
+        (None, DatabaseKind::Postgres) => {
+            let wakeup = PostgresWakeup::start(config.database_url().expose_secret());
+            Ok(Arc::new(wakeup.ok().context("database.url: is not a Postgres URL")?))
+        }
     }
 }
 

@@ -18,8 +18,13 @@ pub const AT_ONCE: usize = 16;
 const CLAIM_TRIES: u32 = 8;
 /// A run whose row cannot be read is set aside for so long, so that it does not stop all others.
 pub(super) const SET_ASIDE: Duration = Duration::from_secs(600);
-/// How many of the oldest queued runs of a priority are looked at, besides one for each that is wanted.
-const LOOKED_AT: usize = 16;
+/// How many of the oldest queued runs of a priority are looked at. It stands in the statement: with a bound number of
+/// rows SQLite would plan it anew each time.
+macro_rules! looked_at {
+    () => {
+        32
+    };
+}
 
 /// A live run that an earlier boot of the owner's node left, see `inherit_leases`.
 macro_rules! left_to {
@@ -192,7 +197,7 @@ async fn next(
     if limit == 0 {
         return Ok(lost);
     }
-    let queued = look_at_queued(tx, owner, now, limit).await?;
+    let queued = look_at_queued(tx, owner, now).await?;
     let mut chosen = match choose(&live, &queued, None, caps, millis(now), limit) {
         Some(chosen) => chosen,
         None => {
@@ -411,7 +416,9 @@ macro_rules! oldest {
             candidate!(concat!("CASE WHEN ", is_ready!("q"), " THEN 1 ELSE 0 END")),
             "WHERE q.state = 'queued' AND q.priority = ",
             $priority,
-            " ORDER BY q.created_at, q.id LIMIT $3) p",
+            " ORDER BY q.created_at, q.id LIMIT ",
+            looked_at!(),
+            ") p",
             $priority
         )
     };
@@ -419,17 +426,10 @@ macro_rules! oldest {
 
 const LOOK_AT_QUEUED: &str = concat!(oldest!("0"), " UNION ALL ", oldest!("1"), " UNION ALL ", oldest!("2"));
 
-async fn look_at_queued(
-    tx: &mut Tx,
-    owner: &str,
-    now: DateTime<Utc>,
-    limit: usize,
-) -> Result<Vec<Looked>, StoreError> {
-    let most = LOOKED_AT + limit;
+async fn look_at_queued(tx: &mut Tx, owner: &str, now: DateTime<Utc>) -> Result<Vec<Looked>, StoreError> {
     let rows = sqlx::query(LOOK_AT_QUEUED)
         .bind(millis(now))
         .bind(node_of(owner))
-        .bind(i64::try_from(most).unwrap_or(i64::MAX))
         .fetch_all(&mut *tx.inner)
         .await
         .map_err(sql("look at the oldest queued runs"))?;
@@ -438,7 +438,7 @@ async fn look_at_queued(
         let run = read_candidate(row)?;
         looked.entry(run.priority).or_default().push(run);
     }
-    Ok(looked.into_values().map(|runs| Looked { is_all: runs.len() < most, runs }).collect())
+    Ok(looked.into_values().map(|runs| Looked { is_all: runs.len() < looked_at!(), runs }).collect())
 }
 
 macro_rules! first_after {
