@@ -1,7 +1,5 @@
 //! `zeblit bench`: the figures a user asks about first, measured on this machine.
 //!
-//! - `ingest`: signed deliveries at a fixed rate (open loop: latency counts from the intended time of
-//!   sending), each answered after it is durable on SQLite with `synchronous=FULL`.
 //! - `start`: from a signed delivery to the agent's process running in a Docker container, warm mirror.
 
 use crate::app::App;
@@ -12,7 +10,7 @@ use crate::engine;
 use crate::http::server;
 use crate::intake::signature;
 use crate::remote::local::{LocalForge, SeedFile};
-use crate::store::{self, Durability};
+use crate::store;
 use anyhow::{Context, bail, ensure};
 use secrecy::SecretString;
 use std::sync::Arc;
@@ -21,9 +19,6 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// A recorded `issue_comment` delivery without a command.
-const DELIVERY: &[u8] = include_bytes!("../../tests/fixtures/github/issue_comment.created.json");
-
 const SECRET: &str = "the webhook secret of the bench";
 
 /// A run that takes longer than this breaks the bench.
@@ -31,17 +26,6 @@ const RUN_LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Args {
-    /// Deliveries answered durably (SQLite FULL): p50 and p99 at a fixed rate
-    Ingest {
-        /// Requests per second
-        #[arg(long, default_value_t = 300)]
-        rate: u64,
-        #[arg(long, default_value_t = 20)]
-        seconds: u64,
-        /// What a commit waits for: `full` as a server's, `normal` to see what that costs
-        #[arg(long, default_value = "full", value_parser = durability)]
-        synchronous: Durability,
-    },
     /// From a delivery to the agent's process running in Docker: median
     Start {
         #[arg(long, default_value_t = 15)]
@@ -51,18 +35,9 @@ pub enum Args {
     },
 }
 
-fn durability(text: &str) -> Result<Durability, String> {
-    match text {
-        "full" => Ok(Durability::Full),
-        "normal" => Ok(Durability::Lost),
-        _ => Err("full or normal".to_owned()),
-    }
-}
-
 /// Gives the line with the figure, and whether the goal holds.
 pub async fn run(args: Args) -> anyhow::Result<(String, bool)> {
     match args {
-        Args::Ingest { rate, seconds, synchronous } => ingest(rate, seconds, synchronous).await,
         Args::Start { runs, image } => start(runs, image).await,
     }
 }
@@ -77,7 +52,7 @@ struct Server {
 }
 
 impl Server {
-    async fn start(kind: SandboxKind, image: Option<String>, durability: Durability) -> anyhow::Result<Self> {
+    async fn start(kind: SandboxKind, image: Option<String>) -> anyhow::Result<Self> {
         let folder = std::env::temp_dir().join(format!("zeblit-bench-{}", std::process::id()));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
@@ -93,7 +68,7 @@ impl Server {
         if let Some(image) = image {
             config.sandbox.image = image;
         }
-        let app = App::build_for_measuring(config, durability).await?;
+        let app = App::build(config).await?;
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let limits = server::Limits::of(&app.config.server);
@@ -135,49 +110,8 @@ fn ms(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1e3)
 }
 
-async fn ingest(rate: u64, seconds: u64, durability: Durability) -> anyhow::Result<(String, bool)> {
-    ensure!(rate > 0 && seconds > 0, "--rate and --seconds must be at least 1");
-    let server = Server::start(SandboxKind::Process, None, durability).await?;
-    let client = reqwest::Client::new();
-    let begin = Instant::now() + Duration::from_millis(100);
-    let mut posts = JoinSet::new();
-    for n in 0..rate * seconds {
-        let at = begin + Duration::from_secs_f64(n as f64 / rate as f64);
-        tokio::time::sleep_until(at.into()).await;
-        let (client, url) = (client.clone(), server.url.clone());
-        posts.spawn(async move {
-            let status = post(&client, &url, &format!("bench-{n:06}"), "issue_comment", DELIVERY).await;
-            (status, at.elapsed())
-        });
-    }
-    let mut times = Vec::new();
-    let mut refused = 0;
-    while let Some(joined) = posts.join_next().await {
-        let (status, time) = joined?;
-        if status? == 202 {
-            times.push(time);
-        } else {
-            refused += 1;
-        }
-    }
-    times.sort();
-    let stored: i64 = store::inbox::counts(&server.app.store).await?.iter().map(|(_, count)| count).sum();
-    server.end().await?;
-    let p99 = quantile(&times, 0.99);
-    let ok = refused == 0 && usize::try_from(stored)? == times.len() && p99 < Duration::from_millis(50);
-    let line = format!(
-        "ingest: {} deliveries of {} bytes at {rate}/s, all stored with synchronous={} before the answer: p50 {}, p99 {} (goal 50 ms), {refused} refused",
-        times.len(),
-        DELIVERY.len(),
-        if durability == Durability::Full { "FULL" } else { "NORMAL (a power cut may lose them)" },
-        ms(quantile(&times, 0.5)),
-        ms(p99),
-    );
-    Ok((line, ok))
-}
-
 async fn start(runs: usize, image: String) -> anyhow::Result<(String, bool)> {
-    let server = Server::start(SandboxKind::Docker, Some(image), Durability::Full).await?;
+    let server = Server::start(SandboxKind::Docker, Some(image)).await?;
     let forge = server.app.local.clone().context("the bench runs on the local forge")?;
     let name = RepoName::parse("bench/project")?;
     let files = [SeedFile { path: "README.md", content: "bench\n", executable: false }];

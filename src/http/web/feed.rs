@@ -27,7 +27,7 @@ const POLL_MS: u64 = 1000;
 /// Chunks that are read at one time.
 pub(super) const FRAME_CHUNKS: i64 = 100;
 /// Frames that a reader may be behind; then it reads the store.
-const FRAMES_KEPT: usize = 64;
+const FRAMES_KEPT: usize = 16;
 /// Seconds of silence after which a comment keeps proxies from closing a stream.
 const KEEP_ALIVE_SECONDS: u64 = 15;
 
