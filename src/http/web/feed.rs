@@ -203,6 +203,8 @@ impl Follower {
         if self.after.is_none() {
             self.last = store::logs::last_seq(&app.store, &self.run).await?;
             self.after = Some(self.last);
+            // From here on: whoever has read less of the store reads on.
+            self.send(Frame::Log { after: self.last, last: self.last, text: Bytes::new() });
         }
         if self.told.as_ref() != Some(&facts) {
             self.flush();
