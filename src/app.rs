@@ -6,6 +6,7 @@ use crate::broker::{self, Broker};
 use crate::clock::{Clock, IdKind, Ids, RandomIds, SystemClock};
 use crate::config::{Config, DiskKind, SandboxKind};
 use crate::domain::budget::Price;
+use crate::domain::ids::SlotId;
 use crate::domain::model_api::ModelApi;
 use crate::domain::node::{Node, Role, union};
 use crate::domain::secrets::SecretScan;
@@ -21,13 +22,14 @@ use crate::remote::local::LocalForge;
 use crate::remote::sentry::Sentry;
 use crate::remote::{Forge, Remote};
 use crate::sandbox::Sandbox;
-use crate::sandbox::docker::{DockerOptions, DockerSandbox};
+use crate::sandbox::docker::{DockerOptions, DockerSandbox, WarmOptions};
 use crate::sandbox::process::ProcessSandbox;
 use crate::store::Store;
 use anyhow::Context;
 use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Everything a tick needs. Tests build one from doubles.
@@ -93,6 +95,11 @@ impl Signer {
         let mut hex = hex::encode(self.mac(purpose, text).finalize().into_bytes());
         hex.truncate(32);
         hex
+    }
+
+    /// The private folder of a slot's sockets: a name that nobody can guess.
+    pub fn sockets(&self, root: &Path, slot: &SlotId) -> PathBuf {
+        root.join(self.sign("sockets", slot.as_str()))
     }
 
     /// Whether `signature` was made by `sign`, in constant time.
@@ -309,6 +316,15 @@ fn sandbox(config: &Config, signer: &Signer) -> Arc<dyn Sandbox> {
             owner: None,
             image: config.sandbox.image.clone(),
             runtime: config.sandbox.runtime.clone(),
+            warm: Some(WarmOptions {
+                most: config.sandbox.warm_slots,
+                folder: config.state_dir.join("slots"),
+                views: vec![config.state_dir.join("mirrors"), config.state_dir.join("caches")],
+                sockets: {
+                    let (signer, root) = (signer.clone(), config.socket_root());
+                    Arc::new(move |slot| signer.sockets(&root, slot))
+                },
+            }),
         })),
         SandboxKind::Process => {
             Arc::new(ProcessSandbox::new(config.state_dir.join("processes"), config.state_dir.join("bin")))

@@ -214,6 +214,8 @@ pub struct SandboxConfig {
     /// Workspace, output and home of one run together.
     pub disk_mib: i64,
     pub disk_files: i64,
+    /// Started containers that may wait for runs; 0: each run's container starts with it.
+    pub warm_slots: usize,
     /// The engine's runtime, e.g. `runsc`; absent: its default.
     pub runtime: Option<String>,
     /// Where per-attempt socket directories live; default `/run/zeblit`, else `$XDG_RUNTIME_DIR/zeblit`, else below the state directory.
@@ -521,6 +523,7 @@ impl Default for SandboxConfig {
             disk: DiskKind::Watch,
             disk_mib: 10_240,
             disk_files: 1_000_000,
+            warm_slots: 4,
             runtime: None,
             socket_dir: None,
             strict: false,
@@ -618,6 +621,8 @@ const MIN_WEBHOOK_SECRET_CHARS: usize = 16;
 const MIN_SECRET_KEY_CHARS: usize = 32;
 /// Two secrets are accepted during rotation, never more.
 const MAX_WEBHOOK_SECRETS: usize = 2;
+/// Each costs the host about 13 MiB.
+const MAX_WARM_SLOTS: usize = 64;
 /// Bytes of a secret key that we make ourselves: the block strength of HMAC-SHA256.
 const SECRET_KEY_BYTES: usize = 32;
 /// A configuration or key file larger than this is not one, in bytes.
@@ -1088,6 +1093,13 @@ const KEYS: &[Key] = &[
     key!("sandbox.disk_mib", Integer, "Workspace, output and home of one run together, in MiB.", "", |c| {
         plain(c.sandbox.disk_mib)
     }),
+    key!(
+        "sandbox.warm_slots",
+        Integer,
+        "Started containers that may wait for runs (as many as the recent rate asks for); 0: each run's container starts with it. Needs root.",
+        "",
+        |c| plain(c.sandbox.warm_slots)
+    ),
     key!("sandbox.disk_files", Integer, "Files in workspace, output and home of one run.", "", |c| plain(
         c.sandbox.disk_files
     )),
@@ -1752,6 +1764,9 @@ impl Config {
         found.positive("sandbox.idle_minutes", sandbox.idle_minutes > 0);
         if sandbox.disk_mib < 64 {
             found.add("sandbox.disk_mib", "needs at least 64");
+        }
+        if sandbox.warm_slots > MAX_WARM_SLOTS {
+            found.add("sandbox.warm_slots", format!("may be at most {MAX_WARM_SLOTS}"));
         }
         if sandbox.disk_files < 1000 {
             found.add("sandbox.disk_files", "needs at least 1000");

@@ -85,6 +85,8 @@ pub fn restrict(at: &Path, access: Access) -> io::Result<()> {
 pub fn share(folder: &Path) -> io::Result<()> {
     if flags_at(folder).is_none() {
         bind(folder, folder, Access::Write)?;
+        // Of its own: nothing is to appear under the mount above, too.
+        rustix::mount::mount_change(folder, MountPropagationFlags::PRIVATE)?;
     }
     rustix::mount::mount_change(folder, MountPropagationFlags::SHARED)?;
     Ok(())
@@ -107,6 +109,12 @@ pub struct Mounted {
     pub flags: String,
     /// e.g. `overlay`.
     pub kind: String,
+}
+
+/// The mounts that a process sees; nothing when it is gone or not ours to look at.
+pub fn of_process(pid: i64) -> Vec<Mounted> {
+    let table = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    parse(&table).collect()
 }
 
 impl Mounted {

@@ -117,6 +117,10 @@ pub const DEAD_LETTERS: &str = "zeblit_dead_letters_total";
 pub const MISSED_DELIVERIES: &str = "zeblit_missed_deliveries_total";
 /// Runs that were ended because nobody went on with them, by `state`.
 pub const STUCK_RUNS: &str = "zeblit_stuck_runs_total";
+/// Bytes of mirrors and seeds on this machine, as last counted.
+pub const GIT_CACHE_BYTES: &str = "zeblit_git_cache_bytes";
+/// Mirrors and seeds removed because they were not used for long or because of the disk budget, by `what`.
+pub const GIT_EVICTIONS: &str = "zeblit_git_evictions_total";
 /// 1 while the operator has paused everything.
 pub const PAUSED: &str = "zeblit_paused";
 /// 1 when the counts of this scrape were read from the database, else they are old.
@@ -162,6 +166,16 @@ pub const METRICS: &[Metric] = &[
         name: STUCK_RUNS,
         kind: MetricKind::Counter,
         about: "Runs ended because nobody went on with them, by state",
+    },
+    Metric {
+        name: GIT_CACHE_BYTES,
+        kind: MetricKind::Gauge,
+        about: "Bytes of mirrors and seeds on this machine",
+    },
+    Metric {
+        name: GIT_EVICTIONS,
+        kind: MetricKind::Counter,
+        about: "Mirrors and seeds removed from this machine, by what it was",
     },
     Metric { name: PAUSED, kind: MetricKind::Gauge, about: "1 while the operator has paused everything" },
     Metric {

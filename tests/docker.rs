@@ -8,12 +8,12 @@
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use zeblit::domain::ids::{RunId, SlotId};
-use zeblit::sandbox::docker::{DockerOptions, DockerSandbox};
+use zeblit::sandbox::docker::{DockerOptions, DockerSandbox, WarmOptions};
 use zeblit::sandbox::{
-    CollectJob, Duty, Job, Limits, Line, LineSource, Sandbox, SandboxError, SandboxSpec, Status,
+    CollectJob, Duty, Job, Limits, Line, LineSource, Sandbox, SandboxError, SandboxSpec, SlotClass, Status,
 };
 
 const IMAGE: &str = "zeblit-agent:latest";
@@ -97,6 +97,23 @@ impl World {
 
     /// Each call is a server that has just started.
     fn sandbox(&self) -> DockerSandbox {
+        self.sandbox_with(None)
+    }
+
+    /// The same with warm slots.
+    fn warm_sandbox(&self, most: usize) -> DockerSandbox {
+        let sockets = self.at("sockets-of");
+        self.sandbox_with(Some(WarmOptions {
+            most,
+            folder: self.at("slots"),
+            views: vec![self.at("mirror.git")],
+            sockets: Arc::new(move |slot| {
+                sockets.join(slot.as_str().split('-').next_back().unwrap_or_default())
+            }),
+        }))
+    }
+
+    fn sandbox_with(&self, warm: Option<WarmOptions>) -> DockerSandbox {
         DockerSandbox::connect(DockerOptions {
             docker_host: "unix:///var/run/docker.sock".into(),
             instance: self.instance.clone(),
@@ -104,6 +121,7 @@ impl World {
             owner: None,
             image: IMAGE.into(),
             runtime: None,
+            warm,
         })
     }
 
@@ -214,8 +232,8 @@ async fn a_job_that_edits_a_file_yields_a_bundle() {
     assert_eq!(sandbox.start(&spec).await.unwrap(), id, "starting a slot that exists returns it");
     let listed = sandbox.list().await.unwrap();
     assert_eq!(
-        (listed.len(), listed[0].container.as_str(), listed[0].run.as_str()),
-        (1, id.as_str(), "run-1")
+        (listed.len(), listed[0].container.as_str(), listed[0].run.clone()),
+        (1, id.as_str(), Some(RunId::new("run-1")))
     );
     let (lines, status) = until_end(&sandbox, &spec.slot, 0).await;
     assert_eq!(status, Status::Exited { code: 0, out_of_memory: false }, "{lines:?}");
@@ -231,6 +249,126 @@ async fn a_job_that_edits_a_file_yields_a_bundle() {
     sandbox.stop(&spec.slot).await.unwrap();
     assert!(sandbox.list().await.unwrap().is_empty());
     assert_eq!(sandbox.poll(&spec.slot, 0, Duration::ZERO).await.unwrap().status, Status::Gone);
+}
+
+impl World {
+    fn class(&self) -> SlotClass {
+        let spec = self.shell("true");
+        SlotClass { image: spec.image, limits: spec.limits }
+    }
+
+    /// The spec as the engine makes it for a slot that it took.
+    fn in_slot(&self, slot: SlotId, script: &str) -> SandboxSpec {
+        self.slots.borrow_mut().push(slot.as_str().to_owned());
+        SandboxSpec { slot, ..self.shell(script) }
+    }
+}
+
+#[tokio::test]
+async fn a_warm_slot_runs_one_job_as_a_cold_one_would_and_is_gone() {
+    if !docker_is_wanted() {
+        return;
+    }
+    let world = World::new();
+    let (sandbox, class) = (world.warm_sandbox(2), world.class());
+    assert_eq!(sandbox.take(&class), None, "nothing is warm yet");
+    sandbox.tend(&class).await;
+    let waiting = sandbox.waiting();
+    assert_eq!(waiting.len(), 1);
+    let listed = sandbox.list().await.unwrap();
+    assert_eq!((listed.len(), listed[0].running, listed[0].run.clone()), (1, true, None));
+
+    let slot = sandbox.take(&class).unwrap();
+    assert_eq!(waiting, [slot.clone()]);
+    assert_eq!(sandbox.waiting(), [slot.clone()], "until it is started");
+    let script = "cat ~/.note; echo two >>a.txt; git status --short; id -u; pwd; \
+        for d in objects sockets slot ''; do touch /zeblit/$d/x 2>/dev/null && echo wrote $d; done; \
+        ls /zeblit; grep -c ' /zeblit' /proc/self/mountinfo";
+    let mut spec = world.in_slot(slot, script);
+    if let Duty::Agent(job) = &mut spec.duty {
+        job.home_files = vec![(".note".into(), b"from home\n".to_vec())];
+    }
+    let id = sandbox.start(&spec).await.unwrap();
+    assert_eq!(id, listed[0].container);
+    assert_eq!(sandbox.waiting(), []);
+    let (lines, status) = until_end(&sandbox, &spec.slot, 0).await;
+    assert_eq!(status, Status::Exited { code: 0, out_of_memory: false }, "{lines:?}");
+    let uid = sandbox.owner().0.to_string();
+    let out = texts(&lines, LineSource::Stdout);
+    let inside = ["cache", "home", "objects", "output", "shim", "sockets", "workspace"];
+    assert_eq!(out[..4], ["from home", " M a.txt", &uid, "/zeblit/workspace"]);
+    assert_eq!(out[4..11], inside);
+    assert_eq!(out[11], "7", "itself, shim, sockets, workspace, output, home, objects");
+    assert_eq!(world.changed(), "M\ta.txt");
+
+    // The next one is another container.
+    sandbox.tend(&class).await;
+    let next = sandbox.take(&class).unwrap();
+    assert_ne!(next, spec.slot);
+    sandbox.remove(&spec.slot).await.unwrap();
+    assert!(!world.at("slots").join(spec.slot.as_str()).exists());
+    assert!(world.at("workspace/a.txt").is_file(), "what was mounted there stays");
+
+    // The mounts go with the server, and what waits goes, too.
+    sandbox.retire().await;
+    assert_eq!((sandbox.list().await.unwrap().len(), sandbox.waiting().len()), (0, 0));
+    assert_eq!(zeblit::mount::below(world.folder.path()), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn a_warm_slot_that_cannot_be_entered_gives_way_to_a_cold_one() {
+    if !docker_is_wanted() {
+        return;
+    }
+    let world = World::new();
+    let (sandbox, class) = (world.warm_sandbox(1), world.class());
+    sandbox.tend(&class).await;
+    let slot = sandbox.take(&class).unwrap();
+    // Its objects have no read-only view: nothing may be mounted from there.
+    let mut spec = world.in_slot(slot, "git log --format=%s; echo two >>a.txt");
+    git(world.folder.path(), &["clone", "-q", "--bare", "seed", "other.git"]);
+    spec.objects = world.at("other.git/objects");
+    sandbox.start(&spec).await.unwrap();
+    let (lines, status) = until_end(&sandbox, &spec.slot, 0).await;
+    assert_eq!(status, Status::Exited { code: 0, out_of_memory: false }, "{lines:?}");
+    assert_eq!(texts(&lines, LineSource::Stdout), ["base"]);
+    let listed = sandbox.list().await.unwrap();
+    assert_eq!(listed[0].run, Some(RunId::new("run-1")), "it was made for this run");
+    sandbox.remove(&spec.slot).await.unwrap();
+    sandbox.retire().await;
+}
+
+#[tokio::test]
+async fn warm_slots_of_a_server_that_died_are_replaced_and_those_in_use_go_on() {
+    if !docker_is_wanted() {
+        return;
+    }
+    let world = World::new();
+    let class = world.class();
+    let first = world.warm_sandbox(2);
+    first.tend(&class).await;
+    let spec = world.in_slot(first.take(&class).unwrap(), "echo begun; sleep 2; echo two >>a.txt");
+    first.start(&spec).await.unwrap();
+    until_line(&first, &spec.slot, "begun").await;
+    first.tend(&class).await;
+    let idle = first.waiting();
+    assert_eq!(idle.len(), 1);
+    drop(first);
+
+    let second = world.warm_sandbox(2);
+    assert_eq!(second.waiting(), []);
+    second.tend(&class).await;
+    assert_eq!(second.waiting().len(), 1);
+    assert!(!second.waiting().contains(&idle[0]), "another server's slots are never taken");
+    // What nobody wants is removed by its name, as the engine's sweeper does.
+    second.remove(&idle[0]).await.unwrap();
+    assert!(!world.at("slots").join(idle[0].as_str()).exists());
+    let (lines, status) = until_end(&second, &spec.slot, 0).await;
+    assert_eq!(status, Status::Exited { code: 0, out_of_memory: false }, "{lines:?}");
+    assert_eq!(world.changed(), "M\ta.txt");
+    second.remove(&spec.slot).await.unwrap();
+    second.retire().await;
+    assert_eq!(zeblit::mount::below(world.folder.path()), Vec::<PathBuf>::new());
 }
 
 #[tokio::test]

@@ -77,6 +77,9 @@ const REPAIR_EVERY: Duration = Duration::from_secs(10);
 /// Between two signs of life of a node.
 const SEEN_EVERY: Duration = Duration::from_secs(5);
 
+/// How long warm slots may take to be removed at the end.
+const RETIRE_LIMIT: Duration = Duration::from_secs(5);
+
 /// How long the duty of reading the inbox is held: those that stand by take over after it.
 const DUTY_TIME: Duration = Duration::from_secs(20);
 
@@ -117,8 +120,12 @@ pub async fn run_until(app: Arc<App>, drain: CancellationToken, stop: Cancellati
         until(&stop, only(role.works() || role.delivers(), sweep_loop(&app))),
         until(&stop, only(role.delivers(), repair_loop(&app))),
         until(&stop, seen_loop(&app)),
+        until(&drain, until(&stop, only(role.works(), warm_loop(&app)))),
         work,
     );
+    if tokio::time::timeout(RETIRE_LIMIT, app.sandbox.retire()).await.is_err() {
+        tracing::warn!("warm slots stay for the next start: the container engine does not answer");
+    }
     match tokio::time::timeout(AFTER_ERROR, sweep::end(&app)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(error = %error, "the others were not told of the end"),
@@ -199,6 +206,15 @@ async fn seen_loop(app: &App) {
         if let Err(error) = sweep::seen(app).await {
             after_error("seen", &error).await;
         }
+    }
+}
+
+/// Keeps slots warm for the runs to come.
+async fn warm_loop(app: &App) {
+    let usual = execute::slot_class(app, &app.config.sandbox.image);
+    loop {
+        app.sandbox.tend(&usual).await;
+        app.sandbox.untended().await;
     }
 }
 

@@ -3,7 +3,7 @@
 use super::EngineError;
 use super::report::{self, Urgency};
 use crate::app::App;
-use crate::domain::ids::RunId;
+use crate::domain::ids::{RunId, SlotId};
 use crate::domain::node::node_of;
 use crate::domain::run::{FailureClass, Phase, Run, RunInput};
 use crate::domain::wording;
@@ -235,9 +235,9 @@ async fn sockets(app: &App) -> Result<(), EngineError> {
     if found.is_empty() {
         return Ok(());
     }
-    let open = store::attempts::open(&app.store).await?;
-    let wanted: HashSet<PathBuf> =
-        open.iter().map(|attempt| super::execute::sockets(app, &attempt.slot)).collect();
+    let mut slots = app.sandbox.waiting();
+    slots.extend(store::attempts::open(&app.store).await?.into_iter().map(|attempt| attempt.slot));
+    let wanted: HashSet<PathBuf> = slots.iter().map(|slot| super::execute::sockets(app, slot)).collect();
     for path in found.into_iter().map(|name| app.socket_root.join(name)) {
         if !wanted.contains(&path) {
             tracing::info!(path = %path.display(), "removing an orphaned socket folder");
@@ -258,25 +258,38 @@ pub(super) async fn containers(app: &App, only: Option<&RunId>) -> Result<(), En
             return Ok(());
         }
     };
-    for container in listed.iter().filter(|container| only.is_none_or(|run| container.run == *run)) {
-        if !is_wanted(app, container).await? {
-            tracing::info!(run.id = %container.run, slot = %container.slot, "removing an orphaned container");
-            app.sandbox.remove(&container.slot).await?;
+    // Before the attempts are read: a slot stops waiting only after its attempt is stored.
+    let waiting: HashSet<SlotId> = app.sandbox.waiting().into_iter().collect();
+    let open = store::attempts::open(&app.store).await?;
+    for Listed { slot, run, .. } in listed.iter().filter(|container| !waiting.contains(&container.slot)) {
+        let entered = || open.iter().find(|attempt| attempt.slot == *slot).map(|attempt| &attempt.run);
+        let run = run.as_ref().or_else(entered);
+        if only.is_some() && only != run {
+            continue;
+        }
+        let wanted = match run {
+            Some(run) => is_wanted(app, run, slot).await?,
+            None => false,
+        };
+        if !wanted {
+            let run = run.map_or("", RunId::as_str);
+            tracing::info!(run.id = run, %slot, "removing an orphaned container");
+            app.sandbox.remove(slot).await?;
         }
     }
     Ok(())
 }
 
 /// Whether a container is that of the newest attempt of a live run, or its collector, and no other node has the run.
-async fn is_wanted(app: &App, container: &Listed) -> Result<bool, EngineError> {
-    let Some(run) = store::runs::get(&app.store, &container.run).await? else { return Ok(false) };
+async fn is_wanted(app: &App, run: &RunId, slot: &SlotId) -> Result<bool, EngineError> {
+    let Some(run) = store::runs::get(&app.store, run).await? else { return Ok(false) };
     let owner = run.lease_owner.as_deref().map_or("", node_of);
     if !run.state.needs_worker() || !(owner.is_empty() || owner == app.node.id) {
         return Ok(false);
     }
-    let slot = container.slot.as_str();
+    let slot = slot.as_str();
     let slot = slot.strip_suffix(super::execute::COLLECTOR).unwrap_or(slot);
-    let attempt = store::attempts::latest(&app.store, &container.run).await?;
+    let attempt = store::attempts::latest(&app.store, &run.id).await?;
     Ok(attempt.is_some_and(|attempt| attempt.slot.as_str() == slot && attempt.ended_at.is_none()))
 }
 

@@ -1,17 +1,20 @@
 //! Purpose: the folder of a run as an ext4 image of the size of its limit, so that the kernel itself refuses what is more.
 //!
 //! The image is a sparse file that only the host opens; it is mounted on the run's folder with `nosuid,nodev`, and what
-//! it really takes on the disk is what the agent wrote. Some room is kept back for collecting a full workspace.
+//! it really takes on the disk is what the agent wrote. Some room is kept back for collecting a full workspace: by a file,
+//! since what the file system keeps back for root is open to what is written through an overlay.
 
 use super::{Disk, DiskUse, Git, GitError};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Kept back from the agent until its workspace is collected: a bundle and a few objects.
-const RESERVE_BYTES: i64 = 64 << 20;
+const RESERVE_BYTES: u64 = 64 << 20;
+/// The file that keeps it, out of the agent's reach.
+const RESERVE: &str = "reserve";
 /// Files that the file system makes for itself, and a few of ours.
 const OWN_FILES: i64 = 64;
 /// Bytes of a disk for each file that it may hold.
@@ -62,18 +65,17 @@ pub(super) fn make(git: &Git, run: &str, bytes: i64, files: i64) -> Result<PathB
         let path = path.to_owned();
         move |source| GitError::Io { operation, path, source }
     };
-    let total = bytes.saturating_add(RESERVE_BYTES);
+    let total = bytes.saturating_add(RESERVE_BYTES.cast_signed());
     let made = File::options().write(true).create_new(true).mode(0o600).open(&image).map_err(at(&image))?;
     made.set_len(u64::try_from(total).unwrap_or(0)).map_err(at(&image))?;
     drop(made);
-    let reserved = format!("{:.6}", RESERVE_BYTES as f64 * 100.0 / total as f64);
     // Their table takes room, too: more than this never fit.
     let inodes = files.min(total / BYTES_PER_FILE).saturating_add(OWN_FILES).to_string();
     let format = [
         "-q",
         "-F",
         "-m",
-        &reserved,
+        "0",
         "-N",
         &inodes,
         "-O",
@@ -90,6 +92,11 @@ pub(super) fn make(git: &Git, run: &str, bytes: i64, files: i64) -> Result<PathB
     }
     // Nothing of ours: only its name would be in the way.
     let _ = std::fs::remove_dir(folder.join("lost+found"));
+    let reserve = folder.join(RESERVE);
+    let kept =
+        File::options().write(true).create_new(true).mode(0o600).open(&reserve).map_err(at(&reserve))?;
+    rustix::fs::fallocate(&kept, rustix::fs::FallocateFlags::empty(), 0, RESERVE_BYTES)
+        .map_err(|error| at(&reserve)(error.into()))?;
     Ok(folder)
 }
 
@@ -137,14 +144,18 @@ pub(super) fn remove(git: &Git, run: &str) -> Result<(), GitError> {
     }
 }
 
-/// Lets the container's user have what was kept back.
-pub(super) fn open_reserve(git: &Git, run: &str, owner: u32) -> Result<(), GitError> {
+/// Gives up what was kept back.
+pub(super) fn open_reserve(git: &Git, run: &str) -> Result<(), GitError> {
     if !file(git, run).exists() {
         return Ok(());
     }
-    let options = format!("remount,nosuid,nodev,resuid={owner}");
-    let folder = git.root.join("runs").join(run);
-    program("open the reserve of the disk", "mount", &["-o", &options], &folder).map(drop)
+    let reserve = git.root.join("runs").join(run).join(RESERVE);
+    match std::fs::remove_file(&reserve) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(GitError::Io { operation: "open the reserve of the disk", path: reserve, source: error })
+        }
+        _ => Ok(()),
+    }
 }
 
 struct Room {
@@ -178,8 +189,9 @@ pub(super) fn measure(git: &Git, run: &str) -> Result<Option<DiskUse>, GitError>
         return Ok(None);
     }
     let room = room(&folder)?;
+    let reserve = folder.join(RESERVE).metadata().map_or(0, |found| found.size().cast_signed());
     Ok(Some(DiskUse {
-        bytes: room.used,
+        bytes: room.used.saturating_sub(reserve),
         files: room.files,
         too_deep: false,
         full: room.available < FULL_BYTES || room.files_left == 0,
@@ -250,7 +262,7 @@ mod tests {
         assert!(git.disk_use(&run, i64::MAX, i64::MAX).await.unwrap().full);
         assert!(fill(&made.output.join("more")) < 1 << 20, "not a byte more");
         // For collecting there is some room.
-        git.open_reserve(&run, 10_001).await.unwrap();
+        git.open_reserve(&run).await.unwrap();
         assert!(fill(&made.output.join("bundle")) > 32 << 20);
 
         // A second preparation starts afresh, and files are limited like bytes.

@@ -3,8 +3,9 @@
 //! Seeds, workspaces and imports borrow the mirror's objects through alternates, so nothing ever
 //! removes objects from it.
 
+use super::seed::{Record, size_of};
 use super::transport::{Call, FETCH_LIMIT, LIST_LIMIT, classify};
-use super::{Access, Git, GitError, blocking, folder_name, object_error};
+use super::{Access, Git, GitError, blocking, folder_name, object_error, touch};
 use crate::domain::ids::{BranchName, Sha};
 use std::path::{Path, PathBuf};
 
@@ -24,12 +25,17 @@ pub(crate) struct Mirror {
 impl Mirror {
     pub fn of(git: &Git, remote: &str, repo_id: i64) -> Result<Self, GitError> {
         let remote = folder_name("find the mirror", remote)?;
-        Ok(Self { path: git.mirror_path(remote, repo_id), lock: format!("mirror-{remote}-{repo_id}") })
+        Ok(Self { path: git.mirror_path(remote, repo_id), lock: lock_name(remote, &repo_id.to_string()) })
     }
 
     pub fn objects(&self) -> PathBuf {
         self.path.join("objects")
     }
+}
+
+/// The lock under which a mirror is filled, put in order and removed.
+pub(super) fn lock_name(remote: &str, repo_id: &str) -> String {
+    format!("mirror-{remote}-{repo_id}")
 }
 
 /// Opens a bare repository of ours by its path, without looking around.
@@ -84,20 +90,24 @@ pub(crate) async fn ensure(
             detail: format!("{} commits asked for at once, at most {WANTED_CAP}", wanted.len()),
         });
     }
-    if mirror.path.exists() && !wanted.is_empty() && missing_of(&mirror.path, wanted).await?.is_empty() {
+    // In this order: who removes mirrors looks at this time once more when it is moved.
+    let used = touch(&Record::path(&mirror.path)).is_ok();
+    if used && !wanted.is_empty() && missing_of(&mirror.path, wanted).await?.is_empty() {
         return Ok(());
     }
     let _held = git.lock(&mirror.lock).await?;
     create(git, &mirror).await?;
     // Another run may have fetched it while this one waited.
     if !wanted.is_empty() && missing_of(&mirror.path, wanted).await?.is_empty() {
-        return Ok(());
+        return note_size(git, &mirror).await;
     }
     let mut refs = vec!["+refs/heads/*:refs/heads/*".to_owned()];
     if let Some(number) = pull.filter(|number| *number > 0) {
         refs.push(format!("+refs/pull/{number}/head:refs/pull/{number}/head"));
     }
-    fetch(git, &mirror, access, &refs).await?;
+    let fetched = fetch(git, &mirror, access, &refs).await;
+    note_size(git, &mirror).await?;
+    fetched?;
     let missing = missing_of(&mirror.path, wanted).await?;
     if missing.is_empty() {
         return Ok(());
@@ -113,6 +123,12 @@ pub(crate) async fn ensure(
             detail: format!("the remote does not have commit {}", sha.short()),
         }),
     }
+}
+
+/// The mirror is used, and this large now.
+pub(super) async fn note_size(git: &Git, mirror: &Mirror) -> Result<(), GitError> {
+    let (path, boot) = (mirror.path.clone(), git.boot.clone());
+    blocking("note the mirror's size", move || Record { bytes: size_of(&path), boot }.write(&path)).await
 }
 
 /// Makes the empty mirror aside and renames it into place.
@@ -139,6 +155,9 @@ async fn fetch(git: &Git, mirror: &Mirror, access: &Access, refs: &[String]) -> 
     let finished = Call::remote(operation, &git.root, access)?
         .git_dir(&mirror.path)
         .args([
+            // Packs are put together now and then, loose objects are not.
+            "-c",
+            "fetch.unpackLimit=1",
             "fetch",
             "-q",
             "--prune",

@@ -5,9 +5,14 @@
 pub mod bundle;
 mod image;
 pub mod mirror;
+mod overlay;
+mod seed;
+mod sweep;
 pub mod transport;
 mod usage;
 pub mod workspace;
+
+pub use overlay::Layout;
 
 use crate::domain::effect::BranchPush;
 use crate::domain::gate::Changeset;
@@ -15,7 +20,7 @@ use crate::domain::ids::{BranchName, RunId, Sha};
 use secrecy::SecretString;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -75,11 +80,35 @@ pub enum Disk {
     Loop { bytes: i64, files: i64 },
 }
 
+/// How workspaces are to be made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Workspaces {
+    /// As overlays where they work.
+    #[default]
+    Auto,
+    Fixed(Layout),
+}
+
+/// What is kept for later runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cache {
+    /// Of mirrors and seeds together; `None`: as much as fits on the disk.
+    pub bytes: Option<u64>,
+}
+
 /// The host's Git store, all below one state directory.
 #[derive(Debug, Clone)]
 pub struct Git {
     pub(crate) root: PathBuf,
     disk: Disk,
+    layout: Layout,
+    /// Why workspaces cannot be overlays.
+    no_overlay: Option<Arc<str>>,
+    cache: Cache,
+    /// This boot of the machine.
+    boot: String,
+    /// Runs that are being prepared now.
+    preparing: Arc<AtomicUsize>,
     /// One lock per mirror or seed for the tasks of this process.
     locks: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
     /// Makes names of temporary folders differ.
@@ -106,6 +135,17 @@ pub struct DiskUse {
     pub too_deep: bool,
     /// Nothing more fits in.
     pub full: bool,
+}
+
+/// What to prepare a seed from.
+#[derive(Debug, Clone)]
+pub struct SeedSpec<'a> {
+    pub remote: &'a str,
+    pub repo_id: i64,
+    pub start: &'a Sha,
+    /// What the alternates file of the workspace must say.
+    pub objects_inside: PathBuf,
+    pub owner: (u32, u32),
 }
 
 /// What to prepare a workspace from.
@@ -184,7 +224,48 @@ impl Git {
         }
         transport::install(&root).map_err(io_error)?;
         transport::check_version(&root).await?;
-        Ok(Self { root, disk: Disk::default(), locks: Arc::default(), counter: Arc::default() })
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let mut store = Self {
+            root,
+            disk: Disk::default(),
+            layout: Layout::Overlay,
+            no_overlay: None,
+            cache: Cache::default(),
+            boot: boot.trim().to_owned(),
+            preparing: Arc::default(),
+            locks: Arc::default(),
+            counter: Arc::default(),
+        };
+        if let Err(why) = overlay::probe(&store) {
+            (store.layout, store.no_overlay) = (Layout::Checkout, Some(why.into()));
+        }
+        Ok(store)
+    }
+
+    /// The same store; workspaces are made so from now on. An error says why they cannot be.
+    pub fn with_workspaces(self, wanted: Workspaces) -> Result<Self, GitError> {
+        match (wanted, &self.no_overlay) {
+            (Workspaces::Auto, _) => Ok(self),
+            (Workspaces::Fixed(Layout::Overlay), Some(why)) => {
+                Err(GitError::Failed { operation: "make workspaces as overlays", detail: why.to_string() })
+            }
+            (Workspaces::Fixed(layout), _) => Ok(Self { layout, ..self }),
+        }
+    }
+
+    /// The same store, which keeps at most so much for later runs.
+    pub fn with_cache(self, cache: Cache) -> Self {
+        Self { cache, ..self }
+    }
+
+    /// How workspaces are made.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Why workspaces cannot be overlays on this machine; `None`: they can.
+    pub fn no_overlay(&self) -> Option<&str> {
+        self.no_overlay.as_deref()
     }
 
     /// The same store; workspaces that are prepared from now on are bounded so.
@@ -197,6 +278,7 @@ impl Git {
     }
 
     /// Makes the mirror hold `wanted` (fetching heads, and `refs/pull/<n>/head` when `pull` is given). No network when it does already.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn ensure(
         &self,
         remote: &str,
@@ -210,8 +292,14 @@ impl Git {
 
     /// Seed (immutable checkout of `start`, reused) and per-run workspace, output and home folders.
     /// Repeating it for the same run before the agent started gives a fresh workspace.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn prepare(&self, spec: &WorkspaceSpec<'_>) -> Result<Workspace, GitError> {
         workspace::prepare(self, spec).await
+    }
+
+    /// Builds the seed of a commit that the mirror holds, so that a run finds it there.
+    pub async fn prepare_ahead(&self, spec: &SeedSpec<'_>) -> Result<(), GitError> {
+        seed::ahead(self, spec).await
     }
 
     /// The folders of a run that was prepared before (after a crash); `None` when they are not there.
@@ -221,6 +309,7 @@ impl Git {
 
     /// Reads the bundle file (no-follow, regular file, capped), imports it strictly into a fresh bare
     /// repository, checks ancestry and linear history, rewrites the commits. `Ok(None)`: no bundle or no change.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn import(
         &self,
         remote: &str,
@@ -245,6 +334,7 @@ impl Git {
 
     /// Masked files of a run's workspace that are as neither of the two commits has them: the agent changed them.
     /// Reads without following links; nothing of it is run.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn masked_edits(
         &self,
         remote: &str,
@@ -258,6 +348,7 @@ impl Git {
 
     /// Pushes the head of a stored bundle: `expected` is the lease (`None`: the branch must not exist), never a force beyond it.
     /// Finding the branch at the new commit already is success.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn push(
         &self,
         remote: &str,
@@ -284,28 +375,30 @@ impl Git {
         .await
     }
 
-    /// Before a full disk of a run is collected: what was kept back for that is the container user's, too.
-    pub async fn open_reserve(&self, run: &RunId, owner: u32) -> Result<(), GitError> {
+    /// Before a full disk of a run is collected: gives up what was kept back for that.
+    pub async fn open_reserve(&self, run: &RunId) -> Result<(), GitError> {
         let (git, name) = (self.clone(), workspace::run_folder(run)?.to_owned());
-        blocking("open the reserve of the disk", move || image::open_reserve(&git, &name, owner)).await
+        blocking("open the reserve of the disk", move || image::open_reserve(&git, &name)).await
     }
 
     /// The runs that have folders or disks here, whatever became of them.
     pub fn known_runs(&self) -> Vec<RunId> {
-        workspace::known_runs(self)
+        sweep::known_runs(self)
     }
 
     /// Deletes the folders of a run (moved aside at once, deleted late).
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn discard(&self, run: &RunId) -> Result<(), GitError> {
         let (git, run) = (self.clone(), run.clone());
         blocking("discard the workspace", move || workspace::discard(&git, &run)).await
     }
 
-    /// Deletes seeds that no run of `live` needs and that are older than a day, and what `discard` moved aside.
+    /// Keeps the store small (see `Cache`), deletes what was moved aside and has rested, and mounts again what the runs
+    /// of `live` have lost. What any run's folder names stays.
     pub async fn sweep(&self, live: &[RunId]) -> Result<(), GitError> {
         let git = self.clone();
         let live = live.to_vec();
-        blocking("sweep", move || workspace::sweep(&git, &live)).await
+        blocking("sweep", move || sweep::sweep(&git, &live)).await
     }
 
     /// A new empty folder with a name of its own.
@@ -328,27 +421,56 @@ impl Git {
         parent.join(format!("{prefix}{}-{number}", std::process::id()))
     }
 
+    /// A run is being prepared until the value is dropped.
+    pub(crate) fn preparing(&self) -> Preparing {
+        self.preparing.fetch_add(1, Ordering::Relaxed);
+        Preparing(Arc::clone(&self.preparing))
+    }
+
+    pub(crate) fn is_preparing(&self) -> bool {
+        self.preparing.load(Ordering::Relaxed) > 0
+    }
+
+    fn mutex(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        if locks.len() > LOCKS_KEPT {
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        }
+        locks.entry(name.to_owned()).or_default().clone()
+    }
+
+    /// Waits until nobody else in this process holds `name`.
+    pub(crate) async fn lock_here(&self, name: &str) -> Result<tokio::sync::OwnedMutexGuard<()>, GitError> {
+        let operation = "wait for a lock";
+        let waited = tokio::time::timeout(LOCK_LIMIT, self.mutex(name).lock_owned()).await;
+        waited.map_err(|_| GitError::Unavailable { operation, detail: format!("`{name}` stayed busy") })
+    }
+
+    fn lock_file(&self, name: &str) -> Result<std::fs::File, GitError> {
+        let path = self.root.join("locks").join(format!("{name}.lock"));
+        let opened = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        opened.map_err(|source| GitError::Io { operation: "open a lock", path, source })
+    }
+
+    /// `lock` for those that would rather come again later; `None`: somebody holds it.
+    pub(crate) fn try_lock(&self, name: &str) -> Result<Option<Held>, GitError> {
+        let Ok(task) = self.mutex(name).try_lock_owned() else { return Ok(None) };
+        let file = self.lock_file(name)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Held { _file: file, _task: task })),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+            Err(std::fs::TryLockError::Error(source)) => {
+                Err(GitError::Io { operation: "take a lock", path: PathBuf::from(name), source })
+            }
+        }
+    }
+
     /// Waits until nobody else, in this process or another one of this state directory, holds `name`.
     pub(crate) async fn lock(&self, name: &str) -> Result<Held, GitError> {
-        let operation = "wait for the mirror's lock";
-        let mutex = {
-            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-            if locks.len() > LOCKS_KEPT {
-                locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-            }
-            locks.entry(name.to_owned()).or_default().clone()
-        };
-        let task = tokio::time::timeout(LOCK_LIMIT, mutex.lock_owned())
-            .await
-            .map_err(|_| GitError::Unavailable { operation, detail: format!("`{name}` stayed busy") })?;
-        let path = self.root.join("locks").join(format!("{name}.lock"));
-        let io_error = |source| GitError::Io { operation, path: path.clone(), source };
-        let file = std::fs::OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(io_error)?;
+        let operation = "wait for a lock";
+        let task = self.lock_here(name).await?;
+        let file = self.lock_file(name)?;
+        let io_error = |source| GitError::Io { operation, path: PathBuf::from(name), source };
         let waited = tokio::time::timeout(LOCK_LIMIT, async {
             loop {
                 match file.try_lock() {
@@ -376,6 +498,16 @@ impl Git {
 pub(crate) struct Held {
     _file: std::fs::File,
     _task: tokio::sync::OwnedMutexGuard<()>,
+}
+
+/// See `Git::preparing`.
+#[derive(Debug)]
+pub(crate) struct Preparing(Arc<AtomicUsize>);
+
+impl Drop for Preparing {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A folder that disappears with the value.
@@ -413,6 +545,15 @@ pub(crate) fn mask_root<'a>(path: &'a [u8], masked: &[Vec<u8>]) -> Option<&'a [u
         start = end + 1;
     }
     None
+}
+
+/// Makes now the time of a file or folder.
+pub(crate) fn touch(path: &Path) -> Result<(), GitError> {
+    let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+    let times = rustix::fs::Timestamps { last_access: now, last_modification: now };
+    rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).map_err(
+        |error| GitError::Io { operation: "set a file's time", path: path.to_owned(), source: error.into() },
+    )
 }
 
 /// Maps an error of the object library.

@@ -1,7 +1,7 @@
 //! Purpose: measure a run's folders while its agent still changes them, without being led out of them.
 //!
 //! Every folder is opened without following links, and its entries are reached through that descriptor:
-//! a folder that is swapped for a link meanwhile is not entered.
+//! a folder that is swapped for a link meanwhile is not entered. What is mounted in the folder is not counted.
 
 use super::DiskUse;
 use std::collections::HashSet;
@@ -24,6 +24,8 @@ struct Count {
     used: DiskUse,
     bytes: i64,
     files: i64,
+    /// The file system that is counted.
+    device: Option<u64>,
     /// Files with several names count once.
     seen: HashSet<(u64, u64)>,
 }
@@ -36,7 +38,7 @@ impl Count {
 
 /// Counts until everything is counted or a limit is passed. What vanishes meanwhile does not count.
 pub(super) fn measure(folder: &Path, bytes: i64, files: i64) -> DiskUse {
-    let mut count = Count { used: DiskUse::default(), bytes, files, seen: HashSet::new() };
+    let mut count = Count { used: DiskUse::default(), bytes, files, device: None, seen: HashSet::new() };
     walk(folder, 0, &mut count);
     count.used
 }
@@ -44,11 +46,17 @@ pub(super) fn measure(folder: &Path, bytes: i64, files: i64) -> DiskUse {
 fn walk(folder: &Path, depth: usize, count: &mut Count) {
     let opened = std::fs::OpenOptions::new().read(true).custom_flags(FOLDER_FLAGS).open(folder);
     let Ok(opened) = opened else { return };
+    if count.device.is_none() {
+        count.device = opened.metadata().ok().map(|found| found.dev());
+    }
     let held = held(&opened);
     let Ok(entries) = std::fs::read_dir(&held) else { return };
     for entry in entries.flatten() {
         let path = held.join(entry.file_name());
         let Ok(found) = path.symlink_metadata() else { continue };
+        if count.device != Some(found.dev()) {
+            continue;
+        }
         if found.nlink() > 1 && !found.is_dir() && !count.seen.insert((found.dev(), found.ino())) {
             continue;
         }

@@ -1,28 +1,18 @@
-//! Purpose: immutable seed checkouts, the folders of each run, and their removal.
+//! Purpose: the folders of each run, and the agents' own files in them.
 //!
-//! A seed is made by the host alone and never written again. A run's workspace is made from it; after
-//! the agent had it, the host never runs Git in it and only moves and deletes it.
+//! A run's workspace lies on the seed of its commit (or is a checkout of its own, see `Layout`); after the agent had it,
+//! the host never runs Git in it and only moves and deletes it.
 
-use super::image;
 use super::mirror::{self, Mirror};
-use super::transport::{Call, Input};
-use super::{
-    Disk, Git, GitError, TemporaryFolder, Workspace, WorkspaceSpec, blocking, folder_name, object_error,
-};
+use super::overlay::{self, Layout};
+use super::{Disk, Git, GitError, SeedSpec, Workspace, WorkspaceSpec, blocking, folder_name, object_error};
+use super::{image, seed};
 use crate::domain::ids::{RunId, Sha};
-use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
-use std::process::Stdio;
-use std::time::{Duration, SystemTime};
-use tokio::process::Command;
 
-/// Seeds and leftovers live at least this long.
-const SEED_LIFE: Duration = Duration::from_secs(24 * 3600);
-/// Refs that keep pinned commits are dropped after this; their objects stay.
-const KEEP_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Files that the masked paths may hold together.
 const MASKED_FILES_CAP: usize = 5_000;
 /// One masked file (bytes).
@@ -37,32 +27,10 @@ const LINKS_CAP: usize = 8;
 const DEPTH_CAP: usize = 64;
 /// The mode of a submodule's entry: an empty folder in the workspace.
 const GITLINK: i32 = 0o160_000;
-/// Copying a seed.
-const COPY_LIMIT: Duration = Duration::from_secs(600);
-/// The branch that the workspace stands on.
-const WORK_BRANCH: &str = "zeblit-work";
-/// The file of a run's folder that names its seed.
-const SEED_NOTE: &str = "seed";
+/// The file of a run's folder that says what its workspace was made from. Written last: without it, it is not prepared.
+const SOURCE: &str = "source";
 
-/// The configuration of a seed: no remote, no hooks, and an index that survives being copied.
-const SEED_CONFIG: &str = "[core]\n\
-    \trepositoryformatversion = 0\n\
-    \tfilemode = true\n\
-    \tbare = false\n\
-    \tlogallrefupdates = true\n\
-    \tcheckStat = minimal\n\
-    \ttrustctime = false\n\
-    [user]\n\
-    \tname = Zeblit agent\n\
-    \temail = agent@zeblit.invalid\n\
-    [commit]\n\
-    \tgpgSign = false\n\
-    [gc]\n\
-    \tauto = 0\n\
-    [maintenance]\n\
-    \tauto = false\n";
-
-fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> GitError {
+pub(super) fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> GitError {
     let path = path.to_owned();
     move |source| GitError::Io { operation, path, source }
 }
@@ -70,54 +38,103 @@ fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> G
 /// See `Git::prepare`.
 pub(crate) async fn prepare(git: &Git, spec: &WorkspaceSpec<'_>) -> Result<Workspace, GitError> {
     let operation = "prepare the workspace";
-    let run = folder_name(operation, spec.run.as_str())?;
+    // The sweeper deletes nothing meanwhile.
+    let _preparing = git.preparing();
+    let run = folder_name(operation, spec.run.as_str())?.to_owned();
     let mirror = Mirror::of(git, spec.remote, spec.repo_id)?;
-    let seed = seed(git, &mirror, spec).await?;
-
-    let runs = git.root.join("runs");
-    let folder = runs.join(run);
-    let own_disk = match git.disk {
-        Disk::Watched => None,
-        Disk::Loop { bytes, files } => {
-            let (git, run, id) = (git.clone(), run.to_owned(), spec.run.clone());
-            let made = blocking(operation, move || {
-                discard(&git, &id)?;
-                image::make(&git, &run, bytes, files)
-            });
-            Some(made.await?)
-        }
+    let seed_spec = SeedSpec {
+        remote: spec.remote,
+        repo_id: spec.repo_id,
+        start: spec.start,
+        objects_inside: spec.objects_inside.clone(),
+        owner: spec.owner,
     };
-    // A mounted folder cannot be renamed: there the parts are.
-    let aside = TemporaryFolder(git.fresh_folder(own_disk.as_ref().unwrap_or(&runs), ".build-")?);
-    let workspace = aside.0.join("workspace");
-    materialise(&seed, &workspace).await?;
+    let seed = match git.layout() {
+        Layout::Overlay => Some(seed::ensure(git, &mirror, &seed_spec).await?),
+        Layout::Checkout => None,
+    };
+    let source =
+        Source { mirror: mirror.path.clone(), inside: spec.objects_inside.clone(), seed: seed.clone() };
+    let folder = git.root.join("runs").join(&run);
+    let (store, id, at, owner) = (git.clone(), spec.run.clone(), folder.clone(), spec.owner);
+    blocking(operation, move || make_folders(&store, &id, &at, seed.as_deref(), owner)).await?;
+    let made = folders(&folder, &mirror);
+    if source.seed.is_none() {
+        seed::checkout(git, &mirror, &seed_spec, &made.workspace).await?;
+    }
     if spec.start != spec.base_sha && !spec.masked.is_empty() {
-        mask(git, &mirror, spec, &workspace).await?;
+        mask(&mirror, spec, &made.workspace).await?;
+    }
+    source.write(&folder)?;
+    Ok(made)
+}
+
+/// Empty folders in the place of what an earlier preparation left, and the workspace on its seed.
+fn make_folders(
+    git: &Git,
+    run: &RunId,
+    folder: &Path,
+    seed: Option<&Path>,
+    owner: (u32, u32),
+) -> Result<(), GitError> {
+    let operation = "prepare the workspace";
+    discard(git, run)?;
+    match git.disk {
+        Disk::Loop { bytes, files } => image::make(git, run.as_str(), bytes, files).map(drop)?,
+        Disk::Watched => std::fs::create_dir(folder).map_err(io_error(operation, folder))?,
     }
     for (name, mode) in [("output", 0o755), ("home", 0o700)] {
-        let folder = aside.0.join(name);
-        std::fs::create_dir(&folder).map_err(io_error(operation, &folder))?;
-        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(mode))
-            .map_err(io_error(operation, &folder))?;
-        own(&folder, spec.owner)?;
+        let part = folder.join(name);
+        std::fs::create_dir(&part).map_err(io_error(operation, &part))?;
+        std::fs::set_permissions(&part, std::fs::Permissions::from_mode(mode))
+            .map_err(io_error(operation, &part))?;
+        own(&part, owner)?;
     }
-    let note = aside.0.join(SEED_NOTE);
-    std::fs::write(&note, seed.as_os_str().as_encoded_bytes()).map_err(io_error(operation, &note))?;
-
-    if own_disk.is_some() {
-        for part in [SEED_NOTE, "workspace", "output", "home"] {
-            std::fs::rename(aside.0.join(part), folder.join(part)).map_err(io_error(operation, &folder))?;
+    match seed {
+        Some(seed) => {
+            overlay::make_folders(folder, Some(owner)).map_err(io_error(operation, folder))?;
+            overlay::mount(folder, seed)
         }
-        return Ok(folders(&folder, &mirror));
+        None => {
+            let workspace = folder.join(overlay::WORKSPACE);
+            std::fs::create_dir(&workspace).map_err(io_error(operation, &workspace))
+        }
     }
-    discard(git, spec.run)?;
-    std::fs::rename(&aside.0, &folder).map_err(io_error(operation, &folder))?;
-    Ok(folders(&folder, &mirror))
+}
+
+/// What a run's workspace was made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Source {
+    pub mirror: PathBuf,
+    /// What the alternates of the workspace say.
+    pub inside: PathBuf,
+    /// `None`: it is a checkout of its own.
+    pub seed: Option<PathBuf>,
+}
+
+impl Source {
+    fn write(&self, run: &Path) -> Result<(), GitError> {
+        // No line break is in any of these paths: `Git::open` and the checkout see to it.
+        let paths = [Some(&self.mirror), Some(&self.inside), self.seed.as_ref()];
+        let mut text = Vec::new();
+        for path in paths.into_iter().flatten() {
+            text.extend_from_slice(path.as_os_str().as_encoded_bytes());
+            text.push(b'\n');
+        }
+        write("prepare the workspace", &run.join(SOURCE), &text)
+    }
+
+    /// `None`: the run was not prepared to its end.
+    pub fn read(run: &Path) -> Option<Self> {
+        let text = std::fs::read_to_string(run.join(SOURCE)).ok()?;
+        let mut paths = text.strip_suffix('\n')?.split('\n').map(PathBuf::from);
+        Some(Self { mirror: paths.next()?, inside: paths.next()?, seed: paths.next() })
+    }
 }
 
 fn folders(run: &Path, mirror: &Mirror) -> Workspace {
     Workspace {
-        workspace: run.join("workspace"),
+        workspace: run.join(overlay::WORKSPACE),
         output: run.join("output"),
         home: run.join("home"),
         objects: mirror.objects(),
@@ -131,147 +148,56 @@ pub(crate) fn run_folder(run: &RunId) -> Result<&str, GitError> {
 
 /// See `Git::prepared`.
 pub(crate) fn prepared(git: &Git, remote: &str, repo_id: i64, run: &RunId) -> Option<Workspace> {
-    let run = folder_name("find the workspace", run.as_str()).ok()?;
+    let name = folder_name("find the workspace", run.as_str()).ok()?;
     let mirror = Mirror::of(git, remote, repo_id).ok()?;
-    let folders = folders(&git.root.join("runs").join(run), &mirror);
+    let folder = git.root.join("runs").join(name);
+    let folders = folders(&folder, &mirror);
     let there = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_dir());
-    (there(&folders.workspace) && there(&folders.output) && there(&folders.home)).then_some(folders)
-}
-
-/// Distinguishes seeds of one commit: what they say inside, whose they are, and the boot that made
-/// them (a power loss may have left files of an older one empty).
-fn seed_name(spec: &WorkspaceSpec<'_>) -> String {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let mut hash = Sha256::new();
-    hash.update(spec.objects_inside.as_os_str().as_encoded_bytes());
-    hash.update(format!("\0{}:{}\0{}\0{SEED_CONFIG}", spec.owner.0, spec.owner.1, boot.trim()));
-    let digest = hex::encode(hash.finalize());
-    format!("{}-{}", spec.start, digest.get(..12).unwrap_or(&digest))
-}
-
-/// The immutable checkout of the start commit, made when it is not there.
-async fn seed(git: &Git, mirror: &Mirror, spec: &WorkspaceSpec<'_>) -> Result<PathBuf, GitError> {
-    let operation = "build the seed";
-    let parent =
-        git.root.join("seeds").join(folder_name(operation, spec.remote)?).join(spec.repo_id.to_string());
-    let name = seed_name(spec);
-    let seed = parent.join(&name);
-    let _held = git.lock(&format!("seed-{}-{}", spec.remote, spec.repo_id)).await?;
-    std::fs::create_dir_all(&parent).map_err(io_error(operation, &parent))?;
-    let used = parent.join(format!("{name}.used"));
-    std::fs::write(&used, b"").map_err(io_error(operation, &used))?;
-    if seed.is_dir() {
-        return Ok(seed);
+    let source = Source::read(&folder)?;
+    if !(there(&folders.workspace) && there(&folders.output) && there(&folders.home)) {
+        return None;
     }
-    let inside = spec.objects_inside.to_str().unwrap_or_default();
-    if !inside.starts_with('/') || inside.chars().any(|c| c.is_control() || c == '"') {
-        return Err(GitError::Failed {
-            operation,
-            detail: "the path of the objects inside the container must be absolute and plain".into(),
-        });
+    match source.mount_again(&folder) {
+        Ok(()) => Some(folders),
+        Err(error) => {
+            tracing::warn!(run.id = name, error = %error, "a workspace is lost");
+            None
+        }
     }
-    let aside = TemporaryFolder(git.fresh_folder(&parent, ".build-")?);
-    checkout(git, mirror, spec.start, &aside.0).await?;
-    write(operation, &aside.0.join(".git/objects/info/alternates"), format!("{inside}\n").as_bytes())?;
-    let (folder, owner) = (aside.0.clone(), spec.owner);
-    blocking(operation, move || own_all(&folder, owner)).await?;
-    std::fs::rename(&aside.0, &seed).map_err(io_error(operation, &seed))?;
-    Ok(seed)
 }
 
-fn write(operation: &'static str, path: &Path, bytes: &[u8]) -> Result<(), GitError> {
+impl Source {
+    /// Mounts the workspace of the run when it is not.
+    pub fn mount_again(&self, run: &Path) -> Result<(), GitError> {
+        self.seed.as_ref().map_or(Ok(()), |seed| overlay::mount_again(run, seed, &self.inside))
+    }
+}
+
+/// See `Git::discard`.
+pub(crate) fn discard(git: &Git, run: &RunId) -> Result<(), GitError> {
+    let operation = "discard the workspace";
+    let name = folder_name(operation, run.as_str())?;
+    let folder = git.root.join("runs").join(name);
+    overlay::unmount_below(&folder.join(overlay::WORKSPACE))?;
+    image::remove(git, name)?;
+    if folder.symlink_metadata().is_err_and(|error| seed::gone(&error)) {
+        return Ok(());
+    }
+    super::sweep::move_aside(git, &folder, name).map(drop)
+}
+
+pub(super) fn write(operation: &'static str, path: &Path, bytes: &[u8]) -> Result<(), GitError> {
     std::fs::write(path, bytes).map_err(io_error(operation, path))
 }
 
-/// A repository of our own making around a checkout; its objects are the mirror's.
-async fn checkout(git: &Git, mirror: &Mirror, start: &Sha, folder: &Path) -> Result<(), GitError> {
-    let operation = "check out the start commit";
-    let dot_git = folder.join(".git");
-    for part in ["objects/info", "objects/pack", "refs/heads", "refs/tags", "info"] {
-        let path = dot_git.join(part);
-        std::fs::create_dir_all(&path).map_err(io_error(operation, &path))?;
-    }
-    write(operation, &dot_git.join("config"), SEED_CONFIG.as_bytes())?;
-    write(operation, &dot_git.join("HEAD"), format!("ref: refs/heads/{WORK_BRANCH}\n").as_bytes())?;
-    write(operation, &dot_git.join(format!("refs/heads/{WORK_BRANCH}")), format!("{start}\n").as_bytes())?;
-    let objects = mirror.objects();
-    let alternates = format!("{}\n", objects.display());
-    write(operation, &dot_git.join("objects/info/alternates"), alternates.as_bytes())?;
-    Call::local(operation, &git.root)
-        .git_dir(&dot_git)
-        .arg("--work-tree")
-        .arg(folder)
-        .args([
-            "-c",
-            "checkout.workers=0",
-            "checkout",
-            "-q",
-            "-f",
-            "--no-recurse-submodules",
-            WORK_BRANCH,
-            "--",
-        ])
-        .run_checked()
-        .await?;
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))
-        .map_err(io_error(operation, folder))
-}
-
-/// The workspace of a run from its seed: a copy (an overlay may take its place).
-async fn materialise(seed: &Path, workspace: &Path) -> Result<(), GitError> {
-    let operation = "copy the seed";
-    let mut command = Command::new("cp");
-    command
-        .args(["-a", "--reflink=auto", "--"])
-        .arg(seed)
-        .arg(workspace)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    let ended = tokio::time::timeout(COPY_LIMIT, command.output()).await;
-    let failed = |detail: String| GitError::Failed { operation, detail };
-    let output = ended
-        .map_err(|_| failed(format!("not done within {} seconds", COPY_LIMIT.as_secs())))?
-        .map_err(io_error(operation, Path::new("cp")))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let text: String = String::from_utf8_lossy(&output.stderr).lines().take(3).collect::<Vec<_>>().join("; ");
-    Err(failed(text))
-}
-
 /// Gives one path to the container's user.
-fn own(path: &Path, owner: (u32, u32)) -> Result<(), GitError> {
+pub(super) fn own(path: &Path, owner: (u32, u32)) -> Result<(), GitError> {
     let operation = "give a file to the agent's user";
     let found = path.symlink_metadata().map_err(io_error(operation, path))?;
     if (found.uid(), found.gid()) == owner {
         return Ok(());
     }
     std::os::unix::fs::lchown(path, Some(owner.0), Some(owner.1)).map_err(io_error(operation, path))
-}
-
-/// Gives a whole tree of ours to the container's user.
-fn own_all(folder: &Path, owner: (u32, u32)) -> Result<(), GitError> {
-    let operation = "give a file to the agent's user";
-    let top = folder.symlink_metadata().map_err(io_error(operation, folder))?;
-    if (top.uid(), top.gid()) == owner {
-        return Ok(());
-    }
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        own(&folder, owner)?;
-        for entry in std::fs::read_dir(&folder).map_err(io_error(operation, &folder))? {
-            let entry = entry.map_err(io_error(operation, &folder))?;
-            if entry.file_type().map_err(io_error(operation, &folder))?.is_dir() {
-                folders.push(entry.path());
-            } else {
-                own(&entry.path(), owner)?;
-            }
-        }
-    }
-    Ok(())
 }
 
 /// A masked file as a commit has it.
@@ -556,12 +482,7 @@ fn ids_of(path: &Path, kind: std::fs::FileType) -> Vec<git2::Oid> {
 }
 
 /// Replaces the masked files of the workspace by the base commit's, and hides that from `git status`.
-async fn mask(
-    git: &Git,
-    mirror: &Mirror,
-    spec: &WorkspaceSpec<'_>,
-    workspace: &Path,
-) -> Result<(), GitError> {
+async fn mask(mirror: &Mirror, spec: &WorkspaceSpec<'_>, workspace: &Path) -> Result<(), GitError> {
     let operation = "mask the agents' own files";
     if let Some(bad) = spec.masked.iter().find(|path| parts(path.trim_matches('/')).is_none()) {
         return Err(GitError::Failed { operation, detail: format!("`{bad}` is not a path to mask") });
@@ -569,57 +490,58 @@ async fn mask(
     let masked = masks(spec.masked);
     let (path, start, base) = (mirror.path.clone(), spec.start.clone(), spec.base_sha.clone());
     let (folder, owner) = (workspace.to_owned(), spec.owner);
-    let changed = blocking(operation, move || {
-        let repository = mirror::open(operation, &path)?;
-        let before = masked_files(&repository, &start, &masked)?;
-        let after = masked_files(&repository, &base, &masked)?;
-        let trusted = trusted_files(&repository, &base, &after.files)?;
-        let is_plain = |(name, file): (&String, &MaskedFile)| {
-            trusted.get(name).is_some_and(|trusted| trusted.id == Some(file.id))
-        };
-        if before.files == after.files && after.files.iter().all(is_plain) {
-            return Ok(None);
-        }
-        for name in &before.roots {
-            // Whole folders: a trusted one must not keep a file that the head added.
-            remove(&folder, name)?;
-        }
-        for (name, file) in &trusted {
-            restore(&folder, name, file, owner)?;
-        }
-        let tracked: BTreeSet<String> = before.files.into_keys().collect();
-        let added: Vec<String> =
-            after.files.keys().filter(|name| !tracked.contains(*name)).cloned().collect();
-        Ok(Some((tracked, added)))
-    })
-    .await?;
-    let Some((tracked, added)) = changed else { return Ok(()) };
+    blocking(operation, move || mask_in(&path, (&start, &base), &masked, &folder, owner)).await
+}
+
+fn mask_in(
+    mirror: &Path,
+    (start, base): (&Sha, &Sha),
+    masked: &[Vec<u8>],
+    workspace: &Path,
+    owner: (u32, u32),
+) -> Result<(), GitError> {
+    let operation = "mask the agents' own files";
+    let repository = mirror::open(operation, mirror)?;
+    let before = masked_files(&repository, start, masked)?;
+    let after = masked_files(&repository, base, masked)?;
+    let trusted = trusted_files(&repository, base, &after.files)?;
+    let is_plain = |(name, file): (&String, &MaskedFile)| {
+        trusted.get(name).is_some_and(|trusted| trusted.id == Some(file.id))
+    };
+    if before.files == after.files && after.files.iter().all(is_plain) {
+        return Ok(());
+    }
+    for name in &before.roots {
+        // Whole folders: a trusted one must not keep a file that the head added.
+        remove(workspace, name)?;
+    }
+    for (name, file) in &trusted {
+        restore(workspace, name, file, owner)?;
+    }
+    let tracked: BTreeSet<String> = before.files.into_keys().collect();
+    let added: Vec<String> = after.files.keys().filter(|name| !tracked.contains(*name)).cloned().collect();
 
     let dot_git = workspace.join(".git");
     if !added.is_empty() {
         let exclude = dot_git.join("info/exclude");
         let lines: String = added.iter().map(|name| format!("/{}\n", escaped_pattern(name))).collect();
         write(operation, &exclude, lines.as_bytes())?;
-        own(&exclude, spec.owner)?;
+        own(&exclude, owner)?;
     }
     if !tracked.is_empty() {
-        let mut names = Vec::new();
+        // The agent has not had this workspace yet: its `.git` is still that of our seed.
+        // (Not `skip-worktree`: `git rm` refuses such paths, and the collector puts them back with it.)
+        let path = dot_git.join("index");
+        let mut index = git2::Index::open(&path).map_err(object_error(operation))?;
         for name in &tracked {
-            names.extend_from_slice(name.as_bytes());
-            names.push(0);
+            let Some(mut entry) = index.get_path(Path::new(name), 0) else { continue };
+            entry.flags |= git2::IndexEntryFlag::VALID.bits();
+            index.add(&entry).map_err(object_error(operation))?;
         }
-        // The agent has not had this workspace yet: its `.git` is still the copy of our seed.
-        // (Not `--skip-worktree`: `git rm` refuses such paths, and the collector puts them back with it.)
-        Call::local(operation, &git.root)
-            .env("GIT_ALTERNATE_OBJECT_DIRECTORIES", mirror.objects())
-            .git_dir(&dot_git)
-            .arg("--work-tree")
-            .arg(workspace)
-            .args(["update-index", "--assume-unchanged", "-z", "--stdin"])
-            .input(Input::Bytes(names))
-            .run_checked()
-            .await?;
-        own(&dot_git.join("index"), spec.owner)?;
+        index.write().map_err(object_error(operation))?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644))
+            .map_err(io_error(operation, &path))?;
+        own(&path, owner)?;
     }
     Ok(())
 }
@@ -705,155 +627,6 @@ fn restore(workspace: &Path, name: &str, file: &TrustedFile, owner: (u32, u32)) 
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
         .map_err(io_error(operation, &path))?;
     own(&path, owner)
-}
-
-/// See `Git::discard`.
-pub(crate) fn discard(git: &Git, run: &RunId) -> Result<(), GitError> {
-    let operation = "discard the workspace";
-    let name = folder_name(operation, run.as_str())?;
-    let folder = git.root.join("runs").join(name);
-    image::remove(git, name)?;
-    let aside = git.fresh_folder(&git.root.join("trash"), &format!("{name}-"))?;
-    match std::fs::rename(&folder, aside.join("run")) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            std::fs::remove_dir(&aside).map_err(io_error(operation, &aside))
-        }
-        Err(error) => Err(io_error(operation, &folder)(error)),
-    }
-}
-
-/// See `Git::known_runs`.
-pub(crate) fn known_runs(git: &Git) -> Vec<RunId> {
-    let folders = entries(&git.root.join("runs")).into_iter().filter(|path| !hidden(path));
-    let names: BTreeSet<String> = folders
-        .map(|path| name_of(&path))
-        .chain(
-            entries(&git.root.join(super::IMAGES))
-                .iter()
-                .filter_map(|path| name_of(path).strip_suffix(".img").map(str::to_owned)),
-        )
-        .collect();
-    names.into_iter().map(RunId::new).collect()
-}
-
-/// See `Git::sweep`. Goes on after a problem and tells the first one at the end.
-pub(crate) fn sweep(git: &Git, live: &[RunId]) -> Result<(), GitError> {
-    let operation = "sweep the Git store";
-    let mut first: Option<GitError> = None;
-    let mut note = |done: Result<(), GitError>| {
-        if let Err(error) = done {
-            first.get_or_insert(error);
-        }
-    };
-    for folder in entries(&git.root.join("trash")) {
-        note(remove_tree(&folder));
-    }
-    let now = file_system_time(git)?;
-    let old = |path: &Path, life: Duration| {
-        let changed = path.symlink_metadata().and_then(|found| found.modified());
-        changed.is_ok_and(|changed| now.duration_since(changed).is_ok_and(|age| age > life))
-    };
-    for parent in ["tmp", "runs"] {
-        for folder in entries(&git.root.join(parent)) {
-            // Below `runs` only what a crash left half made: whole runs are for `discard`.
-            if (parent == "tmp" || hidden(&folder)) && old(&folder, SEED_LIFE) {
-                note(remove_tree(&folder));
-            }
-        }
-    }
-    for run in live.iter().filter_map(|run| folder_name(operation, run.as_str()).ok()) {
-        note(image::mount_again(git, run));
-    }
-    let needed: BTreeSet<PathBuf> = live
-        .iter()
-        .filter_map(|run| folder_name(operation, run.as_str()).ok())
-        .filter_map(|run| std::fs::read_to_string(git.root.join("runs").join(run).join(SEED_NOTE)).ok())
-        .map(PathBuf::from)
-        .collect();
-    for repository in entries(&git.root.join("seeds")).iter().flat_map(|remote| entries(remote)) {
-        for seed in entries(&repository) {
-            if !seed.symlink_metadata().is_ok_and(|found| found.is_dir()) {
-                continue;
-            }
-            let used = repository.join(format!("{}.used", name_of(&seed)));
-            let idle = if used.exists() { old(&used, SEED_LIFE) } else { old(&seed, SEED_LIFE) };
-            if !idle || needed.contains(&seed) {
-                continue;
-            }
-            // Moved aside first: a half deleted seed must never be found under its name.
-            let aside = git.fresh_name(&git.root.join("trash"), "seed-");
-            note(std::fs::rename(&seed, &aside).map_err(io_error(operation, &seed)));
-            let _ = std::fs::remove_file(&used);
-            note(remove_tree(&aside));
-        }
-    }
-    for mirror in entries(&git.root.join("mirrors")).iter().flat_map(|remote| entries(remote)) {
-        if hidden(&mirror) {
-            if old(&mirror, SEED_LIFE) {
-                note(remove_tree(&mirror));
-            }
-            continue;
-        }
-        for kept in entries(&mirror.join(mirror::KEEP)) {
-            if old(&kept, KEEP_LIFE) {
-                note(std::fs::remove_file(&kept).map_err(io_error(operation, &kept)));
-            }
-        }
-    }
-    first.map_or(Ok(()), Err)
-}
-
-fn name_of(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-fn hidden(path: &Path) -> bool {
-    name_of(path).starts_with('.')
-}
-
-/// What a folder holds; nothing when it is not there.
-fn entries(folder: &Path) -> Vec<PathBuf> {
-    let mut paths: Vec<PathBuf> =
-        std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-    paths.sort();
-    paths
-}
-
-/// The time by the clock that stamps files, which is the one that their ages are measured with.
-fn file_system_time(git: &Git) -> Result<SystemTime, GitError> {
-    let operation = "read the file system's time";
-    let probe = TemporaryFolder(git.fresh_folder(&git.root.join("tmp"), "now-")?);
-    let found = probe.0.metadata().and_then(|found| found.modified());
-    found.map_err(io_error(operation, &probe.0))
-}
-
-/// Deletes a tree that an agent may have filled: links are not followed, closed folders are opened.
-fn remove_tree(path: &Path) -> Result<(), GitError> {
-    let operation = "delete a folder";
-    let found = match path.symlink_metadata() {
-        Ok(found) => found,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(io_error(operation, path)(error)),
-    };
-    if !found.is_dir() {
-        return std::fs::remove_file(path).map_err(io_error(operation, path));
-    }
-    match std::fs::remove_dir_all(path) {
-        Ok(()) => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(_) => {}
-    }
-    let mut folders = vec![path.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let _ = std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700));
-        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                folders.push(entry.path());
-            }
-        }
-    }
-    std::fs::remove_dir_all(path).map_err(io_error(operation, path))
 }
 
 #[cfg(test)]

@@ -3,12 +3,16 @@
 //! Nothing here is remembered that the engine does not know: a new process with the same instance id finds
 //! the containers by label, reads their output again from the start and skips what the cursor covers.
 
+mod warm;
+
+pub use warm::{SocketsOf, WarmOptions};
+
 use super::gate::Gate;
 use super::lines::{LineBuffer, LineReader};
-use super::profile::{self, Setting, labels};
+use super::profile::{self, Setting, Shape, labels};
 use super::{
-    Check, CollectJob, Consumed, Duty, Limits, Listed, Polled, Sandbox, SandboxError, SandboxSpec, Status,
-    paths, shim_file, wire_job,
+    Check, CollectJob, Consumed, Duty, Limits, Listed, Polled, Sandbox, SandboxError, SandboxSpec, SlotClass,
+    Status, paths, shim_file, wire_job,
 };
 use crate::domain::ids::{RunId, SlotId};
 use crate::shim;
@@ -30,7 +34,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, OnceCell, Semaphore};
+use tokio::sync::{Notify, OnceCell, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 /// One request to the engine (streams are not limited): a start on a loaded machine takes seconds.
@@ -65,6 +69,8 @@ pub struct DockerOptions {
     pub image: String,
     /// The engine's runtime for our containers, e.g. `runsc`; `None`: its default.
     pub runtime: Option<String>,
+    /// `None`: every run starts cold.
+    pub warm: Option<WarmOptions>,
 }
 
 /// Containers of one Docker Engine.
@@ -73,7 +79,9 @@ pub struct DockerSandbox {
     owner: (u32, u32),
     engine: OnceCell<Docker>,
     shim: OnceCell<PathBuf>,
+    cores: usize,
     starts: Semaphore,
+    warm: Option<Arc<warm::Warm>>,
     gates: Mutex<HashMap<SlotId, Gate>>,
     follows: Mutex<HashMap<SlotId, Arc<Follow>>>,
 }
@@ -158,12 +166,15 @@ impl DockerSandbox {
         });
         // Starts serialise inside the engine: more at one time only make each slower.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let warm = options.warm.clone().map(|options| Arc::new(warm::Warm::new(options)));
         Self {
             options,
             owner,
             engine: OnceCell::new(),
             shim: OnceCell::new(),
+            cores,
             starts: Semaphore::new(cores),
+            warm,
             gates: Mutex::default(),
             follows: Mutex::default(),
         }
@@ -199,6 +210,12 @@ impl DockerSandbox {
             .map(PathBuf::as_path)
     }
 
+    /// To start a container: no more at one time than there are cores.
+    async fn permit(&self) -> Result<SemaphorePermit<'_>, SandboxError> {
+        let acquired = self.starts.acquire().await;
+        acquired.map_err(|error| SandboxError::Unavailable { detail: error.to_string() })
+    }
+
     async fn inspect(&self, name: &str) -> Result<Option<ContainerInspectResponse>, SandboxError> {
         match self.engine().await?.inspect_container(name, None::<InspectContainerOptions>).await {
             Ok(found) => Ok(Some(found)),
@@ -223,22 +240,36 @@ impl DockerSandbox {
         }
     }
 
+    async fn remove_slot(&self, slot: &SlotId) -> Result<(), SandboxError> {
+        let name = container_name(slot)?;
+        self.close_gate(slot);
+        self.forget(slot);
+        self.remove_named(&name).await?;
+        if let Some(warm) = &self.warm {
+            warm.clear(slot);
+        }
+        Ok(())
+    }
+
     /// Creates the container, compares it with the profile, and starts it; one that runs or ran is left as it is.
     async fn create_and_start(
         &self,
         name: &str,
-        spec: &SandboxSpec,
+        shape: &Shape<'_>,
         setting: &Setting<'_>,
     ) -> Result<ContainerInspectResponse, SandboxError> {
         let engine = self.engine().await?;
         let mut existed = false;
         let options =
             CreateContainerOptions { name: Some(name.to_owned()), ..CreateContainerOptions::default() };
-        match engine.create_container(Some(options.clone()), profile::body(spec, setting)).await {
+        match engine.create_container(Some(options.clone()), profile::body(shape, setting)).await {
             Ok(_) => {}
             Err(error) if status_code(&error) == Some(409) => existed = true,
             Err(error) if status_code(&error) == Some(404) => {
-                return Err(SandboxError::NoImage { image: spec.image.clone(), detail: error.to_string() });
+                return Err(SandboxError::NoImage {
+                    image: shape.image.to_owned(),
+                    detail: error.to_string(),
+                });
             }
             Err(error) => return Err(failed("create", &error)),
         }
@@ -251,14 +282,14 @@ impl DockerSandbox {
         if state(&found) != Some(ContainerStateStatusEnum::CREATED) {
             return Ok(found);
         }
-        let mut differences = profile::differences(&found, spec, setting);
+        let mut differences = profile::differences(&found, shape, setting);
         if existed && !differences.is_empty() {
             // Made and never started, by a server that died then (perhaps of another version).
             self.remove_named(name).await?;
-            let created = engine.create_container(Some(options), profile::body(spec, setting)).await;
+            let created = engine.create_container(Some(options), profile::body(shape, setting)).await;
             created.map_err(|error| failed("create", &error))?;
             found = self.inspect_existing(name).await?;
-            differences = profile::differences(&found, spec, setting);
+            differences = profile::differences(&found, shape, setting);
         }
         if !differences.is_empty() {
             self.remove_named(name).await?;
@@ -391,9 +422,13 @@ impl Sandbox for DockerSandbox {
         };
         if let (Duty::Agent(_), Some(sockets)) = (&spec.duty, &spec.sockets) {
             let bytes = job.encode().map_err(refused)?;
+            if let Some(container) = self.enter(spec, &bytes).await? {
+                return Ok(container);
+            }
             // The old gate first: its drop removes the socket of the new one otherwise.
             self.close_gate(&spec.slot);
-            let gate = Gate::open(sockets, bytes)?;
+            let gate = Gate::open(sockets)?;
+            gate.give(bytes);
             lock(&self.gates).insert(spec.slot.clone(), gate);
         } else if matches!(spec.duty, Duty::Agent(_)) {
             return Err(refused("an agent needs a sockets folder: its job waits there".into()));
@@ -407,12 +442,8 @@ impl Sandbox for DockerSandbox {
             job: variables,
         };
         let started = async {
-            let _permit = self
-                .starts
-                .acquire()
-                .await
-                .map_err(|error| SandboxError::Unavailable { detail: error.to_string() })?;
-            let found = self.create_and_start(&name, spec, &setting).await?;
+            let _permit = self.permit().await?;
+            let found = self.create_and_start(&name, &Shape::of_run(spec), &setting).await?;
             found.id.ok_or_else(|| SandboxError::Engine {
                 operation: "start",
                 detail: format!("{name} has no id"),
@@ -441,7 +472,8 @@ impl Sandbox for DockerSandbox {
                     break;
                 }
             }
-            if !*lock(&follow.ended) && !lock(&follow.buffer).is_empty() {
+            let is_over = || *lock(&follow.ended) || lock(&follow.buffer).finished;
+            if !is_over() && !lock(&follow.buffer).is_empty() {
                 tokio::time::sleep(COALESCE).await;
             }
             let ended = *lock(&follow.ended);
@@ -452,6 +484,11 @@ impl Sandbox for DockerSandbox {
             };
             if started {
                 self.close_gate(slot);
+            }
+            // After its last word a shim only exits; the engine tells that much later.
+            if finished && !more {
+                let code = i64::from(shim::exit::COLLECTED);
+                return Ok(Polled { lines, status: Status::Exited { code, out_of_memory } });
             }
             // With nothing to tell, the engine is asked: a stream of a container that is gone may not have ended yet.
             let has_news = !lines.is_empty();
@@ -468,7 +505,7 @@ impl Sandbox for DockerSandbox {
                 Some(ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::DEAD) => {
                     // A stream that follows can end before the last lines of a container that exits on a
                     // busy machine; what the engine has stored by now is complete.
-                    if !finished && !follow.whole {
+                    if !follow.whole {
                         self.read(slot, &name, cursor, true).await?;
                         continue;
                     }
@@ -502,10 +539,27 @@ impl Sandbox for DockerSandbox {
     }
 
     async fn remove(&self, slot: &SlotId) -> Result<(), SandboxError> {
-        let name = container_name(slot)?;
-        self.close_gate(slot);
-        self.forget(slot);
-        self.remove_named(&name).await
+        self.remove_slot(slot).await
+    }
+
+    fn take(&self, class: &SlotClass) -> Option<SlotId> {
+        self.take_warm(class)
+    }
+
+    async fn tend(&self, usual: &SlotClass) {
+        self.tend_warm(usual).await;
+    }
+
+    async fn untended(&self) {
+        self.untended_warm().await;
+    }
+
+    fn waiting(&self) -> Vec<SlotId> {
+        self.waiting_warm()
+    }
+
+    async fn retire(&self) {
+        self.retire_warm().await;
     }
 
     async fn usage(&self, slot: &SlotId) -> Result<Option<Consumed>, SandboxError> {
@@ -563,7 +617,7 @@ impl Sandbox for DockerSandbox {
                 let labels = container.labels?;
                 Some(Listed {
                     slot: SlotId::new(labels.get(labels::SLOT)?),
-                    run: RunId::new(labels.get(labels::RUN)?),
+                    run: labels.get(labels::RUN).filter(|run| !run.is_empty()).map(RunId::new),
                     container: container.id?,
                     running: matches!(
                         container.state,
@@ -611,6 +665,7 @@ impl Sandbox for DockerSandbox {
         if present.is_ok() {
             checks.extend(self.probe_checks().await);
         }
+        checks.extend(self.warm_check().await);
         checks
     }
 
@@ -830,7 +885,7 @@ impl DockerSandbox {
             mode: "probe",
             job: Vec::new(),
         };
-        self.create_and_start(&container_name(slot)?, &spec, &setting).await?;
+        self.create_and_start(&container_name(slot)?, &Shape::of_run(&spec), &setting).await?;
         let deadline = Instant::now() + PROBE_LIMIT;
         let mut text = String::new();
         while Instant::now() < deadline {
@@ -1115,6 +1170,7 @@ mod tests {
                 owner: None,
                 image: "zeblit-agent:latest".into(),
                 runtime: None,
+                warm: None,
             });
             let checks = sandbox.self_check().await;
             assert!(checks.iter().any(|check| !check.ok && check.required && check.fix.contains("docker")));

@@ -1,7 +1,8 @@
 //! Purpose: the host's end of the gate: hand the job to the shim that waits at `<sockets>/gate.sock`.
 //!
-//! The gate stays open until one shim has acknowledged a complete job, and can be opened again at the same
-//! path after a restart: a shim that already has its job never connects again.
+//! A shim that connects before there is a job waits at no cost. The gate stays open until one shim has acknowledged a
+//! complete job, and can be opened again at the same path after a restart: a shim that already has its job never
+//! connects again.
 
 use super::SandboxError;
 use crate::shim::GATE_ACKNOWLEDGEMENT;
@@ -11,10 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// The socket's name in the sockets folder.
 pub const GATE_SOCKET: &str = "gate.sock";
-/// How long an open gate waits: longer than the shim's own patience.
+/// How long a job waits at its gate: longer than the shim's own patience.
 const GATE_LIFE: Duration = Duration::from_secs(900);
 /// One delivery: the job is small and the reader is local.
 const DELIVERY_LIMIT: Duration = Duration::from_secs(30);
@@ -26,11 +29,13 @@ const MAX_SOCKET_PATH: usize = 107;
 pub struct Gate {
     task: tokio::task::JoinHandle<()>,
     path: PathBuf,
+    job: watch::Sender<Option<Arc<[u8]>>>,
+    waiting: watch::Receiver<bool>,
 }
 
 impl Gate {
-    /// Listens at `<sockets>/gate.sock`, in place of what stands there.
-    pub fn open(sockets: &Path, job: Vec<u8>) -> Result<Self, SandboxError> {
+    /// Listens at `<sockets>/gate.sock`, in place of what stands there. Who connects waits for the job.
+    pub fn open(sockets: &Path) -> Result<Self, SandboxError> {
         let path = sockets.join(GATE_SOCKET);
         let io = |operation: &'static str| {
             let path = path.clone();
@@ -53,10 +58,27 @@ impl Gate {
         // The container's uid is another one; the folder's private name keeps others out.
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))
             .map_err(io("open the gate"))?;
-        let task = tokio::spawn(async move {
-            let _ = tokio::time::timeout(GATE_LIFE, serve(listener, Arc::from(job))).await;
-        });
-        Ok(Self { task, path })
+        let (job, given) = watch::channel(None);
+        let (tell, waiting) = watch::channel(false);
+        let task = tokio::spawn(serve(listener, given, tell));
+        Ok(Self { task, path, job, waiting })
+    }
+
+    /// The job, for the shim that waits and for any that connects until one has acknowledged it.
+    pub fn give(&self, job: Vec<u8>) {
+        self.job.send_replace(Some(Arc::from(job)));
+    }
+
+    /// Returns when a shim waits, at once if one does.
+    pub async fn reached(&self) {
+        let mut waiting = self.waiting.clone();
+        // An end of the other side comes with the end of the gate.
+        let _ = waiting.wait_for(|waiting| *waiting).await;
+    }
+
+    /// Whether a shim waits for its job now.
+    pub fn has_shim(&self) -> bool {
+        *self.waiting.borrow()
     }
 }
 
@@ -67,18 +89,42 @@ impl Drop for Gate {
     }
 }
 
-/// Hands the job out until one reader has acknowledged all of it.
-async fn serve(listener: UnixListener, job: Arc<[u8]>) {
+/// Hands the job out until one reader has acknowledged all of it, or nobody has for long.
+async fn serve(
+    listener: UnixListener,
+    mut given: watch::Receiver<Option<Arc<[u8]>>>,
+    waiting: watch::Sender<bool>,
+) {
+    let mut until: Option<Instant> = None;
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                if let Ok(true) = tokio::time::timeout(DELIVERY_LIMIT, deliver(stream, &job)).await {
-                    return;
-                }
-            }
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = given_for(&mut given, &mut until) => return,
+        };
+        let Ok((mut stream, _)) = accepted else {
             // Out of descriptors: the shim tries again.
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        waiting.send_replace(true);
+        let job = tokio::select! {
+            job = given.wait_for(Option::is_some) => job.ok().and_then(|job| (*job).clone()),
+            // A shim says nothing before it has its job: this is its end.
+            _ = stream.read_u8() => None,
+        };
+        waiting.send_replace(false);
+        if let Some(job) = job
+            && let Ok(true) = tokio::time::timeout(DELIVERY_LIMIT, deliver(stream, &job)).await
+        {
+            return;
         }
+    }
+}
+
+/// Ends a while after the job was given.
+async fn given_for(given: &mut watch::Receiver<Option<Arc<[u8]>>>, until: &mut Option<Instant>) {
+    if given.wait_for(Option::is_some).await.is_ok() {
+        tokio::time::sleep_until(*until.get_or_insert_with(|| Instant::now() + GATE_LIFE)).await;
     }
 }
 
@@ -108,7 +154,8 @@ mod tests {
     async fn the_job_is_handed_out_until_it_is_acknowledged() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(GATE_SOCKET);
-        let mut gate = Gate::open(folder.path(), b"job".to_vec()).unwrap();
+        let mut gate = Gate::open(folder.path()).unwrap();
+        gate.give(b"job".to_vec());
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o666);
         assert_eq!(take(&path, false).await.unwrap(), b"job");
         assert_eq!(take(&path, true).await.unwrap(), b"job");
@@ -121,16 +168,34 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(GATE_SOCKET);
         std::fs::write(&path, "left by a crash").unwrap();
-        let gate = Gate::open(folder.path(), b"one".to_vec()).unwrap();
+        let gate = Gate::open(folder.path()).unwrap();
+        gate.give(b"one".to_vec());
         assert_eq!(take(&path, false).await.unwrap(), b"one");
         drop(gate);
         assert!(!path.exists());
     }
 
     #[tokio::test]
+    async fn who_comes_before_the_job_waits_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let gate = Gate::open(folder.path()).unwrap();
+        let path = folder.path().join(GATE_SOCKET);
+        assert!(!gate.has_shim());
+        let gone = UnixStream::connect(&path).await.unwrap();
+        gate.reached().await;
+        assert!(gate.has_shim());
+        drop(gone);
+        gate.waiting.clone().wait_for(|waiting| !waiting).await.unwrap();
+        let taking = tokio::spawn(async move { take(&path, true).await });
+        gate.reached().await;
+        gate.give(b"late".to_vec());
+        assert_eq!(taking.await.unwrap().unwrap(), b"late");
+    }
+
+    #[tokio::test]
     async fn a_path_too_long_for_a_socket_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let error = Gate::open(&folder.path().join("x".repeat(120)), Vec::new()).unwrap_err();
+        let error = Gate::open(&folder.path().join("x".repeat(120))).unwrap_err();
         let SandboxError::Io { source, .. } = error else { panic!("{error:?}") };
         assert!(source.to_string().contains("socket_dir"), "{source}");
     }

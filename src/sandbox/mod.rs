@@ -8,6 +8,7 @@ pub mod extras;
 pub mod gate;
 pub mod lines;
 pub mod mounts;
+pub mod pool;
 pub mod process;
 pub mod profile;
 pub mod shim_file;
@@ -20,6 +21,8 @@ use std::time::Duration;
 
 /// Where things are inside a container. The process sandbox uses the host paths of the same folders.
 pub mod paths {
+    /// Everything of ours.
+    pub const ROOT: &str = "/zeblit";
     pub const SHIM: &str = "/zeblit/shim";
     pub const WORKSPACE: &str = "/zeblit/workspace";
     pub const OUTPUT: &str = "/zeblit/output";
@@ -36,7 +39,7 @@ pub mod paths {
     pub const PACK_FILE: &str = crate::shim::pack::PACK_FILE;
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Limits {
     pub memory_bytes: i64,
     /// Thousandths of a CPU.
@@ -44,6 +47,13 @@ pub struct Limits {
     pub pids: i64,
     /// All output lines together; the shim stops forwarding after it and says so.
     pub log_bytes: i64,
+}
+
+/// What is fixed when a container is made: a warm slot serves the runs of its class.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SlotClass {
+    pub image: String,
+    pub limits: Limits,
 }
 
 /// What the container is for.
@@ -165,7 +175,8 @@ pub struct Consumed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
     pub slot: SlotId,
-    pub run: RunId,
+    /// `None`: it was started before it had a run.
+    pub run: Option<RunId>,
     pub container: String,
     pub running: bool,
 }
@@ -208,7 +219,30 @@ pub trait Sandbox: Send + Sync + Debug {
     /// The address the agent reaches files under: (workspace, home) as seen inside.
     fn inside(&self, spec: &SandboxSpec) -> (PathBuf, PathBuf);
 
-    /// Creates, verifies and starts; returns the container's id. Starting a slot that exists returns it.
+    /// A warm slot: a container that was started ahead and waits, for one run of this class. `None`: there is none, and
+    /// the run's own slot is started cold. What is taken must be started soon.
+    fn take(&self, _class: &SlotClass) -> Option<SlotId> {
+        None
+    }
+
+    /// One round of keeping warm slots ready, of this class at least one; returns when nothing is left to do.
+    async fn tend(&self, _usual: &SlotClass) {}
+
+    /// Waits until `tend` is worth another round.
+    async fn untended(&self) {
+        std::future::pending().await
+    }
+
+    /// Warm slots that no run has been started in yet: their containers are nobody's, and wanted.
+    fn waiting(&self) -> Vec<SlotId> {
+        Vec::new()
+    }
+
+    /// Removes the warm slots: the server ends.
+    async fn retire(&self) {}
+
+    /// Creates, verifies and starts, or enters the slot when it is warm; returns the container's id. Starting a slot that
+    /// exists returns it.
     async fn start(&self, spec: &SandboxSpec) -> Result<String, SandboxError>;
 
     /// Lines after `cursor` and the status; waits up to `wait` when there is nothing new.

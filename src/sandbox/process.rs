@@ -253,7 +253,8 @@ impl Sandbox for ProcessSandbox {
             let job = wire_job(&spec.duty, &spec.limits).encode().map_err(refused)?;
             // The old gate first: its drop removes the socket of the new one otherwise.
             lock(&self.gates).remove(&spec.slot);
-            let gate = Gate::open(sockets, job)?;
+            let gate = Gate::open(sockets)?;
+            gate.give(job);
             lock(&self.gates).insert(spec.slot.clone(), gate);
         }
         if let Some(record) = existing {
@@ -332,7 +333,7 @@ impl Sandbox for ProcessSandbox {
                 running: is_alive(&record),
                 container: record.pid.to_string(),
                 slot: SlotId::new(record.slot),
-                run: RunId::new(record.run),
+                run: Some(RunId::new(record.run)),
             })
             .collect())
     }
@@ -526,7 +527,10 @@ mod tests {
         drop(first);
         let second = world.sandbox();
         let listed = second.list().await.unwrap();
-        assert_eq!((listed.len(), listed[0].running, listed[0].run.as_str()), (1, true, "r1"));
+        assert_eq!(
+            (listed.len(), listed[0].running, listed[0].run.as_ref().map(RunId::as_str)),
+            (1, true, Some("r1"))
+        );
         assert_eq!(second.start(&spec).await.unwrap(), id);
         std::fs::write(go, "").unwrap();
         let (lines, status) = until_end(&second, &spec.slot, cursor).await;

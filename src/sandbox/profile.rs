@@ -3,7 +3,8 @@
 //! Every required line stands twice here, on purpose: once in `body` (asked) and once in `differences`
 //! (read back from the created container before it is started).
 
-use super::{Duty, SandboxSpec, paths};
+use super::{Duty, Limits, SandboxSpec, SlotClass, paths};
+use crate::domain::ids::SlotId;
 use crate::shim::variables;
 use bollard::models::{
     ContainerCreateBody, ContainerInspectResponse, HealthConfig, HostConfig, HostConfigLogConfig, Mount,
@@ -35,7 +36,7 @@ const NANO_PER_MILLI: i64 = 1_000_000;
 /// (routing only); programs of the machine's own word size only.
 const SECCOMP: &str = include_str!("seccomp.json");
 
-/// What a container is made from, besides its spec.
+/// What a container is made from, besides its shape.
 #[derive(Debug, Clone)]
 pub struct Setting<'a> {
     pub instance: &'a str,
@@ -49,23 +50,77 @@ pub struct Setting<'a> {
     pub job: Vec<(String, String)>,
 }
 
-/// The mounts, the whole list: (host path, path inside, read-only).
-fn mounts(spec: &SandboxSpec, setting: &Setting<'_>) -> Vec<(String, &'static str, bool)> {
-    let text = |path: &Path| path.to_string_lossy().into_owned();
-    let mut list = vec![
-        (text(setting.shim), paths::SHIM, true),
-        (text(&spec.objects), paths::OBJECTS, true),
-        (text(&spec.workspace), paths::WORKSPACE, false),
-        (text(&spec.output), paths::OUTPUT, false),
-        (text(&spec.home), paths::HOME, false),
-    ];
-    if let Some(sockets) = &spec.sockets {
-        list.push((text(sockets), paths::SOCKETS, true));
+/// What differs from container to container.
+#[derive(Debug, Clone)]
+pub struct Shape<'a> {
+    pub slot: &'a SlotId,
+    /// Empty: it waits for one.
+    pub run: &'a str,
+    pub duty: &'static str,
+    pub image: &'a str,
+    pub limits: &'a Limits,
+    binds: Vec<Bind>,
+}
+
+/// A mount.
+#[derive(Debug, Clone)]
+struct Bind {
+    /// Host path.
+    source: String,
+    target: &'static str,
+    read_only: bool,
+    /// What is mounted below the source later appears inside, too; nothing ever comes out.
+    follows: bool,
+}
+
+impl Bind {
+    fn new(source: &Path, target: &'static str, read_only: bool) -> Self {
+        Self { source: source.to_string_lossy().into_owned(), target, read_only, follows: false }
     }
-    if let Some(cache) = &spec.cache {
-        list.push((text(&cache.path), paths::CACHE, !cache.writable));
+}
+
+impl<'a> Shape<'a> {
+    /// The container of one run.
+    pub fn of_run(spec: &'a SandboxSpec) -> Self {
+        let mut binds = vec![
+            Bind::new(&spec.objects, paths::OBJECTS, true),
+            Bind::new(&spec.workspace, paths::WORKSPACE, false),
+            Bind::new(&spec.output, paths::OUTPUT, false),
+            Bind::new(&spec.home, paths::HOME, false),
+        ];
+        if let Some(sockets) = &spec.sockets {
+            binds.push(Bind::new(sockets, paths::SOCKETS, true));
+        }
+        if let Some(cache) = &spec.cache {
+            binds.push(Bind::new(&cache.path, paths::CACHE, !cache.writable));
+        }
+        let duty = match spec.duty {
+            Duty::Agent(_) => "agent",
+            Duty::Collect(_) => "collect",
+        };
+        Self {
+            slot: &spec.slot,
+            run: spec.run.as_str(),
+            duty,
+            image: &spec.image,
+            limits: &spec.limits,
+            binds,
+        }
     }
-    list
+
+    /// A container that waits for a run: what it gets is mounted below `folder` later.
+    pub fn of_slot(slot: &'a SlotId, class: &'a SlotClass, folder: &Path, sockets: &Path) -> Self {
+        let entry = Bind { follows: true, ..Bind::new(folder, paths::ROOT, true) };
+        let binds = vec![entry, Bind::new(sockets, paths::SOCKETS, true)];
+        Self { slot, run: "", duty: "agent", image: &class.image, limits: &class.limits, binds }
+    }
+
+    /// The mounts, the whole list.
+    fn binds(&self, setting: &Setting<'_>) -> Vec<Bind> {
+        let mut list = self.binds.clone();
+        list.push(Bind::new(setting.shim, paths::SHIM, true));
+        list
+    }
 }
 
 fn tmpfs() -> HashMap<String, String> {
@@ -98,26 +153,27 @@ fn user(setting: &Setting<'_>) -> String {
 }
 
 /// One file that never rotates before the shim's own cap is reached.
-fn log_options(spec: &SandboxSpec) -> HashMap<String, String> {
-    let bytes = spec.limits.log_bytes.max(0).saturating_mul(LOG_GROWTH).saturating_add(LOG_RESERVE_BYTES);
+fn log_options(limits: &Limits) -> HashMap<String, String> {
+    let bytes = limits.log_bytes.max(0).saturating_mul(LOG_GROWTH).saturating_add(LOG_RESERVE_BYTES);
     HashMap::from([("max-size".to_owned(), format!("{bytes}")), ("max-file".to_owned(), "1".to_owned())])
 }
 
 /// What to create.
-pub fn body(spec: &SandboxSpec, setting: &Setting<'_>) -> ContainerCreateBody {
-    let duty = match spec.duty {
-        Duty::Agent(_) => "agent",
-        Duty::Collect(_) => "collect",
-    };
-    let mounts = mounts(spec, setting)
+pub fn body(shape: &Shape<'_>, setting: &Setting<'_>) -> ContainerCreateBody {
+    let mounts = shape
+        .binds(setting)
         .into_iter()
-        .map(|(source, target, read_only)| Mount {
+        .map(|bind| Mount {
             typ: Some(MountType::BIND),
-            source: Some(source),
-            target: Some(target.to_owned()),
-            read_only: Some(read_only),
+            source: Some(bind.source),
+            target: Some(bind.target.to_owned()),
+            read_only: Some(bind.read_only),
             bind_options: Some(MountBindOptions {
-                propagation: Some(MountBindOptionsPropagationEnum::RPRIVATE),
+                propagation: Some(if bind.follows {
+                    MountBindOptionsPropagationEnum::RSLAVE
+                } else {
+                    MountBindOptionsPropagationEnum::RPRIVATE
+                }),
                 ..MountBindOptions::default()
             }),
             ..Mount::default()
@@ -131,10 +187,10 @@ pub fn body(spec: &SandboxSpec, setting: &Setting<'_>) -> ContainerCreateBody {
         readonly_rootfs: Some(true),
         privileged: Some(false),
         ipc_mode: Some("private".into()),
-        pids_limit: Some(spec.limits.pids),
-        memory: Some(spec.limits.memory_bytes),
-        memory_swap: Some(spec.limits.memory_bytes),
-        nano_cpus: Some(spec.limits.millicpus.saturating_mul(NANO_PER_MILLI)),
+        pids_limit: Some(shape.limits.pids),
+        memory: Some(shape.limits.memory_bytes),
+        memory_swap: Some(shape.limits.memory_bytes),
+        nano_cpus: Some(shape.limits.millicpus.saturating_mul(NANO_PER_MILLI)),
         init: Some(false),
         restart_policy: Some(RestartPolicy {
             name: Some(RestartPolicyNameEnum::NO),
@@ -142,7 +198,7 @@ pub fn body(spec: &SandboxSpec, setting: &Setting<'_>) -> ContainerCreateBody {
         }),
         log_config: Some(HostConfigLogConfig {
             typ: Some("json-file".into()),
-            config: Some(log_options(spec)),
+            config: Some(log_options(shape.limits)),
         }),
         tmpfs: Some(tmpfs()),
         mounts: Some(mounts),
@@ -152,7 +208,7 @@ pub fn body(spec: &SandboxSpec, setting: &Setting<'_>) -> ContainerCreateBody {
     env.extend(setting.job.iter().map(|(name, value)| format!("{name}={value}")));
     let label = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     ContainerCreateBody {
-        image: Some(spec.image.clone()),
+        image: Some(shape.image.to_owned()),
         entrypoint: Some(vec![paths::SHIM.into()]),
         cmd: Some(vec![setting.mode.into()]),
         user: Some(user(setting)),
@@ -165,9 +221,9 @@ pub fn body(spec: &SandboxSpec, setting: &Setting<'_>) -> ContainerCreateBody {
         healthcheck: Some(HealthConfig { test: Some(vec!["NONE".into()]), ..HealthConfig::default() }),
         labels: Some(HashMap::from([
             label(labels::INSTANCE, setting.instance),
-            label(labels::SLOT, spec.slot.as_str()),
-            label(labels::RUN, spec.run.as_str()),
-            label(labels::DUTY, duty),
+            label(labels::SLOT, shape.slot.as_str()),
+            label(labels::RUN, shape.run),
+            label(labels::DUTY, shape.duty),
         ])),
         host_config: Some(host),
         ..ContainerCreateBody::default()
@@ -177,7 +233,7 @@ pub fn body(spec: &SandboxSpec, setting: &Setting<'_>) -> ContainerCreateBody {
 /// Every required line that the engine reports otherwise; empty: the profile holds.
 pub fn differences(
     found: &ContainerInspectResponse,
-    spec: &SandboxSpec,
+    shape: &Shape<'_>,
     setting: &Setting<'_>,
 ) -> Vec<String> {
     let mut list = Differences::default();
@@ -207,10 +263,10 @@ pub fn differences(
     list.same("read-only root", &host.readonly_rootfs, &Some(true));
     list.holds("privileged", host.privileged != Some(true), &host.privileged);
     list.same("user", &config.user.as_deref(), &Some(user(setting).as_str()));
-    list.same("pids limit", &host.pids_limit, &Some(spec.limits.pids));
-    list.same("memory limit", &host.memory, &Some(spec.limits.memory_bytes));
-    list.same("memory and swap limit", &host.memory_swap, &Some(spec.limits.memory_bytes));
-    list.same("cpu limit", &host.nano_cpus, &Some(spec.limits.millicpus.saturating_mul(NANO_PER_MILLI)));
+    list.same("pids limit", &host.pids_limit, &Some(shape.limits.pids));
+    list.same("memory limit", &host.memory, &Some(shape.limits.memory_bytes));
+    list.same("memory and swap limit", &host.memory_swap, &Some(shape.limits.memory_bytes));
+    list.same("cpu limit", &host.nano_cpus, &Some(shape.limits.millicpus.saturating_mul(NANO_PER_MILLI)));
     list.same("ipc", &host.ipc_mode.as_deref(), &Some("private"));
     for (name, mode) in [
         ("pid namespace", &host.pid_mode),
@@ -238,12 +294,17 @@ pub fn differences(
     list.holds("restart policy", no_restart, &restart);
     let log = host.log_config.as_ref();
     list.same("log driver", &log.and_then(|log| log.typ.as_deref()), &Some("json-file"));
-    list.same("log limits", &log.and_then(|log| log.config.as_ref()), &Some(&log_options(spec)));
+    list.same("log limits", &log.and_then(|log| log.config.as_ref()), &Some(&log_options(shape.limits)));
     list.same("tmpfs", &host.tmpfs, &Some(tmpfs()));
-    let mut wanted: Vec<_> = mounts(spec, setting)
+    let shown = |source: &str, target: &str, read_only: bool, propagation: &str| {
+        format!("{source} at {target} {} {propagation}", if read_only { "ro" } else { "rw" })
+    };
+    let mut wanted: Vec<_> = shape
+        .binds(setting)
         .into_iter()
-        .map(|(source, target, read_only)| {
-            format!("{source} at {target} {}", if read_only { "ro" } else { "rw" })
+        .map(|bind| {
+            let propagation = if bind.follows { "rslave" } else { "rprivate" };
+            shown(&bind.source, bind.target, bind.read_only, propagation)
         })
         .collect();
     let mut mounted: Vec<_> = found
@@ -251,20 +312,14 @@ pub fn differences(
         .iter()
         .flatten()
         .map(|mount| {
-            format!(
-                "{} at {} {}",
-                mount.source.as_deref().or(mount.name.as_deref()).unwrap_or("?"),
-                mount.destination.as_deref().unwrap_or("?"),
-                if mount.rw == Some(false) { "ro" } else { "rw" }
-            )
+            let source = mount.source.as_deref().or(mount.name.as_deref()).unwrap_or("?");
+            let target = mount.destination.as_deref().unwrap_or("?");
+            shown(source, target, mount.rw == Some(false), mount.propagation.as_deref().unwrap_or("?"))
         })
         .collect();
     wanted.sort();
     mounted.sort();
     list.same("mounts", &mounted, &wanted);
-    for mount in found.mounts.iter().flatten() {
-        list.holds("mount propagation", mount.propagation.as_deref() == Some("rprivate"), &mount.propagation);
-    }
     list.same("entry point", &config.entrypoint, &Some(vec![paths::SHIM.to_owned()]));
     list.same("command", &config.cmd, &Some(vec![setting.mode.to_owned()]));
     list.0
@@ -294,8 +349,8 @@ impl Differences {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::ids::{RunId, SlotId};
-    use crate::sandbox::{CollectJob, Job, Limits};
+    use crate::domain::ids::RunId;
+    use crate::sandbox::{CollectJob, Job};
     use bollard::models::{ContainerConfig, DeviceMapping, MountPoint};
     use std::path::PathBuf;
 
@@ -329,16 +384,17 @@ mod tests {
     /// What an engine reports that did exactly what was asked.
     fn obedient() -> ContainerInspectResponse {
         let (spec, setting) = (spec(), setting());
-        let body = body(&spec, &setting);
+        let body = body(&Shape::of_run(&spec), &setting);
         let mut host = body.host_config.unwrap();
         host.masked_paths = Some(vec!["/proc/kcore".into()]);
-        let mounts = mounts(&spec, &setting)
+        let mounts = Shape::of_run(&spec)
+            .binds(&setting)
             .into_iter()
-            .map(|(source, target, read_only)| MountPoint {
+            .map(|bind| MountPoint {
                 typ: Some("bind".into()),
-                source: Some(source),
-                destination: Some(target.into()),
-                rw: Some(!read_only),
+                source: Some(bind.source),
+                destination: Some(bind.target.into()),
+                rw: Some(!bind.read_only),
                 propagation: Some("rprivate".into()),
                 ..MountPoint::default()
             })
@@ -358,7 +414,7 @@ mod tests {
 
     #[test]
     fn an_engine_that_did_what_was_asked_passes() {
-        assert_eq!(differences(&obedient(), &spec(), &setting()), Vec::<String>::new());
+        assert_eq!(differences(&obedient(), &Shape::of_run(&spec()), &setting()), Vec::<String>::new());
     }
 
     #[test]
@@ -403,7 +459,7 @@ mod tests {
         for (name, break_it) in breaks {
             let mut found = obedient();
             break_it(found.host_config.as_mut().unwrap());
-            let list = differences(&found, &spec(), &setting());
+            let list = differences(&found, &Shape::of_run(&spec()), &setting());
             assert!(list.iter().any(|line| line.starts_with(name)), "{name}: {list:?}");
         }
     }
@@ -479,10 +535,8 @@ mod tests {
         shared.mounts.as_mut().unwrap()[0].propagation = Some("rshared".into());
         let mut root = obedient();
         root.config.as_mut().unwrap().user = Some("0:0".into());
-        for (name, found) in
-            [("mounts", extra), ("mounts", writable), ("mount propagation", shared), ("user", root)]
-        {
-            let list = differences(&found, &spec(), &setting());
+        for (name, found) in [("mounts", extra), ("mounts", writable), ("mounts", shared), ("user", root)] {
+            let list = differences(&found, &Shape::of_run(&spec()), &setting());
             assert!(list.iter().any(|line| line.starts_with(name)), "{name}: {list:?}");
         }
     }
@@ -490,7 +544,7 @@ mod tests {
     #[test]
     fn a_collector_has_no_sockets() {
         let spec = SandboxSpec { sockets: None, duty: Duty::Collect(CollectJob::default()), ..spec() };
-        let body = body(&spec, &setting());
+        let body = body(&Shape::of_run(&spec), &setting());
         let mounts = body.host_config.unwrap().mounts.unwrap();
         assert!(mounts.iter().all(|mount| mount.target.as_deref() != Some(paths::SOCKETS)));
         assert_eq!(body.labels.unwrap()[labels::DUTY], "collect");

@@ -39,9 +39,10 @@ pub mod variables {
 
 /// Time between two tries to reach the gate: short, because a start waits for it.
 const GATE_RETRY: Duration = Duration::from_millis(20);
-/// How long the shim waits at its gate before it gives up: longer than a server's restart.
+/// How long the shim waits for a gate before it gives up: longer than a server's restart. At an open one it waits for as
+/// long as it stays open.
 const GATE_PATIENCE: Duration = Duration::from_secs(600);
-/// How long one connection to the gate may stay silent.
+/// How long a connection to the gate may stay silent in the middle of a job.
 const GATE_READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pieces of a job in the environment, at most: together they stay below the kernel's 2 MiB for all arguments.
 pub const MAX_JOB_PIECES: usize = 12;
@@ -253,12 +254,16 @@ pub fn job_from_environment(get: impl Fn(&str) -> Option<String>) -> Result<Wire
 /// Connects to the gate until one connection brings a complete job. A cut job means that the host died
 /// while writing: it will open the gate again.
 fn wait_for_job(gate: &Path, patience: Duration) -> Result<WireJob, String> {
-    let started = Instant::now();
+    let mut alone_since = Instant::now();
     let mut last = String::from("nobody listened");
-    while started.elapsed() < patience {
+    while alone_since.elapsed() < patience {
         match read_job(gate) {
             Ok(job) => return Ok(job),
             Err(Refusal::Final(detail)) => return Err(detail),
+            Err(Refusal::Closed(detail)) => {
+                alone_since = Instant::now();
+                last = detail;
+            }
             Err(Refusal::Again(detail)) => last = detail,
         }
         std::thread::sleep(GATE_RETRY);
@@ -267,23 +272,31 @@ fn wait_for_job(gate: &Path, patience: Duration) -> Result<WireJob, String> {
 }
 
 enum Refusal {
+    /// There is no gate.
     Again(String),
+    /// It closed before it gave a whole job.
+    Closed(String),
     Final(String),
 }
 
 fn read_job(gate: &Path) -> Result<WireJob, Refusal> {
-    let again = |error: std::io::Error| Refusal::Again(error.to_string());
-    let mut stream = UnixStream::connect(gate).map_err(again)?;
-    stream.set_read_timeout(Some(GATE_READ_TIMEOUT)).map_err(again)?;
+    let mut stream = UnixStream::connect(gate).map_err(|error| Refusal::Again(error.to_string()))?;
+    let closed = |error: std::io::Error| Refusal::Closed(error.to_string());
+    // The job may be given long after this container started.
+    let mut first = [0];
     let mut bytes = Vec::new();
-    let cap = u64::try_from(job::MAX_JOB_BYTES).unwrap_or(u64::MAX).saturating_add(1);
-    Read::by_ref(&mut stream).take(cap).read_to_end(&mut bytes).map_err(again)?;
+    if stream.read(&mut first).map_err(closed)? == 1 {
+        bytes.push(first[0]);
+        stream.set_read_timeout(Some(GATE_READ_TIMEOUT)).map_err(closed)?;
+        let cap = u64::try_from(job::MAX_JOB_BYTES).unwrap_or(u64::MAX);
+        Read::by_ref(&mut stream).take(cap).read_to_end(&mut bytes).map_err(closed)?;
+    }
     match WireJob::decode(&bytes) {
         Ok(job) => {
             let _ = stream.write_all(&[GATE_ACKNOWLEDGEMENT]);
             Ok(job)
         }
-        Err(error @ job::JobError::Incomplete) => Err(Refusal::Again(error.to_string())),
+        Err(error @ job::JobError::Incomplete) => Err(Refusal::Closed(error.to_string())),
         Err(error) => Err(Refusal::Final(error.to_string())),
     }
 }

@@ -18,6 +18,8 @@ mod peers;
 mod report;
 mod server;
 mod service;
+mod start;
+mod timeline;
 mod world;
 
 use anyhow::{Context, bail, ensure};
@@ -78,6 +80,7 @@ const GROUPS: &[Group] = &[
         by_default: true,
         measure: ingest::measure,
     },
+    Group { name: "start", goals: &["G11", "G12", "G13", "G16"], by_default: true, measure: start::measure },
     Group { name: "service", goals: &["G14"], by_default: true, measure: service::measure },
     Group { name: "live", goals: &["G15"], by_default: true, measure: live::measure },
     Group { name: "broker", goals: &["B1"], by_default: true, measure: broker::measure },

@@ -152,6 +152,7 @@ impl Cell {
             owner: None,
             image: IMAGE.into(),
             runtime: None,
+            warm: None,
         });
         let cell = Self { folder, sandbox, instance, base };
         for name in ["workspace", "output", "home"] {

@@ -115,6 +115,7 @@ async fn failing(socket_error: &'static str, runtime: Option<&str>) -> Vec<Check
         owner: Some((10_001, 10_001)),
         image: "zeblit-agent:latest".into(),
         runtime: runtime.map(str::to_owned),
+        warm: None,
     });
     let checks = sandbox.self_check().await;
     server.abort();

@@ -55,6 +55,7 @@ impl Engine {
             owner: None,
             image: config.sandbox.image.clone(),
             runtime: config.sandbox.runtime.clone(),
+            warm: None,
         }))
     }
 

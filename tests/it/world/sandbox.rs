@@ -374,7 +374,7 @@ impl Sandbox for FakeSandbox {
             .values()
             .map(|container| Listed {
                 slot: container.spec.slot.clone(),
-                run: RunId::new(container.spec.run.as_str()),
+                run: Some(RunId::new(container.spec.run.as_str())),
                 container: format!("c-{}", container.spec.slot),
                 running: container.status == Status::Running,
             })
