@@ -25,7 +25,7 @@ use crate::remote::{Forge, Remote};
 use crate::sandbox::Sandbox;
 use crate::sandbox::docker::{DockerOptions, DockerSandbox, WarmOptions};
 use crate::sandbox::process::ProcessSandbox;
-use crate::store::{DatabaseKind, Durability, Store};
+use crate::store::{DatabaseKind, Store};
 use anyhow::Context;
 use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
@@ -137,11 +137,6 @@ impl App {
 
     /// Builds the system that `config` describes (already validated).
     pub async fn build(config: Config) -> anyhow::Result<Arc<Self>> {
-        Self::build_for_measuring(config, Durability::Full).await
-    }
-
-    /// As `build`, with a store that may wait for less; only for `zeblit bench`.
-    pub async fn build_for_measuring(config: Config, durability: Durability) -> anyhow::Result<Arc<Self>> {
         let mut config = config;
         std::fs::create_dir_all(&config.state_dir)
             .with_context(|| format!("state_dir: cannot create {}", config.state_dir.display()))?;
@@ -153,7 +148,7 @@ impl App {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let ids: Arc<dyn Ids> = Arc::new(RandomIds);
         let signer = Signer::new(&config.secret_key_bytes()?);
-        let store = Store::open_for_measuring(config.database_url().expose_secret(), durability).await?;
+        let store = Store::open(config.database_url().expose_secret()).await?;
         let (forge, local) = forge(&config, &clock)?;
         let broker =
             Broker::new(broker_settings(&config), store.clone(), Arc::clone(&clock), Arc::clone(&ids));

@@ -504,7 +504,7 @@ impl Default for ServerConfig {
             header_timeout_seconds: 5,
             body_timeout_seconds: 8,
             inflight_bytes: 256 * 1024 * 1024,
-            max_connections: 1024,
+            max_connections: 4096,
             log_format: LogFormat::Text,
         }
     }
