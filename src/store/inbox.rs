@@ -224,6 +224,7 @@ async fn pack(raw: bytes::Bytes) -> Result<Vec<u8>, StoreError> {
 }
 
 /// Stores a delivery; when this returns `New` it is on stable storage.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn insert(store: &Store, delivery: NewDelivery) -> Result<Inserted, StoreError> {
     let stopped = || {
         sql("hand a delivery to the inbox writer")(sqlx::Error::Io(std::io::Error::other(
