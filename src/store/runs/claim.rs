@@ -450,13 +450,17 @@ macro_rules! first_after {
         )
     };
 }
+
 macro_rules! live_of {
-    ($condition:literal) => {
-        concat!("(SELECT COUNT(*) FROM live v WHERE v.remote = x.remote AND ", $condition, ")")
+    ($run:literal, $condition:literal) => {
+        concat!("(SELECT COUNT(*) FROM live v WHERE v.remote = ", $run, ".remote AND ", $condition, ")")
     };
 }
+
+/// Caps of the repository and of its account are looked at once for each repository: all behind its first run may wait
+/// for them.
 const LOOK_AT_HEADS: &str = concat!(
-    "WITH RECURSIVE live AS (SELECT remote, repo_id, owner, requester FROM runs WHERE state IN ",
+    "WITH RECURSIVE live AS MATERIALIZED (SELECT remote, repo_id, owner, requester FROM runs WHERE state IN ",
     live_states!(),
     "), first_ones (id) AS (",
     first_after!(""),
@@ -466,14 +470,14 @@ const LOOK_AT_HEADS: &str = concat!(
     candidate!("1"),
     "JOIN (SELECT (SELECT x.id FROM runs x WHERE x.state = 'queued' AND x.priority = h.priority \
          AND x.remote = h.remote AND x.repo_id = h.repo_id AND ",
-    live_of!("v.repo_id = x.repo_id"),
-    " < $3 AND ",
-    live_of!("v.requester = x.requester"),
+    live_of!("x", "v.requester = x.requester"),
     " < $4 AND ",
-    live_of!("v.owner = x.owner AND v.owner <> ''"),
-    " < $5 AND ",
     is_ready!("x"),
-    " ORDER BY x.created_at, x.id LIMIT 1) AS id FROM first_ones i JOIN runs h ON h.id = i.id) e ON e.id = q.id"
+    " ORDER BY x.created_at, x.id LIMIT 1) AS id FROM first_ones i JOIN runs h ON h.id = i.id WHERE ",
+    live_of!("h", "v.repo_id = h.repo_id"),
+    " < $3 AND ",
+    live_of!("h", "v.owner = h.owner AND v.owner <> ''"),
+    " < $5) e ON e.id = q.id"
 );
 
 /// For each priority and repository that has queued runs the oldest that may go: from one to the next in the index,
