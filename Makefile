@@ -38,7 +38,7 @@ install: build ## install to $(PREFIX)/bin (default /usr/local)
 image: ## the agent image, from a registry or from this machine's own packages
 	deploy/agent/build-image.sh
 
-.PHONY: prove-budget bench-broker
+.PHONY: prove-budget
 
 prove-budget: ## 64 model requests at once against a budget for one, on both databases
 	@deploy/setup.sh test
@@ -51,8 +51,9 @@ bench: ## Zeblit and its peers in turns, and whether each goal holds (ONLY=G1,G1
 	@deploy/setup.sh bench
 	@$(SETUP_ENV); $(CARGO) bench --quiet --bench goals -- $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
-bench-broker: build ## a streamed model reply through the broker and directly: first byte and throughput (ARGS="--rounds 40")
-	@target/release/zeblit bench broker $(ARGS)
+.PHONY: bench-seed-figures
+bench-seed-figures: ## REST, deliveries, queued tasks, live readers, repositories and runs a day that one server holds
+	@$(MAKE) --no-print-directory bench ONLY=seed-figures ROUNDS=$(or $(ROUNDS),1)
 
 bench-ingest: build ## deliveries answered durably: p99 at 300 requests/s (ARGS="--rate 300 --seconds 20")
 	@target/release/zeblit bench ingest $(ARGS)

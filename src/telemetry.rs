@@ -167,7 +167,11 @@ pub const METRICS: &[Metric] = &[
         kind: MetricKind::Counter,
         about: "Runs ended because nobody went on with them, by state",
     },
-    Metric { name: GIT_CACHE_BYTES, kind: MetricKind::Gauge, about: "Bytes of mirrors and seeds on this machine" },
+    Metric {
+        name: GIT_CACHE_BYTES,
+        kind: MetricKind::Gauge,
+        about: "Bytes of mirrors and seeds on this machine",
+    },
     Metric {
         name: GIT_EVICTIONS,
         kind: MetricKind::Counter,

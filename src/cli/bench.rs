@@ -1,11 +1,9 @@
 //! `zeblit bench`: the figures a user asks about first, measured on this machine.
 //!
-//! - `broker`: what the broker adds to a streamed model reply (in `bench_broker`).
 //! - `ingest`: signed deliveries at a fixed rate (open loop: latency counts from the intended time of
 //!   sending), each answered after it is durable on SQLite with `synchronous=FULL`.
 //! - `start`: from a signed delivery to the agent's process running in a Docker container, warm mirror.
 
-use super::bench_broker;
 use crate::app::App;
 use crate::config::{Config, LocalForgeConfig, SandboxKind};
 use crate::domain::event::{Repo, Source};
@@ -51,11 +49,6 @@ pub enum Args {
         #[arg(long, default_value = "zeblit-agent:latest")]
         image: String,
     },
-    /// A streamed model reply through the broker and directly: first byte and throughput, medians
-    Broker {
-        #[arg(long, default_value_t = 40)]
-        rounds: usize,
-    },
 }
 
 fn durability(text: &str) -> Result<Durability, String> {
@@ -71,7 +64,6 @@ pub async fn run(args: Args) -> anyhow::Result<(String, bool)> {
     match args {
         Args::Ingest { rate, seconds, synchronous } => ingest(rate, seconds, synchronous).await,
         Args::Start { runs, image } => start(runs, image).await,
-        Args::Broker { rounds } => broker(rounds).await,
     }
 }
 
@@ -133,22 +125,14 @@ async fn post(
     Ok(request.body(body.to_vec()).send().await?.status().as_u16())
 }
 
-pub(super) fn quantile(sorted: &[Duration], q: f64) -> Duration {
+fn quantile(sorted: &[Duration], q: f64) -> Duration {
     let last = sorted.len().saturating_sub(1);
     let index = ((last as f64) * q).round() as usize;
     sorted.get(index.min(last)).copied().unwrap_or_default()
 }
 
-pub(super) fn ms(time: Duration) -> String {
+fn ms(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1e3)
-}
-
-async fn broker(rounds: usize) -> anyhow::Result<(String, bool)> {
-    let folder = std::env::temp_dir().join(format!("zeblit-bench-broker-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-    let measured = bench_broker::run(&folder, rounds).await;
-    std::fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
-    measured
 }
 
 async fn ingest(rate: u64, seconds: u64, durability: Durability) -> anyhow::Result<(String, bool)> {

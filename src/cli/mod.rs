@@ -7,7 +7,6 @@ mod artifacts;
 pub mod backend;
 pub mod backup;
 pub mod bench;
-mod bench_broker;
 pub mod budget;
 pub mod config;
 pub mod demo;

@@ -52,6 +52,7 @@ struct Found {
 }
 
 /// `home`: where HOME is inside. `for_agent`: a recipe reads no prompt, so that nothing is fetched for it.
+#[tracing::instrument(level = "debug", skip_all)]
 pub(super) async fn gather(
     app: &App,
     run: &Run,

@@ -219,6 +219,7 @@ fn mask_texts(app: &App, value: &mut serde_json::Value) {
 }
 
 /// Records what came of sending.
+#[tracing::instrument(level = "debug", skip_all)]
 async fn settle(
     app: &App,
     effect: &Effect,

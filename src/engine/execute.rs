@@ -51,6 +51,9 @@ const MAX_ATTEMPTS: i64 = 3;
 /// One poll of a container waits at most this long for news.
 const POLL: Duration = Duration::from_millis(500);
 
+/// Preparing that is done within this time goes without a report of its own.
+const QUICK: Duration = Duration::from_millis(200);
+
 /// A collector has to commit and bundle; it may not take longer.
 const COLLECT_SECONDS: i64 = 120;
 
@@ -187,6 +190,7 @@ pub(super) fn slots(app: &App) -> i64 {
 }
 
 /// Claims the next due run, unless the operator paused everything or drains this node.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn claim(app: &App) -> Result<Option<Run>, EngineError> {
     let limits = &app.config.limits;
     // Runs that are live already must go on while paused: only their lease is taken over.
@@ -489,21 +493,13 @@ async fn begin_elsewhere(app: &App, run: &mut Run) -> Result<Step, EngineError> 
 }
 
 /// Stores the run as it is, with its report, in one transaction.
+#[tracing::instrument(level = "debug", skip_all)]
 pub(super) async fn save(app: &App, run: &Run, urgency: Urgency) -> Result<(), EngineError> {
     let mut tx = app.store.write_tx().await?;
     store::runs::save(&mut tx, run).await?;
     report::report(app, &mut tx, run, urgency).await?;
     tx.commit().await?;
     app.wakeup.notify(Topic::Effects);
-    app.wakeup.notify(Topic::Logs);
-    Ok(())
-}
-
-async fn phase(app: &App, run: &mut Run, phase: Phase) -> Result<(), EngineError> {
-    run.progress.phase = Some(phase);
-    let mut tx = app.store.write_tx().await?;
-    store::runs::save_progress(&mut tx, run).await?;
-    tx.commit().await?;
     app.wakeup.notify(Topic::Logs);
     Ok(())
 }
@@ -535,8 +531,9 @@ pub(super) async fn fail(
     run.outcome.step = Some(wording::current_phase(run));
     run.outcome.reason = app.secrets.mask(&reason);
     run.apply(&RunInput::Failed, app.clock.now())?;
+    save(app, run, Urgency::State).await?;
     clean_up(app, run).await;
-    save(app, run, Urgency::State).await
+    Ok(())
 }
 
 /// What people are told of an error; its details are in the log under the run's id.
@@ -605,6 +602,7 @@ fn sentence(text: &str) -> String {
 
 // ---------------------------------------------------------------- preparing
 
+#[tracing::instrument(level = "debug", skip_all)]
 async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     if run.cancel_requested.is_some() {
         return cancel_before_start(app, run).await;
@@ -625,7 +623,6 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         fail(app, run, FailureClass::Internal, reason).await?;
         return Ok(Step::Done);
     }
-    save(app, run, Urgency::State).await?;
     let started_from = run.start().clone();
     if let Some(reason) = settle_start(app, run).await? {
         fail(app, run, FailureClass::Conflict, reason).await?;
@@ -645,12 +642,12 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
                 // It lay on another machine, or is gone: so is its session.
                 run.progress.session = None;
             }
-            phase(app, run, Phase::Clone).await?;
-            workspace(app, run).await?
+            run.progress.phase = Some(Phase::Clone);
+            told_when_slow(app, run, workspace(app, run)).await?
         }
     };
     let is_setup = run.has_setup() && run.progress.setup != SetupState::Done;
-    phase(app, run, Phase::Sandbox).await?;
+    run.progress.phase = Some(Phase::Sandbox);
     let set = match ingest::repository_agents(app, &run.repo, run.spec.base_sha.as_str()).await? {
         Ok(set) => set,
         Err(problem) => {
@@ -677,7 +674,7 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     let made = if is_setup {
         setup::spec(app, run, &set, &workspace, &slot)?
     } else {
-        sandbox_spec(app, run, &agent, &set, &workspace, &slot).await?
+        told_when_slow(app, run, sandbox_spec(app, run, &agent, &set, &workspace, &slot)).await?
     };
     let spec = match made {
         Ok(spec) => spec,
@@ -759,13 +756,14 @@ async fn cancel_before_start(app: &App, run: &mut Run) -> Result<Step, EngineErr
     run.outcome.step = Some(wording::current_phase(run));
     run.outcome.reason = wording::cancel_reason(run);
     run.apply(&RunInput::Cancelled, app.clock.now())?;
-    clean_up(app, run).await;
     save(app, run, Urgency::State).await?;
+    clean_up(app, run).await;
     Ok(Step::Done)
 }
 
 /// Is the pinned commit still what it was? Our own earlier run may have moved the branch on: then the
 /// agent starts from our commit. Anything else is a conflict, told by the answer.
+#[tracing::instrument(level = "debug", skip_all)]
 async fn settle_start(app: &App, run: &mut Run) -> Result<Option<String>, EngineError> {
     if let Some(pull) = run.spec.needs_ok() {
         let key = PullKey { remote: &run.remote, repo_id: run.repo.id, number: pull.number };
@@ -803,6 +801,22 @@ async fn pushed_by_us(app: &App, run: &Run, branch: &BranchName, head: &Sha) -> 
     }))
 }
 
+/// What is usually done at once is not worth a report; where it takes longer, the run is shown as it is meanwhile.
+async fn told_when_slow<T>(
+    app: &App,
+    run: &Run,
+    work: impl Future<Output = Result<T, EngineError>>,
+) -> Result<T, EngineError> {
+    let mut work = std::pin::pin!(work);
+    if let Ok(done) = tokio::time::timeout(QUICK, &mut work).await {
+        return done;
+    }
+    let (done, told) = tokio::join!(work, save(app, run, Urgency::State));
+    told?;
+    done
+}
+
+#[tracing::instrument(level = "debug", skip_all)]
 async fn workspace(app: &App, run: &Run) -> Result<Workspace, EngineError> {
     let access = git_access(app, run, GitPermission::Read).await?;
     let wanted = [run.start().clone(), run.spec.base_sha.clone()];
@@ -878,6 +892,7 @@ pub(super) fn sockets(app: &App, slot: &SlotId) -> PathBuf {
     app.signer.sockets(&app.socket_root, slot)
 }
 
+#[tracing::instrument(level = "debug", skip_all)]
 async fn sandbox_spec(
     app: &App,
     run: &Run,
@@ -1000,6 +1015,7 @@ pub(super) fn collect_job(run: &Run) -> CollectJob {
     }
 }
 
+#[tracing::instrument(level = "debug", skip_all)]
 async fn open_broker(
     app: &App,
     run: &Run,
@@ -1031,6 +1047,7 @@ async fn open_broker(
 
 // ---------------------------------------------------------------- running
 
+#[tracing::instrument(level = "debug", skip_all)]
 async fn watch(app: &App, run: &mut Run, patience: Duration) -> Result<Step, EngineError> {
     let Some(attempt) = store::attempts::latest(&app.store, &run.id).await? else {
         return Err(EngineError::Defect("a running run has no attempt".into()));
@@ -1192,6 +1209,7 @@ async fn count_money(app: &App, run: &mut Run) -> Result<(), EngineError> {
 }
 
 /// Stores new lines with the cursor in one transaction, and follows what the agent does.
+#[tracing::instrument(level = "debug", skip_all)]
 async fn take_lines(app: &App, run: &mut Run, attempt: &Attempt, polled: &Polled) -> Result<(), EngineError> {
     let adapter = match run.progress.setup {
         SetupState::Running => AdapterKind::Command,
@@ -1367,8 +1385,12 @@ fn judge(run: &Run, out_of_memory: bool, code: i64) -> AgentEnd {
 }
 
 /// Stops what still runs and goes on to collecting.
+#[tracing::instrument(level = "debug", skip_all)]
 async fn agent_gone(app: &App, run: &mut Run, end: AgentEnd) -> Result<Step, EngineError> {
-    if let Some(attempt) = store::attempts::latest(&app.store, &run.id).await? {
+    // A container whose shim collected has nobody left to stop.
+    if !run.progress.collected
+        && let Some(attempt) = store::attempts::latest(&app.store, &run.id).await?
+    {
         app.sandbox.stop(&attempt.slot).await?;
     }
     app.loads.forget(&run.id);
@@ -1461,6 +1483,7 @@ fn over_budget(run: &Run) -> bool {
 
 // ---------------------------------------------------------------- collecting
 
+#[tracing::instrument(level = "debug", skip_all)]
 async fn collect(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     let attempt = store::attempts::latest(&app.store, &run.id).await?;
     if let (Some(attempt), Some(workspace)) = (&attempt, app.git.prepared(&run.remote, run.repo.id, &run.id))
@@ -1472,7 +1495,7 @@ async fn collect(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         }
     }
     if let Some(attempt) = &attempt {
-        app.sandbox.remove(&attempt.slot).await?;
+        take_away(app, run, &attempt.slot).await?;
         remove_sockets(app, &attempt.slot);
         end_attempt(app, run, &attempt.slot).await?;
     }
@@ -1484,6 +1507,21 @@ async fn collect(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     run.apply(&RunInput::Collected, app.clock.now())?;
     save(app, run, Urgency::State).await?;
     Ok(Step::Again)
+}
+
+/// Removes an agent's container. One whose shim has collected only exits any more: nobody waits for that, and what fails
+/// is the sweeper's.
+async fn take_away(app: &App, run: &Run, slot: &SlotId) -> Result<(), EngineError> {
+    if !run.progress.collected {
+        return Ok(app.sandbox.remove(slot).await?);
+    }
+    let (sandbox, run, slot) = (Arc::clone(&app.sandbox), run.id.clone(), slot.clone());
+    tokio::spawn(async move {
+        if let Err(error) = sandbox.remove(&slot).await {
+            tracing::warn!(run.id = %run, %slot, error = %error, "container stays for the sweeper");
+        }
+    });
+    Ok(())
 }
 
 /// A second container, without agent and socket, commits what the stopped one left.

@@ -71,6 +71,7 @@ pub async fn tick(app: &App) -> Result<usize, EngineError> {
 
 /// Handles deliveries that share two commits: that they are begun (a death counts from there on), and the verdicts of
 /// those that lead to nothing, which are most.
+#[tracing::instrument(level = "debug", skip_all)]
 async fn together(app: &App, deliveries: Vec<Delivery>) -> Result<(), EngineError> {
     if deliveries.is_empty() {
         return Ok(());
@@ -229,6 +230,7 @@ fn of_label(comment: &Comment) -> bool {
 }
 
 /// Stores a batch in one transaction; when that cannot be (two of one issue's first task), each in its own.
+#[tracing::instrument(level = "debug", skip_all)]
 async fn flush(app: &App, batch: &mut Batch, ended: &mut Ended) -> Result<(), EngineError> {
     let planned = std::mem::take(batch).planned;
     if planned.is_empty() {

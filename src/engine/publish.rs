@@ -39,6 +39,7 @@ const EXCERPT_BYTES: usize = 6 * 1024;
 const PUSH_TRIES: i64 = 3;
 
 /// Takes a collected run to its end, or to waiting for its pull request.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn publish(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     if run.spec.publish == Publish::Approve
         && let Some(kept) = run.outcome.kept.clone()
@@ -136,9 +137,10 @@ async fn set_aside(
     report::report(app, &mut tx, run, Urgency::State).await?;
     tx.commit().await?;
     tracing::info!(run.id = %run.id, head = %changeset.head, state = run.state.as_str(), "kept, not pushed");
-    execute::clean_up(app, run).await;
+    // The report goes out while the container is taken away.
     app.wakeup.notify(Topic::Effects);
     app.wakeup.notify(Topic::Logs);
+    execute::clean_up(app, run).await;
     Ok(Step::Done)
 }
 
@@ -325,8 +327,9 @@ async fn nothing_came(app: &App, run: &mut Run, end: AgentEnd) -> Result<Step, E
 async fn finish(app: &App, run: &mut Run, input: &RunInput) -> Result<(), EngineError> {
     run.apply(input, app.clock.now())?;
     tracing::info!(run.id = %run.id, state = run.state.as_str(), "run ended");
+    execute::save(app, run, Urgency::State).await?;
     execute::clean_up(app, run).await;
-    execute::save(app, run, Urgency::State).await
+    Ok(())
 }
 
 /// Keeps bundle and diff, so that refused work is not lost, and of what may be published the changeset: any node can go
@@ -592,8 +595,9 @@ async fn pushed(
     report::report(app, &mut tx, run, Urgency::State).await?;
     tx.commit().await?;
     tracing::info!(run.id = %run.id, branch = %push.branch, head = %push.new, state = run.state.as_str(), "pushed");
-    execute::clean_up(app, run).await;
+    // The report goes out while the container is taken away.
     app.wakeup.notify(Topic::Effects);
     app.wakeup.notify(Topic::Logs);
+    execute::clean_up(app, run).await;
     Ok(Step::Done)
 }

@@ -3,8 +3,8 @@
 //! Seeds, workspaces and imports borrow the mirror's objects through alternates, so nothing ever removes an object from
 //! it: packs are put together, and what no ref reaches stays in them.
 
-use super::transport::{Call, FETCH_LIMIT, LIST_LIMIT, classify};
 use super::seed::{Record, size_of};
+use super::transport::{Call, FETCH_LIMIT, LIST_LIMIT, classify};
 use super::{Access, Git, GitError, blocking, folder_name, object_error, sweep, touch};
 use crate::domain::ids::{BranchName, Sha};
 use std::path::{Path, PathBuf};
@@ -153,8 +153,10 @@ pub(super) async fn put_together(git: &Git, mirror: &Mirror) -> Result<(), GitEr
     if blocking(operation, move || Ok(sweep::is_in_use(&store, &path))).await? {
         return Ok(());
     }
-    let calls: [&[&str]; 2] =
-        [&["repack", "-d", "-q", "--geometric=2"], &["commit-graph", "write", "--reachable", "--no-progress"]];
+    let calls: [&[&str]; 2] = [
+        &["repack", "-d", "-q", "--geometric=2"],
+        &["commit-graph", "write", "--reachable", "--no-progress"],
+    ];
     for arguments in calls {
         let call = Call::local(operation, &git.root).git_dir(&mirror.path).args(arguments).limit(FETCH_LIMIT);
         call.run_checked().await?;

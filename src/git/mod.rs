@@ -278,6 +278,7 @@ impl Git {
     }
 
     /// Makes the mirror hold `wanted` (fetching heads, and `refs/pull/<n>/head` when `pull` is given). No network when it does already.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn ensure(
         &self,
         remote: &str,
@@ -291,6 +292,7 @@ impl Git {
 
     /// Seed (immutable checkout of `start`, reused) and per-run workspace, output and home folders.
     /// Repeating it for the same run before the agent started gives a fresh workspace.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn prepare(&self, spec: &WorkspaceSpec<'_>) -> Result<Workspace, GitError> {
         workspace::prepare(self, spec).await
     }
@@ -307,6 +309,7 @@ impl Git {
 
     /// Reads the bundle file (no-follow, regular file, capped), imports it strictly into a fresh bare
     /// repository, checks ancestry and linear history, rewrites the commits. `Ok(None)`: no bundle or no change.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn import(
         &self,
         remote: &str,
@@ -331,6 +334,7 @@ impl Git {
 
     /// Masked files of a run's workspace that are as neither of the two commits has them: the agent changed them.
     /// Reads without following links; nothing of it is run.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn masked_edits(
         &self,
         remote: &str,
@@ -344,6 +348,7 @@ impl Git {
 
     /// Pushes the head of a stored bundle: `expected` is the lease (`None`: the branch must not exist), never a force beyond it.
     /// Finding the branch at the new commit already is success.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn push(
         &self,
         remote: &str,
@@ -382,6 +387,7 @@ impl Git {
     }
 
     /// Deletes the folders of a run (moved aside at once, deleted late).
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn discard(&self, run: &RunId) -> Result<(), GitError> {
         let (git, run) = (self.clone(), run.clone());
         blocking("discard the workspace", move || workspace::discard(&git, &run)).await

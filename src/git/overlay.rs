@@ -55,7 +55,11 @@ fn try_at(folder: &Path) -> io::Result<()> {
     std::fs::remove_dir(inside("moved"))?;
     let seen = std::fs::read_dir(folder.join(WORKSPACE))?.count();
     let below = std::fs::read(lower.join("folder/file"))?;
-    if seen == 0 && below == b"below" { Ok(()) } else { Err(io::Error::other("it does not hide what is below")) }
+    if seen == 0 && below == b"below" {
+        Ok(())
+    } else {
+        Err(io::Error::other("it does not hide what is below"))
+    }
 }
 
 /// The empty folders of an overlay; what is seen at the top belongs to `owner`.

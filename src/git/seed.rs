@@ -85,11 +85,7 @@ fn name(spec: &SeedSpec<'_>) -> String {
 
 /// The folder of a repository's seeds.
 fn parent(git: &Git, spec: &SeedSpec<'_>) -> Result<PathBuf, GitError> {
-    Ok(git
-        .root
-        .join("seeds")
-        .join(folder_name("find the seed", spec.remote)?)
-        .join(spec.repo_id.to_string()))
+    Ok(git.root.join("seeds").join(folder_name("find the seed", spec.remote)?).join(spec.repo_id.to_string()))
 }
 
 /// The lock under which a repository's seeds are found, put into place and removed: held for a moment only.
@@ -264,7 +260,8 @@ fn own_and_date(folder: &Path, owner: (u32, u32), seconds: i64) -> Result<(), Gi
 /// Whether everything of a seed is on the disk: after a power loss, files may be there that were never written.
 pub(super) fn is_whole(seed: &Path, inside: &Path) -> bool {
     let dot_git = seed.join(".git");
-    let holds = |name: &str, wanted: &[u8]| std::fs::read(dot_git.join(name)).is_ok_and(|text| text == wanted);
+    let holds =
+        |name: &str, wanted: &[u8]| std::fs::read(dot_git.join(name)).is_ok_and(|text| text == wanted);
     let alternates = [inside.as_os_str().as_encoded_bytes(), b"\n"].concat();
     let Ok(index) = git2::Index::open(&dot_git.join("index")) else { return false };
     let is_there = |entry: &git2::IndexEntry| {
@@ -279,10 +276,12 @@ pub(super) fn is_whole(seed: &Path, inside: &Path) -> bool {
     holds("config", CONFIG.as_bytes())
         && holds("HEAD", format!("ref: refs/heads/{WORK_BRANCH}\n").as_bytes())
         && holds("objects/info/alternates", &alternates)
-        && head.is_ok_and(|head| seed.file_name().is_some_and(|name| {
-            let (name, head) = (name.as_encoded_bytes(), head.trim_ascii_end());
-            !head.is_empty() && name.starts_with(head)
-        }))
+        && head.is_ok_and(|head| {
+            seed.file_name().is_some_and(|name| {
+                let (name, head) = (name.as_encoded_bytes(), head.trim_ascii_end());
+                !head.is_empty() && name.starts_with(head)
+            })
+        })
         && index.iter().all(|entry| is_there(&entry))
 }
 

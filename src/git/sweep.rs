@@ -146,7 +146,8 @@ impl<'a> Pass<'a> {
     fn half_made(&mut self) {
         let mut old: Vec<PathBuf> = entries(&self.git.root.join("tmp"));
         for parent in ["mirrors", "seeds"] {
-            let repositories = entries(&self.git.root.join(parent)).into_iter().flat_map(|remote| entries(&remote));
+            let repositories =
+                entries(&self.git.root.join(parent)).into_iter().flat_map(|remote| entries(&remote));
             old.extend(repositories.flat_map(|path| match parent {
                 "seeds" => entries(&path),
                 _ => vec![path],
@@ -411,7 +412,8 @@ mod tests {
 
     /// Seeds of the two commits that every world has, the first one used longer ago.
     async fn two_seeds(world: &World) {
-        let first = crate::domain::ids::Sha::parse(&run_git(&world.person(), &["rev-parse", "HEAD~1"])).unwrap();
+        let first =
+            crate::domain::ids::Sha::parse(&run_git(&world.person(), &["rev-parse", "HEAD~1"])).unwrap();
         for (start, ago) in [(&first, 5), (&world.start, 4)] {
             let spec = SeedSpec {
                 remote: REMOTE,

@@ -941,7 +941,8 @@ mod tests {
             git commit -qm Everything";
         let alternates = made.workspace.join(".git/objects/info/alternates");
         std::fs::write(&alternates, format!("{}\n", made.objects.display())).unwrap();
-        let done = std::process::Command::new("sh").args(["-c", script]).current_dir(&made.workspace).output();
+        let done =
+            std::process::Command::new("sh").args(["-c", script]).current_dir(&made.workspace).output();
         let done = done.unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         assert_eq!(
@@ -951,7 +952,10 @@ mod tests {
         );
         assert_eq!(inside(&world, &made, &["status", "--porcelain"]), "");
         assert_eq!(inside(&world, &made, &["fsck"]), "");
-        assert_eq!(std::fs::read_to_string(made.workspace.join("moved/first.py")).unwrap().lines().count(), 3);
+        assert_eq!(
+            std::fs::read_to_string(made.workspace.join("moved/first.py")).unwrap().lines().count(),
+            3
+        );
         assert_eq!(seed.as_deref().map(listing), before);
     }
 

@@ -30,8 +30,8 @@ use tower_http::timeout::TimeoutLayer;
 const REQUEST_TIMEOUT_SECONDS: u64 = 30;
 /// Largest body of an API request, in bytes; they hold a reason at most.
 const API_BODY_BYTES: usize = 64 * 1024;
-/// Live logs open at one time; each holds a connection.
-const MAX_LIVE_VIEWERS: usize = 256;
+/// Of the connections, in quarters, those that live logs may hold: the rest is for deliveries.
+const LIVE_QUARTERS: usize = 3;
 
 /// Nothing from elsewhere, no inline code, no frames: pages show text that agents wrote.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
@@ -45,6 +45,7 @@ struct Shared {
     app: Arc<App>,
     budget: Arc<Semaphore>,
     live: Arc<Semaphore>,
+    feeds: web::Feeds,
     kept: Mutex<health::Kept>,
     stop: CancellationToken,
 }
@@ -52,10 +53,12 @@ struct Shared {
 impl Http {
     fn new(app: Arc<App>, stop: CancellationToken) -> Self {
         let budget = webhooks::budget(&app.config);
+        let live = (app.config.server.max_connections * LIVE_QUARTERS).div_ceil(4);
         Self(Arc::new(Shared {
             app,
             budget,
-            live: Arc::new(Semaphore::new(MAX_LIVE_VIEWERS)),
+            live: Arc::new(Semaphore::new(live.min(Semaphore::MAX_PERMITS))),
+            feeds: web::Feeds::default(),
             kept: Mutex::default(),
             stop,
         }))
@@ -69,6 +72,9 @@ impl Http {
     }
     pub(crate) fn live(&self) -> &Arc<Semaphore> {
         &self.0.live
+    }
+    fn feeds(&self) -> &web::Feeds {
+        &self.0.feeds
     }
     pub(crate) fn kept(&self) -> &Mutex<health::Kept> {
         &self.0.kept
@@ -113,11 +119,14 @@ pub fn router_until(app: Arc<App>, stop: CancellationToken) -> Router {
         .route("/metrics", get(health::metrics))
         .merge(web::pages())
         .layer(timeout);
-    // Not under the timeout: they have their own, and a live log lasts as long as its run.
-    let streams = Router::new().route("/webhooks/{source}", post(webhooks::receive)).merge(web::streams());
+    // Outside all layers: every text of their answers is ours, and nothing is done twice for a delivery.
+    let deliveries = Router::new()
+        .route("/webhooks/{source}", post(webhooks::receive))
+        .method_not_allowed_fallback(method_not_allowed);
     Router::new()
         .merge(pages)
-        .merge(streams)
+        // Not under the timeout: a live log lasts as long as its run.
+        .merge(web::streams())
         .nest("/api/v1", api)
         .fallback(|| async { HttpError::not_found("there is nothing at this address").into_response() })
         .method_not_allowed_fallback(method_not_allowed)
@@ -127,6 +136,7 @@ pub fn router_until(app: Arc<App>, stop: CancellationToken) -> Router {
         .layer(set(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
         .layer(set(header::REFERRER_POLICY, "no-referrer"))
         .layer(set(header::CACHE_CONTROL, "no-store"))
+        .merge(deliveries)
         .with_state(http)
 }
 
@@ -159,10 +169,7 @@ async fn mask(State(http): State<Http>, request: Request, next: Next) -> Respons
             head.headers.remove(header::CONTENT_LENGTH);
             Response::from_parts(head, Body::from(masked(body.to_bytes())))
         }
-        // One frame is one event.
-        "text/event-stream" => {
-            response.map(|body| Body::new(body.map_frame(move |frame| frame.map_data(&masked))))
-        }
+        // Events of a live log are masked where they are made, once for all their readers.
         _ => response,
     }
 }

@@ -202,7 +202,7 @@ async fn take(http: &Http, source: Source, request: Request) -> Result<(Verdict,
     };
     match stored {
         Ok(Inserted::New) => {
-            tracing::info!(
+            tracing::debug!(
                 source = source.as_str(),
                 delivery.id = delivery_id,
                 inbox.id = id.as_str(),

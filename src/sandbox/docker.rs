@@ -472,7 +472,8 @@ impl Sandbox for DockerSandbox {
                     break;
                 }
             }
-            if !*lock(&follow.ended) && !lock(&follow.buffer).is_empty() {
+            let is_over = || *lock(&follow.ended) || lock(&follow.buffer).finished;
+            if !is_over() && !lock(&follow.buffer).is_empty() {
                 tokio::time::sleep(COALESCE).await;
             }
             let ended = *lock(&follow.ended);
@@ -483,6 +484,11 @@ impl Sandbox for DockerSandbox {
             };
             if started {
                 self.close_gate(slot);
+            }
+            // After its last word a shim only exits; the engine tells that much later.
+            if finished && !more {
+                let code = i64::from(shim::exit::COLLECTED);
+                return Ok(Polled { lines, status: Status::Exited { code, out_of_memory } });
             }
             // With nothing to tell, the engine is asked: a stream of a container that is gone may not have ended yet.
             let has_news = !lines.is_empty();
@@ -499,7 +505,7 @@ impl Sandbox for DockerSandbox {
                 Some(ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::DEAD) => {
                     // A stream that follows can end before the last lines of a container that exits on a
                     // busy machine; what the engine has stored by now is complete.
-                    if !finished && !follow.whole {
+                    if !follow.whole {
                         self.read(slot, &name, cursor, true).await?;
                         continue;
                     }

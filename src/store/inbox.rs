@@ -1,11 +1,11 @@
 //! Deliveries as received. Inserts of many requests share one commit (group commit).
 
-use super::rows::{self, RowReader, json, lone_time, millis, plain, row_limit, sql};
-use super::{DatabaseKind, Store, StoreError, Tx, begin};
+use super::rows::{self, RowReader, for_each_of_them, json, lone_time, millis, plain, row_limit, sql};
+use super::writer::Writers;
+use super::{DatabaseKind, Store, StoreError, Tx};
 use crate::domain::event::Source;
 use crate::domain::ids::InboxId;
 use chrono::{DateTime, Utc};
-use sqlx::AnyPool;
 use sqlx::any::AnyRow;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -122,16 +122,16 @@ struct NewRow {
 
 impl Writer {
     /// Starts the task; it ends when the last `Writer` is gone and what was handed over is committed.
-    pub(super) fn start(writers: AnyPool, kind: DatabaseKind) -> Self {
-        Self::spawn(writers, kind).0
+    pub(super) fn start(writers: Writers) -> Self {
+        Self::spawn(writers).0
     }
 
-    fn spawn(writers: AnyPool, kind: DatabaseKind) -> (Self, JoinHandle<()>) {
+    fn spawn(writers: Writers) -> (Self, JoinHandle<()>) {
         let (queue, mut jobs) = mpsc::channel::<Job>(QUEUE_LENGTH);
         let task = tokio::spawn(async move {
             let mut group = Vec::with_capacity(GROUP_LENGTH);
             while jobs.recv_many(&mut group, GROUP_LENGTH).await > 0 {
-                store_group(&writers, kind, std::mem::take(&mut group)).await;
+                store_group(&writers, std::mem::take(&mut group)).await;
             }
         });
         (Self { queue }, task)
@@ -147,10 +147,10 @@ enum GroupError {
 }
 
 /// One transaction for all; when a row is refused, one transaction for each, so that it alone fails.
-async fn store_group(writers: &AnyPool, kind: DatabaseKind, group: Vec<Job>) {
-    let inserted = match try_group(writers, kind, &group).await {
+async fn store_group(writers: &Writers, group: Vec<Job>) {
+    let inserted = match try_group(writers, &group).await {
         Ok(inserted) => inserted,
-        Err(GroupError::Row(_)) if group.len() > 1 => return store_each(writers, kind, group).await,
+        Err(GroupError::Row(_)) if group.len() > 1 => return store_each(writers, group).await,
         Err(GroupError::Row(error) | GroupError::Database(error)) => return fail_all(group, error),
     };
     for (job, inserted) in group.into_iter().zip(inserted) {
@@ -158,10 +158,10 @@ async fn store_group(writers: &AnyPool, kind: DatabaseKind, group: Vec<Job>) {
     }
 }
 
-async fn store_each(writers: &AnyPool, kind: DatabaseKind, group: Vec<Job>) {
+async fn store_each(writers: &Writers, group: Vec<Job>) {
     let mut jobs = group.into_iter();
     while let Some(job) = jobs.next() {
-        match try_group(writers, kind, std::slice::from_ref(&job)).await {
+        match try_group(writers, std::slice::from_ref(&job)).await {
             Ok(inserted) => {
                 let inserted = inserted.into_iter().next().unwrap_or(Inserted::Duplicate);
                 answer(job, Ok(inserted));
@@ -173,12 +173,8 @@ async fn store_each(writers: &AnyPool, kind: DatabaseKind, group: Vec<Job>) {
     }
 }
 
-async fn try_group(
-    writers: &AnyPool,
-    kind: DatabaseKind,
-    group: &[Job],
-) -> Result<Vec<Inserted>, GroupError> {
-    let mut tx = begin(writers, kind).await.map_err(GroupError::Database)?;
+async fn try_group(writers: &Writers, group: &[Job]) -> Result<Vec<Inserted>, GroupError> {
+    let mut tx = writers.begin().await.map_err(GroupError::Database)?;
     let mut inserted = Vec::with_capacity(group.len());
     for job in group {
         inserted.push(insert_row(&mut tx, &job.row).await.map_err(GroupError::Row)?);
@@ -192,18 +188,8 @@ fn answer(job: Job, result: Result<Inserted, StoreError>) {
     let _gone = job.answer.send(result);
 }
 
-/// The first gets the error itself, the others its words: a database error cannot be copied.
 fn fail_all(jobs: impl IntoIterator<Item = Job>, error: StoreError) {
-    let words = match &error {
-        StoreError::Sql { operation, source } => format!("{operation}: {source}"),
-        other => other.to_string(),
-    };
-    let mut first = Some(error);
-    for job in jobs {
-        let error = first.take().unwrap_or_else(|| StoreError::Sql {
-            operation: "store a group of deliveries",
-            source: sqlx::Error::Io(std::io::Error::other(words.clone())),
-        });
+    for (job, error) in jobs.into_iter().zip(for_each_of_them(error)) {
         answer(job, Err(error));
     }
 }
@@ -595,7 +581,7 @@ mod tests {
     #[tokio::test]
     async fn the_writer_ends_with_its_last_handle_and_stores_what_it_was_given() {
         each_database(async |database| {
-            let (inbox, task) = Writer::spawn(database.store.writers.clone(), database.store.kind);
+            let (inbox, task) = Writer::spawn(database.store.writers.clone());
             let store = Store { inbox, ..database.store.clone() };
             let mut waiting = Box::pin(insert(&store, delivery(1)));
             assert!(futures_util::poll!(waiting.as_mut()).is_pending());

@@ -32,6 +32,7 @@ pub mod settings;
 pub mod tasks;
 #[cfg(test)]
 mod testing;
+mod writer;
 
 use rows::sql;
 use std::path::Path;
@@ -87,8 +88,8 @@ pub struct Store {
     pub(crate) pool: sqlx::AnyPool,
     pub(crate) kind: DatabaseKind,
     pub(crate) inbox: inbox::Writer,
-    /// Writes: one connection on SQLite, so that writers queue instead of spinning on a locked database.
-    writers: sqlx::AnyPool,
+    /// Writes: one connection on SQLite, which writers share in turn.
+    writers: writer::Writers,
     folder: Option<Arc<Path>>,
     checkpoints: Option<Arc<open::Checkpoints>>,
 }
@@ -105,7 +106,7 @@ pub struct Migrated {
 /// A write transaction; rolled back when dropped without `commit`.
 #[derive(Debug)]
 pub struct Tx {
-    pub(crate) inner: sqlx::Transaction<'static, sqlx::Any>,
+    inner: writer::Inner,
     pub(crate) kind: DatabaseKind,
 }
 
@@ -130,9 +131,9 @@ impl Store {
         self.kind
     }
 
-    /// Begins a write transaction (`BEGIN IMMEDIATE` on SQLite).
+    /// Begins a write transaction (`BEGIN IMMEDIATE` on SQLite, where those who write at the same time share a commit).
     pub async fn write_tx(&self) -> Result<Tx, StoreError> {
-        begin(&self.writers, self.kind).await
+        self.writers.begin().await
     }
 
     /// A write and a read go through: for `/readyz` and `doctor`.
@@ -164,6 +165,12 @@ impl Store {
         self.folder().and_then(free_bytes).is_some_and(|free| free < LEAST_FREE_BYTES)
     }
 
+    /// Commits that waited for the disk since the store was opened, on SQLite: fewer than the transactions that
+    /// committed when many wrote at the same time.
+    pub fn commits(&self) -> u64 {
+        self.writers.commits()
+    }
+
     /// Closes every connection; all clones of this store are unusable afterwards.
     pub async fn close(&self) {
         if let Some(checkpoints) = &self.checkpoints {
@@ -180,19 +187,10 @@ fn free_bytes(folder: &Path) -> Option<u64> {
     Some(room.f_bavail.saturating_mul(room.f_frsize))
 }
 
-async fn begin(writers: &sqlx::AnyPool, kind: DatabaseKind) -> Result<Tx, StoreError> {
-    let inner = match kind {
-        DatabaseKind::Sqlite => writers.begin_with("BEGIN IMMEDIATE").await,
-        DatabaseKind::Postgres => writers.begin().await,
-    }
-    .map_err(sql("begin a transaction"))?;
-    Ok(Tx { inner, kind })
-}
-
 impl Tx {
     /// Makes the changes durable.
     pub async fn commit(self) -> Result<(), StoreError> {
-        self.inner.commit().await.map_err(sql("commit a transaction"))
+        self.inner.commit().await
     }
 }
 

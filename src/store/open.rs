@@ -1,6 +1,7 @@
 //! Opening a database: address, pragmas (set and read back), migrations, checkpoints.
 
 use super::rows::sql;
+use super::writer::{TURN_TIMEOUT, Writers};
 use super::{DatabaseKind, Durability, Migrated, Store, StoreError, inbox};
 use sqlx::any::AnyPoolOptions;
 use sqlx::migrate::Migrator;
@@ -17,8 +18,6 @@ static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
 static DRIVERS: Once = Once::new();
 
-/// Longest wait for a free connection: longer than any transaction of ours, short enough to fail a request.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
 /// SQLite connections that read (each is one thread).
 const SQLITE_READERS: u32 = 4;
 /// Connections to Postgres; its default is 100 for all clients.
@@ -45,6 +44,22 @@ const SETUP_PAUSE: Duration = Duration::from_millis(100);
 enum Use {
     Write,
     Read,
+}
+
+/// Where the connection that writes to an SQLite file is to be had.
+#[derive(Debug)]
+pub(super) struct WriterAddress {
+    url: String,
+    durability: Durability,
+}
+
+impl WriterAddress {
+    pub(super) async fn connect(&self) -> Result<AnyConnection, StoreError> {
+        const OPERATION: &str = "open the database for writing";
+        let mut connection = AnyConnection::connect(&self.url).await.map_err(sql(OPERATION))?;
+        pragmas(&mut connection, Use::Write, self.durability).await.map_err(sql(OPERATION))?;
+        Ok(connection)
+    }
 }
 
 enum Address {
@@ -177,21 +192,12 @@ async fn open_sqlite(path: &Path, durability: Durability) -> Result<Store, Store
     }
     let url = sqlite_url(path)?;
     set_up_sqlite(&url).await?;
-    let options = || {
-        AnyPoolOptions::new()
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .test_before_acquire(false)
-    };
-    let writers = options()
-        .max_connections(1)
-        .after_connect(move |connection, _| Box::pin(pragmas(connection, Use::Write, durability)))
-        .before_acquire(|connection, _| Box::pin(std::future::ready(Ok(is_usable(connection)))))
-        .connect(&url)
-        .await
-        .map_err(sql("open the database for writing"))?;
-    let pool = options()
+    let writers = Writers::in_turn(WriterAddress { url: url.clone(), durability }).await?;
+    let pool = AnyPoolOptions::new()
+        .acquire_timeout(TURN_TIMEOUT)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_before_acquire(false)
         .max_connections(SQLITE_READERS)
         .after_connect(|connection, _| Box::pin(pragmas(connection, Use::Read, Durability::Full)))
         .connect(&url)
@@ -201,17 +207,11 @@ async fn open_sqlite(path: &Path, durability: Durability) -> Result<Store, Store
     Ok(Store {
         pool,
         kind: DatabaseKind::Sqlite,
-        inbox: inbox::Writer::start(writers.clone(), DatabaseKind::Sqlite),
+        inbox: inbox::Writer::start(writers.clone()),
         writers,
         folder: Some(Arc::from(folder)),
         checkpoints: Some(Arc::new(checkpoints)),
     })
-}
-
-/// SQLite itself ends a transaction that met a full disk; the driver goes on to count it as open, and no other could
-/// ever begin on that connection. Then another connection takes its place.
-fn is_usable(connection: &AnyConnection) -> bool {
-    !connection.is_in_transaction()
 }
 
 /// Pragmas and migrations on a connection of its own, so that an error is told at once: a pool would retry it.
@@ -299,7 +299,9 @@ async fn pragmas(
                 "PRAGMA journal_size_limit = 67108864",
                 &LOG_BYTES_KEPT.to_string(),
             )
-            .await
+            .await?;
+            // What a savepoint would undo: a few pages, which would else go through a file in the folder for those.
+            set_pragma(connection, "PRAGMA temp_store", "PRAGMA temp_store = MEMORY", "2").await
         }
         Use::Read => set_pragma(connection, "PRAGMA query_only", "PRAGMA query_only = ON", "1").await,
     }
@@ -341,7 +343,7 @@ async fn open_postgres(url: &str) -> Result<Store, StoreError> {
     MIGRATIONS.run(&mut connection).await?;
     connection.close().await.map_err(sql("close the connection that migrated"))?;
     let pool = AnyPoolOptions::new()
-        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .acquire_timeout(TURN_TIMEOUT)
         .max_connections(POSTGRES_CONNECTIONS)
         .after_connect(|connection, _| {
             Box::pin(async move {
@@ -357,9 +359,10 @@ async fn open_postgres(url: &str) -> Result<Store, StoreError> {
         .connect(url)
         .await
         .map_err(sql("connect to Postgres"))?;
+    let writers = Writers::Many(pool.clone());
     Ok(Store {
-        inbox: inbox::Writer::start(pool.clone(), DatabaseKind::Postgres),
-        writers: pool.clone(),
+        inbox: inbox::Writer::start(writers.clone()),
+        writers,
         pool,
         kind: DatabaseKind::Postgres,
         folder: None,
@@ -376,7 +379,7 @@ pub(super) struct Checkpoints {
 impl Checkpoints {
     async fn start(url: &str) -> Result<Self, StoreError> {
         let pool = AnyPoolOptions::new()
-            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .acquire_timeout(TURN_TIMEOUT)
             .idle_timeout(None)
             .max_lifetime(None)
             .max_connections(1)
@@ -467,7 +470,7 @@ mod tests {
         let store = open(&url, Durability::Full).await.unwrap();
         assert_eq!(store.folder(), path.parent());
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let mut writer = store.writers.acquire().await.unwrap();
+        let mut tx = store.write_tx().await.unwrap();
         for (pragma, wanted) in [
             ("PRAGMA journal_mode", "wal"),
             ("PRAGMA synchronous", "2"),
@@ -475,10 +478,11 @@ mod tests {
             ("PRAGMA page_size", "16384"),
             ("PRAGMA foreign_keys", "0"),
             ("PRAGMA wal_autocheckpoint", "16384"),
+            ("PRAGMA temp_store", "2"),
         ] {
-            assert_eq!(read_pragma(&mut writer, pragma).await.unwrap(), wanted, "{pragma}");
+            assert_eq!(read_pragma(&mut tx.inner, pragma).await.unwrap(), wanted, "{pragma}");
         }
-        drop(writer);
+        drop(tx);
         let mut reader = store.pool.acquire().await.unwrap();
         assert_eq!(read_pragma(&mut reader, "PRAGMA synchronous").await.unwrap(), "2");
         let write = sqlx::query("DELETE FROM settings").execute(&mut *reader).await;
@@ -491,9 +495,9 @@ mod tests {
     #[tokio::test]
     async fn a_pragma_that_does_not_take_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let (_, url) = file(&folder, "zeblit.db");
-        let store = open(&url, Durability::Full).await.unwrap();
-        let mut connection = store.writers.acquire().await.unwrap();
+        let (path, url) = file(&folder, "zeblit.db");
+        let _store = open(&url, Durability::Full).await.unwrap();
+        let mut connection = AnyConnection::connect(&sqlite_url(&path).unwrap()).await.unwrap();
         let error = set_pragma(&mut connection, "PRAGMA synchronous", "PRAGMA synchronous = NORMAL", "2")
             .await
             .unwrap_err()

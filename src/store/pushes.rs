@@ -33,8 +33,8 @@ pub async fn since(store: &Store, after: DateTime<Utc>, limit: i64) -> Result<Ve
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{at, each_database};
     use super::super::inbox::{self, NewDelivery};
+    use super::super::testing::{at, each_database};
     use super::*;
     use crate::domain::event::Source;
 

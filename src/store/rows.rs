@@ -22,6 +22,17 @@ pub(super) fn sql(operation: &'static str) -> impl FnOnce(sqlx::Error) -> StoreE
     move |source| StoreError::Sql { operation, source }
 }
 
+/// One error for all who wait for the same thing: the first gets it, the others its words, because a database error
+/// cannot be copied.
+pub(super) fn for_each_of_them(error: StoreError) -> impl Iterator<Item = StoreError> {
+    let (operation, words) = match &error {
+        StoreError::Sql { operation, source } => (*operation, source.to_string()),
+        other => ("write with others", other.to_string()),
+    };
+    let again = move || sql(operation)(sqlx::Error::Io(std::io::Error::other(words.clone())));
+    std::iter::once(error).chain(std::iter::repeat_with(again))
+}
+
 pub(super) fn millis(time: DateTime<Utc>) -> i64 {
     time.timestamp_millis()
 }

@@ -1,10 +1,9 @@
 //! Runs, which are also the queue: claim, lease, fence, caps, position.
 
-use super::rows::{self, MAX_ROWS, RowReader, exclusive, json, lone_time, millis, plain, row_limit, sql};
+use super::rows::{self, MAX_ROWS, RowReader, json, lone_time, millis, plain, row_limit, sql};
 use super::{DatabaseKind, Store, StoreError, Tx};
 use crate::domain::event::Repo;
 use crate::domain::ids::{RunId, TaskId};
-use crate::domain::node::node_of;
 use crate::domain::run::{Outcome, Progress, Run, RunSpec, RunState};
 use chrono::{DateTime, Utc};
 use sqlx::any::AnyRow;
@@ -56,21 +55,20 @@ pub struct Place {
 
 /// A queued run rises by one priority each time it waited so long: nothing waits for ever behind what is more urgent.
 pub const AGEING: Duration = Duration::from_secs(30 * 60);
-/// Times that a claim looks again when a run changed between looking and taking.
-const CLAIM_TRIES: u32 = 8;
-/// A run whose row cannot be read is set aside for so long, so that it does not stop all others.
-const SET_ASIDE: Duration = Duration::from_secs(600);
 /// Shortest end of an id that `find` takes, in characters: fewer would match by chance.
 const SHORTEST_ID_END: usize = 6;
 
+/// What `read_run` reads.
+macro_rules! columns {
+    () => {
+        "id, task, key, remote, repo, spec, state, priority, not_before, created_at, started_at, finished_at, \
+         lease_owner, lease_until, fence, cancel_requested, deaths, attempts, progress, agent_end, outcome"
+    };
+}
+
 macro_rules! select {
     ($($rest:expr),+) => {
-        concat!(
-            "SELECT id, task, key, remote, repo, spec, state, priority, not_before, created_at, started_at, \
-             finished_at, lease_owner, lease_until, fence, cancel_requested, deaths, attempts, progress, agent_end, outcome \
-             FROM runs ",
-            $($rest),+
-        )
+        concat!("SELECT ", columns!(), " FROM runs ", $($rest),+)
     };
 }
 
@@ -81,26 +79,7 @@ macro_rules! working {
     };
 }
 
-/// A live run that an earlier boot of the owner's node left, see `inherit_leases`.
-macro_rules! left_to {
-    ($owner:literal) => {
-        concat!("lease_owner = ", $owner, " || '/left'")
-    };
-}
-
-/// The node has every capability that the run `q` needs.
-macro_rules! can_all_it_needs {
-    ($node:literal) => {
-        concat!(
-            "NOT EXISTS (SELECT 1 FROM run_needs x WHERE x.run = q.id AND NOT EXISTS (\
-             SELECT 1 FROM node_capabilities c WHERE c.node = ",
-            $node,
-            " AND c.capability = x.need))"
-        )
-    };
-}
-
-/// Claimed and not ended.
+/// Claimed and not ended. A statement about working runs names these, too: an index has them.
 macro_rules! live_states {
     () => {
         "('preparing', 'running', 'collecting', 'publishing', 'reporting')"
@@ -242,21 +221,30 @@ pub async fn find(store: &Store, id_end: &str) -> Result<Option<Run>, StoreError
     Ok(if runs.len() == 1 { runs.pop() } else { None })
 }
 
+/// One text for each index: how much is read must not grow with what has ended.
+fn list_text(filter: &Filter) -> &'static str {
+    macro_rules! listed {
+        ($($rest:expr),*) => {
+            select!("WHERE ($1 = '' OR state = $1)", $($rest,)* " ORDER BY created_at DESC, id DESC LIMIT $3")
+        };
+    }
+    match (filter.repo.is_some(), filter.open_only) {
+        (false, false) => listed!(" AND $2 = $2"),
+        (true, false) => listed!(" AND LOWER(repo_name) = LOWER($2)"),
+        (false, true) => listed!(" AND $2 = $2 AND state NOT IN ", ended!()),
+        (true, true) => listed!(" AND LOWER(repo_name) = LOWER($2) AND state NOT IN ", ended!()),
+    }
+}
+
 /// Newest first.
 pub async fn list(store: &Store, filter: &Filter) -> Result<Vec<Run>, StoreError> {
-    let rows = sqlx::query(select!(
-        "WHERE ($1 = '' OR state = $1) AND ($2 = '' OR LOWER(repo_name) = LOWER($2)) \
-         AND ($3 = 0 OR state NOT IN ",
-        ended!(),
-        ") ORDER BY created_at DESC, id DESC LIMIT $4"
-    ))
-    .bind(filter.state.map_or("", RunState::as_str))
-    .bind(plain(filter.repo.as_deref().unwrap_or_default()).into_owned())
-    .bind(i64::from(filter.open_only))
-    .bind(row_limit(filter.limit))
-    .fetch_all(&store.pool)
-    .await
-    .map_err(sql("list runs"))?;
+    let rows = sqlx::query(list_text(filter))
+        .bind(filter.state.map_or("", RunState::as_str))
+        .bind(plain(filter.repo.as_deref().unwrap_or_default()).into_owned())
+        .bind(row_limit(filter.limit))
+        .fetch_all(&store.pool)
+        .await
+        .map_err(sql("list runs"))?;
     read_runs(&rows)
 }
 
@@ -271,172 +259,19 @@ pub async fn of_task(store: &Store, task: &TaskId) -> Result<Vec<Run>, StoreErro
     read_runs(&rows)
 }
 
-/// Claims the next due run: highest priority (which rises with waiting, see `AGEING`), then fair between repositories (fewest live runs first), then oldest;
-/// none whose lock is held, none whose task waits for another (`tasks::block`), none over a cap. Takes the lease, raises
-/// the fence, moves it to `preparing`.
-/// Also re-claims a live run whose lease ran out, or that an earlier boot of the owner's node left (state unchanged,
-/// fence raised), which goes first: then the owner before has died of it, unless it said otherwise (`left_alive`).
-/// An owner is `NODE:BOOT`: a node gets only runs whose needs are among its capabilities.
-///
-/// Of the queued runs with one lock only the oldest can be claimed. A run that cannot be read is an error once and
-/// then set aside for ten minutes.
-pub async fn claim(
-    store: &Store,
-    owner: &str,
-    now: DateTime<Utc>,
-    lease: Duration,
-    caps: Caps,
-) -> Result<Option<Run>, StoreError> {
-    let mut tx = store.write_tx().await?;
-    exclusive(&mut tx, "claim").await?;
-    let until = later(now, lease);
-    for _ in 0..CLAIM_TRIES {
-        let (id, taken) = if let Some(id) = with_ended_lease(&mut tx, owner, now).await? {
-            let taken = sqlx::query(concat!(
-                "UPDATE runs SET fence = fence + 1, lease_owner = $2, lease_until = $3, \
-                 deaths = deaths + CASE WHEN lease_owner IS NULL THEN 0 ELSE 1 END WHERE id = $1 \
-                 AND (lease_until IS NULL OR lease_until < $4 OR ",
-                left_to!("$2"),
-                ") AND state IN ",
-                working!()
-            ))
-            .bind(&id)
-            .bind(owner)
-            .bind(until)
-            .bind(millis(now))
-            .execute(&mut *tx.inner)
-            .await;
-            (id, taken)
-        } else if let Some(id) = next_queued(&mut tx, owner, now, caps).await? {
-            let taken = sqlx::query(
-                "UPDATE runs SET state = 'preparing', fence = fence + 1, lease_owner = $2, lease_until = $3, \
-                 started_at = COALESCE(started_at, $4) WHERE id = $1 AND state = 'queued'",
-            )
-            .bind(&id)
-            .bind(owner)
-            .bind(until)
-            .bind(millis(now))
-            .execute(&mut *tx.inner)
-            .await;
-            (id, taken)
-        } else {
-            return Ok(None);
-        };
-        // On Postgres a heartbeat or a cancel may have come between looking and taking: look again.
-        if taken.map_err(sql("claim a run"))?.rows_affected() == 0 {
-            continue;
-        }
-        match get_tx(&mut tx, &RunId::new(id.clone())).await {
-            Ok(Some(run)) => {
-                tx.commit().await?;
-                return Ok(Some(run));
-            }
-            Ok(None) => {}
-            Err(error @ StoreError::BadRow { .. }) => {
-                drop(tx);
-                set_aside(store, &id, later(now, SET_ASIDE)).await?;
-                return Err(error);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(None)
-}
-
-/// `now + time`, in milliseconds.
-fn later(now: DateTime<Utc>, time: Duration) -> i64 {
-    millis(now).saturating_add(i64::try_from(time.as_millis()).unwrap_or(i64::MAX))
-}
-
-async fn with_ended_lease(
-    tx: &mut Tx,
-    owner: &str,
-    now: DateTime<Utc>,
-) -> Result<Option<String>, StoreError> {
-    let row = sqlx::query(concat!(
-        "SELECT q.id AS id FROM runs q WHERE q.state IN ",
-        working!(),
-        " AND ((q.lease_until IS NULL OR q.lease_until < $1) AND ",
-        can_all_it_needs!("$2"),
-        " OR ",
-        left_to!("$3"),
-        ") ORDER BY q.priority, q.created_at, q.id LIMIT 1"
-    ))
-    .bind(millis(now))
-    .bind(node_of(owner))
-    .bind(owner)
-    .fetch_optional(&mut *tx.inner)
-    .await
-    .map_err(sql("look for ended leases"))?;
-    row.map(|row| RowReader::new(&row, "runs", "id").text("id")).transpose()
-}
-
-async fn next_queued(
-    tx: &mut Tx,
-    owner: &str,
-    now: DateTime<Utc>,
-    caps: Caps,
-) -> Result<Option<String>, StoreError> {
-    let row = sqlx::query(concat!(
-        "WITH live AS (SELECT lock_key, remote, repo_id, owner, requester FROM runs WHERE state IN ",
-        live_states!(),
-        "), by_repo AS (SELECT remote, repo_id, COUNT(*) AS n FROM live GROUP BY remote, repo_id), \
-         by_user AS (SELECT remote, requester, COUNT(*) AS n FROM live GROUP BY remote, requester), \
-         by_owner AS (SELECT remote, owner, COUNT(*) AS n FROM live WHERE owner <> '' GROUP BY remote, owner) \
-         SELECT q.id AS id FROM runs q \
-         LEFT JOIN by_repo r ON r.remote = q.remote AND r.repo_id = q.repo_id \
-         LEFT JOIN by_user u ON u.remote = q.remote AND u.requester = q.requester \
-         LEFT JOIN by_owner g ON g.remote = q.remote AND g.owner = q.owner \
-         WHERE q.state = 'queued' AND q.not_before <= $1 \
-         AND (SELECT COUNT(*) FROM live) < $2 AND COALESCE(r.n, 0) < $3 AND COALESCE(u.n, 0) < $4 \
-         AND COALESCE(g.n, 0) < $6 \
-         AND NOT EXISTS (SELECT 1 FROM live l WHERE l.lock_key = q.lock_key) \
-         AND NOT EXISTS (SELECT 1 FROM runs o WHERE o.state = 'queued' AND o.lock_key = q.lock_key \
-         AND (o.created_at < q.created_at OR (o.created_at = q.created_at AND o.id < q.id))) \
-         AND NOT EXISTS (SELECT 1 FROM task_links b JOIN tasks p ON p.id = b.parent WHERE b.child = q.task \
-         AND b.kind = 'blocked_by' AND ",
-        super::tasks::blocks!("p"),
-        ") AND ",
-        can_all_it_needs!("$7"),
-        " ORDER BY CASE WHEN ($1 - q.created_at) / $5 >= q.priority THEN 0 \
-         ELSE q.priority - ($1 - q.created_at) / $5 END, COALESCE(r.n, 0), q.created_at, q.id LIMIT 1"
-    ))
-    .bind(millis(now))
-    .bind(caps.global)
-    .bind(caps.per_repo)
-    .bind(caps.per_user)
-    .bind(AGEING.as_millis() as i64)
-    .bind(caps.per_owner)
-    .bind(node_of(owner))
-    .fetch_optional(&mut *tx.inner)
-    .await
-    .map_err(sql("look for the next queued run"))?;
-    row.map(|row| RowReader::new(&row, "runs", "id").text("id")).transpose()
-}
-
-/// Takes a run that cannot be read out of the way: a newer version may be able to read it.
-async fn set_aside(store: &Store, id: &str, until: i64) -> Result<(), StoreError> {
-    let mut tx = store.write_tx().await?;
-    sqlx::query(
-        "UPDATE runs SET not_before = CASE WHEN state = 'queued' THEN $2 ELSE not_before END, \
-         lease_until = CASE WHEN state = 'queued' THEN lease_until ELSE $2 END WHERE id = $1",
-    )
-    .bind(id)
-    .bind(until)
-    .execute(&mut *tx.inner)
-    .await
-    .map_err(sql("set a run aside"))?;
-    tx.commit().await
-}
-
 /// This owner ends in an orderly way: whoever claims its runs next takes them from nobody who died.
 pub async fn left_alive(store: &Store, owner: &str) -> Result<(), StoreError> {
     let mut tx = store.write_tx().await?;
-    sqlx::query(concat!("UPDATE runs SET deaths = -1 WHERE lease_owner = $1 AND state IN ", working!()))
-        .bind(owner)
-        .execute(&mut *tx.inner)
-        .await
-        .map_err(sql("leave runs alive"))?;
+    sqlx::query(concat!(
+        "UPDATE runs SET deaths = -1 WHERE lease_owner = $1 AND state IN ",
+        live_states!(),
+        " AND state IN ",
+        working!()
+    ))
+    .bind(owner)
+    .execute(&mut *tx.inner)
+    .await
+    .map_err(sql("leave runs alive"))?;
     tx.commit().await
 }
 
@@ -562,6 +397,8 @@ pub async fn inherit_leases(tx: &mut Tx, owner: &str) -> Result<u64, StoreError>
     let done = sqlx::query(concat!(
         "UPDATE runs SET lease_owner = $1 || '/left' WHERE lease_owner <> $1 \
          AND ($2 = '' OR SUBSTR(lease_owner, 1, LENGTH($2)) = $2) AND state IN ",
+        live_states!(),
+        " AND state IN ",
         working!()
     ))
     .bind(owner)
@@ -645,18 +482,35 @@ pub async fn count_by_requester(
     RowReader::new(&row, "runs", "id").integer("n")
 }
 
+macro_rules! oldest {
+    ($priority:literal) => {
+        concat!(
+            "SELECT MIN(created_at) AS at FROM runs WHERE state = 'queued' AND priority = ",
+            $priority,
+            " AND not_before = 0"
+        )
+    };
+}
+
+const NEXT_DUE: &str = concat!(
+    "SELECT MIN(at) AS at FROM (",
+    oldest!("0"),
+    " UNION ALL ",
+    oldest!("1"),
+    " UNION ALL ",
+    oldest!("2"),
+    " UNION ALL SELECT MIN(not_before) AS at FROM runs WHERE state = 'queued' AND not_before > 0 \
+     UNION ALL SELECT MIN(lease_until) AS at FROM runs WHERE state IN ",
+    live_states!(),
+    " AND state IN ",
+    working!(),
+    ") times"
+);
+
 /// When the next queued run is due (`not_before`, else when it was made) or the next lease ends, whichever is first.
 pub async fn next_due(store: &Store) -> Result<Option<DateTime<Utc>>, StoreError> {
-    let row = sqlx::query(concat!(
-        "SELECT MIN(at) AS at FROM (\
-         SELECT CASE WHEN not_before > created_at THEN not_before ELSE created_at END AS at FROM runs \
-         WHERE state = 'queued' UNION ALL SELECT lease_until AS at FROM runs WHERE state IN ",
-        working!(),
-        ") times"
-    ))
-    .fetch_one(&store.pool)
-    .await
-    .map_err(sql("find when the next run is due"))?;
+    let row =
+        sqlx::query(NEXT_DUE).fetch_one(&store.pool).await.map_err(sql("find when the next run is due"))?;
     lone_time(&row, "runs")
 }
 
@@ -669,12 +523,16 @@ pub async fn counts(store: &Store) -> Result<Vec<(String, i64)>, StoreError> {
     rows::counts(&rows, "runs")
 }
 
+mod claim;
 #[cfg(test)]
 mod model;
+
+pub use claim::{AT_ONCE, claim, claim_some};
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::{TestDatabase, at, each_database, new_run, repo, spec};
+    use super::claim::SET_ASIDE;
     use super::*;
     use crate::domain::run::{AgentEnd, FailureClass, Phase, RunInput};
 

@@ -72,6 +72,16 @@ where
     }
 }
 
+/// The steps by which SQLite answers a query.
+pub(super) async fn sqlite_plan(store: &Store, text: &str) -> Vec<String> {
+    use sqlx::Row;
+    let rows = sqlx::query(sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {text}")))
+        .fetch_all(&store.pool)
+        .await
+        .unwrap();
+    rows.iter().map(|row| row.try_get("detail").unwrap()).collect()
+}
+
 /// A moment, `seconds` after the tests' beginning of time.
 pub(super) fn at(seconds: i64) -> DateTime<Utc> {
     Utc.timestamp_opt(1_800_000_000 + seconds, 0).unwrap()

@@ -8,14 +8,20 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
 
+mod broker;
+mod figures;
 mod ingest;
+mod live;
 mod load;
 mod machine;
 mod peers;
 mod report;
 mod server;
 mod service;
+mod start;
+mod timeline;
 mod workspace;
+mod world;
 
 use anyhow::{Context, bail, ensure};
 use report::Measured;
@@ -75,13 +81,17 @@ const GROUPS: &[Group] = &[
         by_default: true,
         measure: ingest::measure,
     },
-    Group {
-        name: "workspace",
-        goals: &["G8", "G9", "G10"],
-        by_default: true,
-        measure: workspace::measure,
-    },
+    Group { name: "workspace", goals: &["G8", "G9", "G10"], by_default: true, measure: workspace::measure },
+    Group { name: "start", goals: &["G11", "G12", "G13", "G16"], by_default: true, measure: start::measure },
     Group { name: "service", goals: &["G14"], by_default: true, measure: service::measure },
+    Group { name: "live", goals: &["G15"], by_default: true, measure: live::measure },
+    Group { name: "broker", goals: &["B1"], by_default: true, measure: broker::measure },
+    Group {
+        name: "seed-figures",
+        goals: &["S1", "S2", "S3", "S4", "S5", "S6"],
+        by_default: false,
+        measure: figures::measure,
+    },
 ];
 
 struct Asked {

@@ -4,12 +4,12 @@
 //! - Our side also handles each delivery while the load goes on; the peer only queues it.
 //! - After each load every delivery that was answered with 2xx is counted in the database or in Redis.
 
-use super::Bench;
-use super::load::{self, Delivery, Seen};
+use super::load::{self, Asked, Seen};
 use super::machine::{self, SERVER_CORE};
 use super::peers::{self, Keeps};
 use super::report::{Measured, Ratio};
 use super::server::{self, Options, Process};
+use super::{Bench, world};
 use anyhow::{Context, ensure};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -73,9 +73,9 @@ impl Side {
         Ok(())
     }
 
-    fn closed(&mut self, delivery: &Delivery, lasting: Duration) -> anyhow::Result<(Seen, f64, f64)> {
+    fn closed(&mut self, asked: &Asked, lasting: Duration) -> anyhow::Result<(Seen, f64, f64)> {
         let before = machine::cpu_seconds(&self.pids())?;
-        let seen = load::closed(self.server.address, delivery, CONNECTIONS, lasting)?;
+        let seen = load::closed(self.server.address, asked, CONNECTIONS, lasting)?;
         let during = machine::cpu_seconds(&self.pids())? - before;
         self.check(&seen)?;
         let begin = Instant::now();
@@ -89,7 +89,7 @@ impl Side {
     }
 
     fn measure(&mut self, what: &What) -> anyhow::Result<Round> {
-        let short = Delivery::comment(1)?;
+        let short = Asked::comment(1)?;
         self.closed(&short, WARM)?;
         let mut round = Round::default();
         let (seen, cpu, cpu_handled) = self.closed(&short, CLOSED)?;
@@ -101,7 +101,7 @@ impl Side {
             (round.open_p50, round.open_p99) = (seen.quantile(0.5), seen.quantile(0.99));
         }
         if what.long {
-            let (seen, cpu, _) = self.closed(&Delivery::comment(LONGER)?, CLOSED)?;
+            let (seen, cpu, _) = self.closed(&Asked::comment(LONGER)?, CLOSED)?;
             (round.long_per_second, round.long_cpu) = (seen.per_second(), cpu);
         }
         round.rss = machine::rss_mib(&self.server.pids())?;
@@ -124,23 +124,6 @@ struct What {
     long: bool,
 }
 
-/// A sample of our `/metrics`, all labels with `state` or `result` of these words together.
-fn sample(server: std::net::SocketAddr, name: &str, words: &[&str]) -> anyhow::Result<usize> {
-    let text = load::get(server, "/metrics")?;
-    let lines = text.lines().filter(|line| {
-        line.starts_with(name) && words.iter().any(|word| line.contains(&format!("=\"{word}\"")))
-    });
-    lines
-        .map(|line| {
-            line.rsplit(' ')
-                .next()
-                .and_then(|value| value.parse::<f64>().ok())
-                .map(|value| value as usize)
-                .context("a sample")
-        })
-        .sum()
-}
-
 fn ours(bench: &Bench, postgres: bool) -> anyhow::Result<Side> {
     let name = if postgres { "ingest-zeblit-postgres" } else { "ingest-zeblit" };
     let folder = bench.fresh(name)?;
@@ -159,13 +142,13 @@ fn ours(bench: &Bench, postgres: bool) -> anyhow::Result<Side> {
         server,
         database,
         kept: Some(Box::new(move || {
-            sample(
+            world::sample(
                 address,
                 "zeblit_deliveries{",
                 &["pending", "done", "ignored", "not_yet_handled", "failed"],
             )
         })),
-        waiting: Some(Box::new(move || sample(address, "zeblit_deliveries{", &["pending"]))),
+        waiting: Some(Box::new(move || world::sample(address, "zeblit_deliveries{", &["pending"]))),
         sent: 0,
     })
 }

@@ -1,5 +1,5 @@
-//! Signed deliveries over HTTP: as many as are answered (closed loop), or so many a second whatever happens (open loop,
-//! where a delivery's time counts from when it was to be sent).
+//! Requests over HTTP, signed deliveries above all: as many as are answered (closed loop), or so many a second whatever happens (open loop,
+//! where a request's time counts from when it was to be sent).
 //!
 //! Cheap, so that the server is what is measured: one buffer for each connection, in which only the id changes.
 
@@ -27,16 +27,22 @@ const OPEN_CONNECTIONS: usize = 64;
 /// The timer is coarser than what is measured: the last of a wait is spent looking at the clock.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// One request, as GitHub sends it.
+/// What is sent again and again.
 #[derive(Debug, Clone)]
-pub struct Delivery {
+pub struct Asked {
     bytes: Vec<u8>,
-    id_at: usize,
-    pub body_bytes: usize,
+    /// Where the id of a delivery stands.
+    id_at: Option<usize>,
 }
 
-impl Delivery {
-    /// The recorded comment; `longer` times as long, by a longer text.
+impl Asked {
+    /// Reads a page of the API.
+    pub fn page(path: &str, token: &str) -> Self {
+        let head = format!("GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {token}\r\n\r\n");
+        Self { bytes: head.into_bytes(), id_at: None }
+    }
+
+    /// The recorded comment as GitHub delivers it; `longer` times as long, by a longer text.
     pub fn comment(longer: usize) -> anyhow::Result<Self> {
         let mut payload: serde_json::Value = serde_json::from_str(RECORDED)?;
         if longer > 1 {
@@ -54,15 +60,15 @@ impl Delivery {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
         head.push_str(&format!("content-length: {}\r\n\r\n", body.len()));
-        let id_at = head.find(ID).context("the request names its delivery")?;
-        let body_bytes = body.len();
+        let id_at = Some(head.find(ID).context("the request names its delivery")?);
         let mut bytes = head.into_bytes();
         bytes.extend(body);
-        Ok(Self { bytes, id_at, body_bytes })
+        Ok(Self { bytes, id_at })
     }
 
     /// Gives it an id that no other delivery has.
     fn renew(&mut self) {
+        let Some(id_at) = self.id_at else { return };
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let mut count = NEXT.fetch_add(1, Ordering::Relaxed);
         if count == 0 {
@@ -73,7 +79,7 @@ impl Delivery {
             NEXT.fetch_add(first, Ordering::Relaxed);
         }
         let id = format!("{count:012x}");
-        let at = self.id_at + ID.len() - id.len();
+        let at = id_at + ID.len() - id.len();
         self.bytes[at..at + id.len()].copy_from_slice(id.as_bytes());
     }
 }
@@ -129,19 +135,19 @@ pub fn quantile(sorted: &[Duration], share: f64) -> Duration {
 /// A connection that is kept, with its own copy of the request.
 struct Connection {
     stream: TcpStream,
-    request: Delivery,
+    request: Asked,
     answer: Vec<u8>,
 }
 
 impl Connection {
-    async fn open(address: SocketAddr, delivery: &Delivery) -> anyhow::Result<Self> {
+    async fn open(address: SocketAddr, asked: &Asked) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, request: delivery.clone(), answer: Vec::with_capacity(4096) })
+        Ok(Self { stream, request: asked.clone(), answer: Vec::with_capacity(4096) })
     }
 
-    /// Sends a delivery and reads its whole answer; gives the status.
-    async fn deliver(&mut self) -> anyhow::Result<u16> {
+    /// Asks and reads the whole answer; gives the status.
+    async fn ask(&mut self) -> anyhow::Result<u16> {
         self.request.renew();
         self.stream.write_all(&self.request.bytes).await?;
         self.answer.clear();
@@ -155,7 +161,7 @@ impl Connection {
 }
 
 /// The status of an answer that is complete.
-fn answered(bytes: &[u8]) -> anyhow::Result<Option<u16>> {
+pub fn answered(bytes: &[u8]) -> anyhow::Result<Option<u16>> {
     let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
     let head = std::str::from_utf8(&bytes[..end])?;
     let status = head.get(9..12).and_then(|status| status.parse().ok()).context("no status line")?;
@@ -175,15 +181,10 @@ fn answered(bytes: &[u8]) -> anyhow::Result<Option<u16>> {
     Ok(complete.then_some(status))
 }
 
-async fn run(
-    address: SocketAddr,
-    delivery: &Delivery,
-    connections: usize,
-    pace: Pace,
-) -> anyhow::Result<Seen> {
+async fn run(address: SocketAddr, asked: &Asked, connections: usize, pace: Pace) -> anyhow::Result<Seen> {
     let mut all = Vec::new();
     for _ in 0..connections {
-        all.push(Connection::open(address, delivery).await?);
+        all.push(Connection::open(address, asked).await?);
     }
     let next = Rc::new(Cell::new(0_u32));
     let begin = Instant::now();
@@ -244,7 +245,7 @@ async fn one(
                 at
             }
         };
-        match connection.deliver().await? {
+        match connection.ask().await? {
             200..300 => times.push(from.elapsed()),
             _ => refused += 1,
         }
@@ -252,25 +253,20 @@ async fn one(
     Ok((times, refused))
 }
 
-/// `connections` that send their next delivery when the last is answered.
+/// `connections` that send their next request when the last is answered.
 pub fn closed(
     address: SocketAddr,
-    delivery: &Delivery,
+    asked: &Asked,
     connections: usize,
     until: Duration,
 ) -> anyhow::Result<Seen> {
-    pinned(CLIENT_CORE, || run(address, delivery, connections, Pace::Closed { until }))
+    pinned(CLIENT_CORE, || run(address, asked, connections, Pace::Closed { until }))
 }
 
-/// `per_second` deliveries, evenly.
-pub fn open(
-    address: SocketAddr,
-    delivery: &Delivery,
-    per_second: f64,
-    lasting: Duration,
-) -> anyhow::Result<Seen> {
+/// `per_second` requests, evenly.
+pub fn open(address: SocketAddr, asked: &Asked, per_second: f64, lasting: Duration) -> anyhow::Result<Seen> {
     let count = (per_second * lasting.as_secs_f64()) as u32;
-    pinned(CLIENT_CORE, || run(address, delivery, OPEN_CONNECTIONS, Pace::Open { per_second, count }))
+    pinned(CLIENT_CORE, || run(address, asked, OPEN_CONNECTIONS, Pace::Open { per_second, count }))
 }
 
 /// The body of a page.

@@ -111,6 +111,18 @@ pub fn probot(bench: &Bench, folder: &Path, redis: Option<SocketAddr>) -> anyhow
     Process::start(&command, Some(SERVER_CORE), address, &folder.join("probot.log"))
 }
 
+/// A live log with Node's http module.
+pub fn fanout(bench: &Bench, folder: &Path) -> anyhow::Result<Process> {
+    let programs = node(bench)?;
+    let address = free_port()?;
+    let mut command = Command::new("node");
+    command
+        .arg(programs.join("fanout.mjs"))
+        .env("NODE_ENV", "production")
+        .env("PORT", address.port().to_string());
+    Process::start(&command, Some(SERVER_CORE), address, &folder.join("fanout.log"))
+}
+
 /// A PostgreSQL server of our own with its defaults, in an empty folder. It refuses to run as root: then as `postgres`.
 pub fn postgres(folder: &Path, core: Option<usize>) -> anyhow::Result<Process> {
     let data = folder.join("data");

@@ -141,3 +141,13 @@ pub fn zeblit(options: &Options<'_>) -> anyhow::Result<Process> {
     }
     Process::start(&command, options.core, address, &options.folder.join("serve.log"))
 }
+
+/// What a command of the program prints, for a server that was started in this folder.
+pub fn command(folder: &Path, words: &[&str]) -> anyhow::Result<String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zeblit"));
+    command.arg("--config").arg(folder.join("zeblit.toml")).args(words).stdin(Stdio::null());
+    let output = command.output().context("start zeblit")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "zeblit {}: {}", words.join(" "), said.trim_end());
+    Ok(String::from_utf8(output.stdout)?)
+}

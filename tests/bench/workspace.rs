@@ -47,16 +47,17 @@ impl Chance {
 }
 
 const WORDS: [&str; 32] = [
-    "let", "return", "config", "value", "if", "else", "match", "error", "result", "request", "response", "store",
-    "token", "index", "buffer", "length", "name", "path", "for", "in", "while", "state", "update", "commit",
-    "branch", "remote", "queue", "worker", "limit", "default", "option", "async",
+    "let", "return", "config", "value", "if", "else", "match", "error", "result", "request", "response",
+    "store", "token", "index", "buffer", "length", "name", "path", "for", "in", "while", "state", "update",
+    "commit", "branch", "remote", "queue", "worker", "limit", "default", "option", "async",
 ];
 
 /// The text of a file after so many changes: one in twenty lines differs from the text before.
 fn text(file: u64, changes: u64) -> String {
     let mut text = String::with_capacity(9_000);
     for line in 0..LINES {
-        let changed = (0..=changes).rev().find(|change| Chance(file * 7 + change * 131 + line).below(20) == 0);
+        let changed =
+            (0..=changes).rev().find(|change| Chance(file * 7 + change * 131 + line).below(20) == 0);
         let mut chance = Chance(file << 20 | line << 8 | changed.unwrap_or(0));
         for _ in 0..4 + chance.below(5) {
             let _ = write!(text, "{} ", WORDS[usize::try_from(chance.below(32)).unwrap_or(0)]);
@@ -146,8 +147,11 @@ impl Ours {
         if let Some(why) = store.no_overlay() {
             bench.tell(&format!("workspace: each is a checkout of its own here: {why}"));
         }
-        let access =
-            Access { url: source.to_str().context("a path")?.to_owned(), username: String::new(), token: None };
+        let access = Access {
+            url: source.to_str().context("a path")?.to_owned(),
+            username: String::new(),
+            token: None,
+        };
         let head = Sha::parse(&git(source, &["rev-parse", "refs/heads/main"])?)?;
         store.ensure(REMOTE, REPO, &access, std::slice::from_ref(&head), None).await?;
         let objects = store.mirror_path(REMOTE, REPO).join("objects");
@@ -213,7 +217,13 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Vec<Measured>> {
 }
 
 /// A quantity without a figure yet.
-fn row(goal: &'static str, what: &str, peer_name: &'static str, unit: &'static str, wanted: Ratio) -> Measured {
+fn row(
+    goal: &'static str,
+    what: &str,
+    peer_name: &'static str,
+    unit: &'static str,
+    wanted: Ratio,
+) -> Measured {
     Measured { goal, what: what.to_owned(), ours: Vec::new(), peer: Vec::new(), peer_name, unit, wanted }
 }
 
@@ -221,8 +231,10 @@ async fn beside_clones(bench: &Bench, ours: &Ours) -> anyhow::Result<Vec<Measure
     let clones = bench.fresh("workspace-clones")?;
     let mirror = format!("file://{}", ours.store.mirror_path(REMOTE, REPO).display());
     let shallow = "git clone --depth 1";
-    let mut ready = row("G8", "workspace of 13 000 files is ready", shallow, "ms", Ratio::AtMost(1.0 / 100.0));
-    let mut status = row("G8", "until its first clean `git status`", shallow, "ms", Ratio::AtMost(1.0 / 20.0));
+    let mut ready =
+        row("G8", "workspace of 13 000 files is ready", shallow, "ms", Ratio::AtMost(1.0 / 100.0));
+    let mut status =
+        row("G8", "until its first clean `git status`", shallow, "ms", Ratio::AtMost(1.0 / 20.0));
     let mut full = row("G9", "workspace is ready", "git clone", "ms", Ratio::AtMost(1.0 / 1000.0));
     let mut disk = row("G9", "disk of a run, of its tree", "", "%", Ratio::ValueAtMost(1.0));
     for round in 1..=bench.rounds {

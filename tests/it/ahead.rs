@@ -12,7 +12,12 @@ use zeblit::git::Layout;
 fn seeds_of(w: &World) -> Vec<String> {
     let remote = w.app.config.state_dir.join("seeds/github");
     let folders = |folder: PathBuf| {
-        std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_dir())
+        std::fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.is_dir())
     };
     let mut found: Vec<String> = folders(remote)
         .flat_map(folders)
@@ -26,7 +31,8 @@ fn seeds_of(w: &World) -> Vec<String> {
 fn packs(w: &World) -> Vec<PathBuf> {
     let repository = w.hub.repo(REPO).id;
     let folder = w.app.git.mirror_path("github", repository).join("objects/pack");
-    let mut found: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut found: Vec<PathBuf> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     found.sort();
     found
 }

@@ -3,55 +3,55 @@
 //! `log` events carry lines and the number of the last chunk as their id, so that a browser that was cut off goes on
 //! where it was (`Last-Event-ID`); `state` events carry what changed about the run; `end` is the last one.
 
-use super::pages::{Facts, facts, refuse};
+use super::feed::{self, FRAME_CHUNKS, Feed, Frame};
+use super::pages::refuse;
 use super::{Signed, access};
 use crate::app::App;
 use crate::domain::ids::RunId;
 use crate::http::Http;
 use crate::http::error::HttpError;
 use crate::http::view;
-use crate::queue::{Following, LogLines, Topic};
 use crate::store::{self, StoreError};
+use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
-use axum::http::HeaderMap;
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
-/// Milliseconds that lines are gathered for one frame.
-const FRAME_MS: u64 = 30;
-/// Milliseconds until the database is asked again without a hint.
-const POLL_MS: u64 = 1000;
-/// Chunks of one frame.
-const FRAME_CHUNKS: i64 = 100;
-/// Seconds between two comments that keep proxies from closing a silent stream.
-const KEEP_ALIVE_SECONDS: u64 = 15;
-/// Milliseconds after which a browser that was cut off comes back.
-const RETRY_MS: u64 = 2000;
+/// What comes first: milliseconds after which a browser that was cut off comes back.
+const HELLO: &[u8] = b": hello\nretry: 2000\n\n";
+/// What keeps a silent stream open.
+const KEEP_ALIVE: &[u8] = b":\n\n";
 /// Seconds that one stream lasts; then the browser comes back by itself and goes on where it was.
 const MAX_STREAM_SECONDS: u64 = 3600;
 
-struct Follow {
+/// One reader.
+struct Reader {
     app: Arc<App>,
     stop: CancellationToken,
     run: RunId,
+    /// The last chunk that it was sent.
     after: i64,
-    told: Option<Facts>,
-    ready: VecDeque<Event>,
-    begun: Instant,
-    /// Look without waiting: at the start, and while the last look was full.
-    hurry: bool,
-    looked_at: Instant,
-    /// Lines as they are stored, wherever the run is worked on; what it misses is read from the store.
-    lines: Following,
+    /// The state that it was sent last.
+    state: Bytes,
+    ready: VecDeque<Bytes>,
+    /// Chunks may be in the store that it was not sent.
+    behind: bool,
+    /// What it is sent when it has every chunk; then the stream closes.
+    end: Option<Bytes>,
     ended: bool,
+    frames: Receiver<Frame>,
+    begun: Instant,
+    _feed: Arc<Feed>,
     /// One of the places for live logs, given back when the stream is dropped.
     _place: OwnedSemaphorePermit,
     _count: Viewer,
@@ -86,122 +86,119 @@ pub(super) async fn events(
         return refusal;
     }
     let run = RunId::new(id);
-    match store::runs::get(&app.store, &run).await {
-        Ok(Some(_)) => {}
-        Ok(None) => return HttpError::not_found("there is no such run").into_response(),
-        Err(error) => return HttpError::store(app, "follow a run", &error).into_response(),
-    }
     let Ok(place) = Arc::clone(http.live()).try_acquire_owned() else {
         return HttpError::unavailable("too many live logs are open").into_response();
+    };
+    // Followed before it is looked at: what changes in between is heard.
+    let (feed, frames) = http.feeds().follow(app, &run, http.stop());
+    let (known, facts) = match feed::look(app, &run).await {
+        Ok(Some(found)) => found,
+        Ok(None) => return HttpError::not_found("there is no such run").into_response(),
+        Err(error) => return HttpError::store(app, "follow a run", &error).into_response(),
     };
     // What the browser saw last counts more than where the page ended.
     let last_seen = headers
         .get("last-event-id")
         .and_then(|value| value.to_str().ok())
         .and_then(|text| text.parse::<i64>().ok());
-    let follow = Follow {
+    let state = feed::state_event(app, &facts);
+    let reader = Reader {
         app: Arc::clone(app),
         stop: http.stop().clone(),
-        after: last_seen.unwrap_or(signed.after).max(0),
-        told: None,
-        ready: VecDeque::from([Event::default().retry(Duration::from_millis(RETRY_MS)).comment("hello")]),
-        begun: Instant::now(),
-        hurry: true,
-        looked_at: Instant::now(),
-        lines: app.wakeup.follow(run.as_str()),
         run,
+        after: last_seen.unwrap_or(signed.after).max(0),
+        ready: VecDeque::from([Bytes::from_static(HELLO), state.clone()]),
+        state,
+        behind: true,
+        end: known.state.is_terminal().then(|| feed::end_event(app, &known)),
         ended: false,
+        frames,
+        begun: Instant::now(),
+        _feed: feed,
         _place: place,
         _count: Viewer::new(),
     };
-    let keep_alive = KeepAlive::new().interval(Duration::from_secs(KEEP_ALIVE_SECONDS));
-    Sse::new(stream_of(follow)).keep_alive(keep_alive).into_response()
+    let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+    (headers, Body::from_stream(stream_of(reader))).into_response()
 }
 
-fn stream_of(follow: Follow) -> impl Stream<Item = Result<Event, Infallible>> {
-    stream::unfold(follow, |mut follow| async move {
-        let event = follow.next().await?;
-        Some((Ok(event), follow))
+fn stream_of(reader: Reader) -> impl Stream<Item = Result<Bytes, Infallible>> {
+    stream::unfold(reader, |mut reader| async move {
+        let piece = reader.next().await?;
+        Some((Ok(piece), reader))
     })
 }
 
-impl Follow {
-    /// The next event; `None` closes the stream, and a browser whose run has not ended comes back.
-    async fn next(&mut self) -> Option<Event> {
+impl Reader {
+    /// The next piece; `None` closes the stream, and a browser whose run has not ended comes back.
+    async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(event);
+            if let Some(piece) = self.ready.pop_front() {
+                return Some(piece);
             }
-            if self.ended || self.begun.elapsed().as_secs() >= MAX_STREAM_SECONDS {
-                return None;
-            }
-            if !self.hurry {
-                let (stop, wakeup) = (self.stop.clone(), Arc::clone(&self.app.wakeup));
-                let wait = Duration::from_millis(POLL_MS).saturating_sub(self.looked_at.elapsed());
-                tokio::select! {
-                    () = stop.cancelled() => return None,
-                    () = wakeup.wait(Topic::Logs, wait) => {
-                        tokio::time::sleep(Duration::from_millis(FRAME_MS)).await;
-                    }
-                    lines = self.lines.next() => {
-                        if lines.is_some_and(|lines| self.take(&lines)) {
-                            continue;
-                        }
-                    }
+            if self.behind {
+                if let Err(error) = self.catch_up().await {
+                    let error = self.app.secrets.mask(&crate::http::error::chain(&error));
+                    tracing::warn!(run.id = self.run.as_str(), error, "a live log was cut");
+                    return None;
                 }
+                continue;
             }
-            if let Err(error) = self.look().await {
-                let error = self.app.secrets.mask(&crate::http::error::chain(&error));
-                tracing::warn!(run.id = self.run.as_str(), error, "a live log was cut");
+            if self.ended {
                 return None;
             }
-        }
-    }
-
-    /// Shows lines that come next, without asking the database. False: some before them were missed.
-    fn take(&mut self, lines: &LogLines) -> bool {
-        if lines.seq <= self.after {
-            return true;
-        }
-        if lines.seq != self.after + 1 {
-            return false;
-        }
-        self.after = lines.seq;
-        let shown = view::log_lines(&lines.text);
-        if let Ok(event) = Event::default().event("log").id(lines.seq.to_string()).json_data(&shown) {
-            self.ready.push_back(event);
-        }
-        true
-    }
-
-    /// Reads what is new. The run is read before its log, so that no line comes after `end`.
-    async fn look(&mut self) -> Result<(), StoreError> {
-        self.looked_at = Instant::now();
-        let store = &self.app.store;
-        let Some(run) = store::runs::get(store, &self.run).await? else {
-            self.ended = true;
-            return Ok(());
-        };
-        let paused = store::settings::get(store, store::settings::PAUSED).await?;
-        let chunks = store::logs::read(store, &self.run, self.after, FRAME_CHUNKS).await?;
-        let facts = facts(&run, paused, self.app.clock.now());
-        if self.told.as_ref() != Some(&facts) {
-            if let Ok(event) = Event::default().event("state").json_data(&facts) {
-                self.ready.push_back(event);
+            if let Some(end) = self.end.take() {
+                self.ended = true;
+                return Some(end);
             }
-            self.told = Some(facts);
+            let frame = tokio::select! {
+                () = self.stop.cancelled() => return None,
+                frame = self.frames.recv() => frame,
+            };
+            match frame {
+                Ok(frame) => self.take(frame)?,
+                Err(RecvError::Lagged(_)) => self.behind = true,
+                Err(RecvError::Closed) => return None,
+            }
         }
+    }
+
+    /// Makes ready what a frame brings; `None`: the stream has lasted long enough.
+    fn take(&mut self, frame: Frame) -> Option<()> {
+        if self.begun.elapsed().as_secs() >= MAX_STREAM_SECONDS {
+            return None;
+        }
+        match frame {
+            Frame::Log { last, .. } if last <= self.after => {}
+            Frame::Log { after, last, text } if after == self.after => {
+                self.after = last;
+                self.ready.push_back(text);
+            }
+            // It was sent a part of these, or lacks some before them.
+            Frame::Log { .. } => self.behind = true,
+            Frame::State(state) if state == self.state => {}
+            Frame::State(state) => {
+                self.state = state.clone();
+                self.ready.push_back(state);
+            }
+            Frame::End { last, text } => {
+                self.behind = last > self.after;
+                self.end = Some(text);
+            }
+            Frame::KeepAlive => self.ready.push_back(Bytes::from_static(KEEP_ALIVE)),
+        }
+        Some(())
+    }
+
+    /// Reads what it lacks from the store, one frame at a time.
+    async fn catch_up(&mut self) -> Result<(), StoreError> {
+        let chunks = store::logs::read(&self.app.store, &self.run, self.after, FRAME_CHUNKS).await?;
+        self.behind = i64::try_from(chunks.len()).unwrap_or(i64::MAX) >= FRAME_CHUNKS;
         if let Some(last) = chunks.last() {
             self.after = last.seq;
             let lines: Vec<_> = chunks.iter().flat_map(|chunk| view::log_lines(&chunk.text)).collect();
-            if let Ok(event) = Event::default().event("log").id(last.seq.to_string()).json_data(&lines) {
-                self.ready.push_back(event);
-            }
-        } else if run.state.is_terminal() {
-            self.ready.push_back(Event::default().event("end").data(run.state.as_str()));
-            self.ended = true;
+            self.ready.push_back(feed::log_event(&self.app, last.seq, &lines));
         }
-        self.hurry = i64::try_from(chunks.len()).unwrap_or(i64::MAX) >= FRAME_CHUNKS;
         Ok(())
     }
 }

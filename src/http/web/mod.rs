@@ -3,8 +3,11 @@
 //! Every text on a page may come from an agent or a stranger: templates escape, scripts set text and never markup,
 //! and the content security policy allows nothing but our own two files.
 
+mod feed;
 mod live;
 mod pages;
+
+pub(super) use feed::Feeds;
 
 use super::Http;
 use crate::app::App;

@@ -144,6 +144,7 @@ impl Warm {
     }
 
     /// Mounts a run's folders into a slot and compares them with what its container sees.
+    #[tracing::instrument(level = "debug", skip_all)]
     fn mount_in(&self, slot: &Slot, spec: &SandboxSpec) -> Result<(), String> {
         let folder = self.folder(&spec.slot);
         let entries = self.entries(spec)?;
@@ -239,6 +240,7 @@ impl DockerSandbox {
 
     /// Gives the run's folders and its job to the warm slot that was taken for it. `None`: there is no such slot, or it
     /// cannot be entered and is gone: the run starts cold.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub(super) async fn enter(&self, spec: &SandboxSpec, job: &[u8]) -> Result<Option<String>, SandboxError> {
         let Some(warm) = &self.warm else { return Ok(None) };
         let Some(slot) = lock(&warm.pool).enter(&spec.slot) else { return Ok(None) };

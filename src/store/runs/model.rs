@@ -1,5 +1,6 @@
 //! The queue against a small model of it: random steps on both, equal answers and equal rows after each.
 
+use super::super::rows::exclusive;
 use super::super::testing::{at, each_database, new_run, repo, spec};
 use super::*;
 use crate::domain::run::{AgentEnd, RunInput};

@@ -1,16 +1,12 @@
-//! `zeblit bench broker`: a streamed model reply through the broker's socket and directly, in turns.
+//! B1: a streamed model reply through the broker's socket and directly, in turns.
 //!
 //! Each request is 60 KB, as Claude Code's first one is. The first byte is measured with an endpoint that answers at
 //! once; through the broker it includes the reservation, on disk. Throughput is measured at the pace of `PACE` events a
 //! second, some ten times that of the fastest hosted models, and once more as fast as the sockets go (for information).
 
-use super::bench::{ms, quantile};
-use crate::broker::provider::Provider;
-use crate::broker::{Allowance, Broker, Settings};
-use crate::clock::{RandomIds, SystemClock};
-use crate::domain::ids::RunId;
-use crate::domain::model_api::ModelApi;
-use crate::store::Store;
+use super::Bench;
+use super::load::quantile;
+use super::report::{Measured, Ratio};
 use anyhow::{Context, ensure};
 use secrecy::SecretString;
 use std::path::Path;
@@ -18,6 +14,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
+use zeblit::broker::provider::Provider;
+use zeblit::broker::{Allowance, Broker, Settings};
+use zeblit::clock::{RandomIds, SystemClock};
+use zeblit::domain::ids::RunId;
+use zeblit::domain::model_api::ModelApi;
+use zeblit::store::Store;
 
 /// Events a second of the paced reply, and how often some are sent.
 const PACE: u32 = 5000;
@@ -28,9 +30,13 @@ const PACED_EVENTS: u32 = PACE / 2;
 const FREE_EVENTS: u32 = 50_000;
 /// Bytes of the request's system prompt.
 const PROMPT_BYTES: usize = 60_000;
-/// The goals: time to the first byte, and share of the throughput.
-const MOST_ADDED: Duration = Duration::from_millis(2);
-const MOST_LOST: f64 = 0.05;
+/// Replies of each kind in a round, each way.
+const SHORT_REPLIES: usize = 20;
+const PACED_REPLIES: usize = 5;
+const FREE_REPLIES: usize = 3;
+/// The goals: milliseconds that the first byte comes later, and percent of the throughput.
+const MOST_ADDED: f64 = 2.0;
+const MOST_LOST: f64 = 5.0;
 
 const START: &str = "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":20000,\"output_tokens\":1}}}\n\n";
 const TEXT: &str = "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\"a few words\"}}\n\n";
@@ -199,8 +205,34 @@ fn median(seen: &[Seen], what: impl Fn(&Seen) -> Duration) -> Duration {
     quantile(&times, 0.5)
 }
 
-pub async fn run(folder: &Path, rounds: usize) -> anyhow::Result<(String, bool)> {
-    ensure!(rounds > 0, "--rounds must be at least 1");
+/// Medians of one round, directly and through the broker.
+#[derive(Debug)]
+struct Round {
+    /// Milliseconds until the first event.
+    first: (f64, f64),
+    /// Milliseconds of a whole paced reply.
+    paced: (f64, f64),
+    /// MB/s without a pace.
+    free: (f64, f64),
+}
+
+impl Round {
+    async fn take(ways: &Ways<'_>) -> anyhow::Result<Self> {
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        let (direct, brokered) = ways.measure(Reply::Short, SHORT_REPLIES).await?;
+        let first = (ms(median(&direct, |seen| seen.first)), ms(median(&brokered, |seen| seen.first)));
+        let (direct, brokered) = ways.measure(Reply::Paced, PACED_REPLIES).await?;
+        let paced = (ms(median(&direct, |seen| seen.whole)), ms(median(&brokered, |seen| seen.whole)));
+        let (direct, brokered) = ways.measure(Reply::Free, FREE_REPLIES).await?;
+        let rate = |seen: &[Seen]| {
+            let bytes = seen.first().map_or(0, |seen| seen.bytes);
+            bytes as f64 / median(seen, |seen| seen.whole).as_secs_f64() / 1e6
+        };
+        Ok(Self { first, paced, free: (rate(&direct), rate(&brokered)) })
+    }
+}
+
+async fn rounds(bench: &Bench, folder: &Path) -> anyhow::Result<Vec<Round>> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let endpoint = tokio::spawn(serve(listener));
@@ -218,44 +250,54 @@ pub async fn run(folder: &Path, rounds: usize) -> anyhow::Result<(String, bool)>
         wider: Vec::new(),
     };
     let listening = broker.open(folder, allowance).await?;
-    let socket = folder.join(crate::broker::SOCKET_FILE);
+    let socket = folder.join(zeblit::broker::SOCKET_FILE);
     let ways = Ways { address, socket: &socket };
-
     ways.measure(Reply::Short, 3).await?;
-    let (direct, brokered) = ways.measure(Reply::Short, rounds).await?;
-    let (first_direct, first_brokered) =
-        (median(&direct, |seen| seen.first), median(&brokered, |seen| seen.first));
-    let (direct, brokered) = ways.measure(Reply::Paced, rounds.div_ceil(4)).await?;
-    let (paced_direct, paced_brokered) =
-        (median(&direct, |seen| seen.whole), median(&brokered, |seen| seen.whole));
-    let (direct, brokered) = ways.measure(Reply::Free, rounds.div_ceil(8)).await?;
-    let rate = |seen: &[Seen]| {
-        let bytes = seen.first().map_or(0, |seen| seen.bytes);
-        bytes as f64 / median(seen, |seen| seen.whole).as_secs_f64() / 1e6
-    };
-    let (free_direct, free_brokered) = (rate(&direct), rate(&brokered));
+    let mut rounds = Vec::new();
+    for round in 1..=bench.rounds {
+        bench.tell(&format!("broker, round {round}: both ways in turns"));
+        rounds.push(Round::take(&ways).await?);
+    }
     drop(listening);
     endpoint.abort();
-
-    let added = first_brokered.saturating_sub(first_direct);
-    let lost = 1.0 - paced_direct.as_secs_f64() / paced_brokered.as_secs_f64();
-    let good = added < MOST_ADDED && lost < MOST_LOST;
-    let line = format!(
-        "first byte {} direct, {} through the broker, {} added (goal < {}); a reply of {PACE} events/s takes {:.3} times as \
-         long, {:.1} % of the throughput lost (goal < {:.0} %); without a pace {free_direct:.0} and {free_brokered:.0} MB/s; \
-         medians of {rounds} rounds in turns: {}",
-        ms2(first_direct),
-        ms2(first_brokered),
-        ms2(added),
-        ms(MOST_ADDED),
-        paced_brokered.as_secs_f64() / paced_direct.as_secs_f64(),
-        lost.max(0.0) * 100.0,
-        MOST_LOST * 100.0,
-        if good { "both hold" } else { "NOT REACHED" }
-    );
-    Ok((line, good))
+    Ok(rounds)
 }
 
-fn ms2(time: Duration) -> String {
-    format!("{:.2} ms", time.as_secs_f64() * 1e3)
+pub fn measure(bench: &Bench) -> anyhow::Result<Vec<Measured>> {
+    let folder = bench.fresh("broker")?;
+    let rounds = tokio::runtime::Runtime::new()?.block_on(rounds(bench, &folder))?;
+    let row = |what: &str, unit, ours: Vec<f64>, peer: Vec<f64>, wanted| Measured {
+        goal: "B1",
+        what: what.to_owned(),
+        peer_name: if peer.is_empty() { "" } else { "directly" },
+        ours,
+        peer,
+        unit,
+        wanted,
+    };
+    let all = |value: fn(&Round) -> f64| rounds.iter().map(value).collect::<Vec<f64>>();
+    Ok(vec![
+        row(
+            "first byte of a reply through the broker, added",
+            "ms",
+            all(|round| round.first.1 - round.first.0),
+            Vec::new(),
+            Ratio::ValueAtMost(MOST_ADDED),
+        ),
+        row(
+            "throughput lost in it at 5000 events/s",
+            "%",
+            all(|round| (1.0 - round.paced.0 / round.paced.1).max(0.0) * 100.0),
+            Vec::new(),
+            Ratio::ValueAtMost(MOST_LOST),
+        ),
+        row("first byte", "ms", all(|round| round.first.1), all(|round| round.first.0), Ratio::Told),
+        row(
+            "throughput without a pace",
+            "MB/s",
+            all(|round| round.free.1),
+            all(|round| round.free.0),
+            Ratio::Told,
+        ),
+    ])
 }
