@@ -36,7 +36,7 @@ pub(super) fn probe(git: &Git) -> Result<(), String> {
     let at = folder.0.join(WORKSPACE);
     let tried = try_at(&folder.0);
     let unmounted = if mount::at(&at).is_some() { mount::unmount(&at) } else { Ok(()) };
-    tried.and_then(|()| unmounted).map_err(|error| match error.kind() {
+    tried.and(unmounted).map_err(|error| match error.kind() {
         io::ErrorKind::PermissionDenied => "mounting needs root".to_owned(),
         _ => format!("an overlay on {} does not work: {error}", git.root.display()),
     })
