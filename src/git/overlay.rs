@@ -7,7 +7,7 @@ use super::workspace::io_error;
 use super::{Git, GitError, TemporaryFolder, seed};
 use crate::mount;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// How the workspaces of runs are made.
@@ -36,7 +36,7 @@ pub(super) fn probe(git: &Git) -> Result<(), String> {
     let at = folder.0.join(WORKSPACE);
     let tried = try_at(&folder.0);
     let unmounted = if mount::at(&at).is_some() { mount::unmount(&at) } else { Ok(()) };
-    tried.and_then(|()| unmounted).map_err(|error| match error.kind() {
+    tried.and(unmounted).map_err(|error| match error.kind() {
         io::ErrorKind::PermissionDenied => "mounting needs root".to_owned(),
         _ => format!("an overlay on {} does not work: {error}", git.root.display()),
     })
@@ -84,9 +84,13 @@ pub(super) fn mount(run: &Path, seed: &Path) -> Result<(), GitError> {
     mount_at(run, seed).map_err(io_error("mount the workspace", run))
 }
 
-/// Whether the workspace of a run is mounted.
-pub(super) fn is_mounted(run: &Path) -> bool {
-    mount::at(&run.join(WORKSPACE)).is_some_and(|mounted| mounted.kind == "overlay")
+/// Whether the workspace of a run is mounted, and seen from here: another mount may hide it.
+fn is_mounted(run: &Path) -> bool {
+    let device = |path: &Path| path.symlink_metadata().map(|found| found.dev());
+    match (device(run), device(&run.join(WORKSPACE))) {
+        (Ok(run), Ok(workspace)) => run != workspace,
+        _ => false,
+    }
 }
 
 /// Mounts a workspace that the end of the machine (or of the mounts' namespace) took away; what the run wrote is there.

@@ -20,10 +20,10 @@ const FILES: u64 = 13_000;
 const FILES_PER_FOLDER: u64 = 8;
 const COMMITS: u64 = 5_000;
 const CHANGES_PER_COMMIT: u64 = 4;
-/// Lines of a file: about 8 KB.
-const LINES: u64 = 180;
+/// Lines of a file: 11 KB, so that the tree is as large as that of moby, which has as many files.
+const LINES: u64 = 230;
 /// Goes up when the repository is made otherwise.
-const VERSION: &str = "2";
+const VERSION: &str = "3";
 const REMOTE: &str = "bench";
 const REPO: i64 = 1;
 /// Runs of G10.
@@ -54,7 +54,7 @@ const WORDS: [&str; 32] = [
 
 /// The text of a file after so many changes: one in twenty lines differs from the text before.
 fn text(file: u64, changes: u64) -> String {
-    let mut text = String::with_capacity(9_000);
+    let mut text = String::with_capacity(12_000);
     for line in 0..LINES {
         let changed =
             (0..=changes).rev().find(|change| Chance(file * 7 + change * 131 + line).below(20) == 0);
