@@ -4,7 +4,7 @@ use crate::agent::definition::AgentSet;
 use crate::broker::provider::Provider;
 use crate::broker::{self, Broker};
 use crate::clock::{Clock, IdKind, Ids, RandomIds, SystemClock};
-use crate::config::{Config, DiskKind, SandboxKind};
+use crate::config::{Config, DiskKind, SandboxKind, WorkspaceKind};
 use crate::domain::budget::Price;
 use crate::domain::ids::SlotId;
 use crate::domain::model_api::ModelApi;
@@ -12,7 +12,7 @@ use crate::domain::node::{Node, Role, union};
 use crate::domain::secrets::SecretScan;
 use crate::engine::execute::Live;
 use crate::engine::load::Loads;
-use crate::git::{Disk, Git};
+use crate::git::{Cache, Disk, Git, Layout, Workspaces};
 use crate::queue::Wakeup;
 use crate::queue::local::LocalWakeup;
 use crate::queue::redis::RedisWakeup;
@@ -161,7 +161,7 @@ impl App {
         let node = node(&config)?;
         Ok(Arc::new(Self {
             sandbox: sandbox(&config, &signer),
-            git: Git::open(&config.state_dir).await?.with_disk(disk(&config)),
+            git: git(&config).await?,
             boot: format!("{}:{}", node.id, ids.next(IdKind::Boot)),
             node,
             secrets,
@@ -206,6 +206,29 @@ fn node(config: &Config) -> anyhow::Result<Node> {
         role,
         capabilities: if role.works() { union(&config.node.capabilities, &found) } else { found },
     })
+}
+
+/// The Git store that the configuration describes.
+async fn git(config: &Config) -> anyhow::Result<Git> {
+    let store = Git::open(&config.state_dir).await?.with_disk(disk(config)).with_cache(cache(config));
+    let wanted = match config.sandbox.workspace {
+        WorkspaceKind::Auto => Workspaces::Auto,
+        WorkspaceKind::Overlay => Workspaces::Fixed(Layout::Overlay),
+        WorkspaceKind::Checkout => Workspaces::Fixed(Layout::Checkout),
+    };
+    if !config.node.role.works() {
+        return Ok(store);
+    }
+    if let (Workspaces::Auto, Some(why)) = (wanted, store.no_overlay()) {
+        tracing::info!(why, "each workspace is a checkout of its own");
+    }
+    store.with_workspaces(wanted).context("sandbox.workspace")
+}
+
+/// What is kept for later runs.
+pub fn cache(config: &Config) -> Cache {
+    let bytes = u64::try_from(config.sandbox.cache_mib).unwrap_or(0).saturating_mul(1 << 20);
+    Cache { bytes: (bytes > 0).then_some(bytes) }
 }
 
 /// What bounds the folders of runs.

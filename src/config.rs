@@ -192,6 +192,18 @@ pub enum DiskKind {
     Loop,
 }
 
+/// How the workspaces of runs are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkspaceKind {
+    /// As overlays where they work.
+    Auto,
+    /// As overlays on a checkout that is shared: nothing is copied; needs root.
+    Overlay,
+    /// Each as a checkout of its own.
+    Checkout,
+}
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SandboxConfig {
@@ -214,6 +226,9 @@ pub struct SandboxConfig {
     /// Workspace, output and home of one run together.
     pub disk_mib: i64,
     pub disk_files: i64,
+    pub workspace: WorkspaceKind,
+    /// Mirrors and prepared checkouts of all repositories together; 0: no limit.
+    pub cache_mib: i64,
     /// Started containers that may wait for runs; 0: each run's container starts with it.
     pub warm_slots: usize,
     /// The engine's runtime, e.g. `runsc`; absent: its default.
@@ -523,6 +538,8 @@ impl Default for SandboxConfig {
             disk: DiskKind::Watch,
             disk_mib: 10_240,
             disk_files: 1_000_000,
+            workspace: WorkspaceKind::Auto,
+            cache_mib: 20_480,
             warm_slots: 4,
             runtime: None,
             socket_dir: None,
@@ -1103,6 +1120,24 @@ const KEYS: &[Key] = &[
     key!("sandbox.disk_files", Integer, "Files in workspace, output and home of one run.", "", |c| plain(
         c.sandbox.disk_files
     )),
+    key!(
+        "sandbox.workspace",
+        Text,
+        "How workspaces are made: \"overlay\" mounts each on a prepared checkout (root), \"checkout\" writes each anew, \"auto\" takes overlays where they work.",
+        "",
+        |c| text(match c.sandbox.workspace {
+            WorkspaceKind::Auto => "auto",
+            WorkspaceKind::Overlay => "overlay",
+            WorkspaceKind::Checkout => "checkout",
+        })
+    ),
+    key!(
+        "sandbox.cache_mib",
+        Integer,
+        "Mirrors and prepared checkouts of all repositories on this machine, in MiB; what was not used for longest goes first. 0: no limit but the disk's.",
+        "",
+        |c| plain(c.sandbox.cache_mib)
+    ),
     key!(
         "sandbox.runtime",
         Text,
@@ -1770,6 +1805,9 @@ impl Config {
         }
         if sandbox.disk_files < 1000 {
             found.add("sandbox.disk_files", "needs at least 1000");
+        }
+        if sandbox.cache_mib < 0 {
+            found.add("sandbox.cache_mib", "needs a number of MiB, or 0 for no limit");
         }
         if sandbox.runtime.as_ref().is_some_and(|name| name.trim().is_empty()) {
             found.add("sandbox.runtime", "needs the name of a runtime of the engine, or leave it out");

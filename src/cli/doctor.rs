@@ -6,6 +6,7 @@ use super::output::{CliError, Exit, Output};
 use crate::app::App;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, DiskKind, RunPage, SandboxKind};
+use crate::git::Layout;
 use crate::http::error::chain;
 use crate::http::view::visible;
 use crate::sandbox;
@@ -276,6 +277,7 @@ async fn system(config: &Config) -> Vec<Line> {
     if config.sandbox.kind == SandboxKind::Docker && role.works() {
         lines.extend(mounts(config));
         lines.extend(disk(config).await);
+        lines.push(workspaces(app));
     }
     if role.is_the_app() {
         lines.push(match forge_problem {
@@ -305,6 +307,20 @@ fn mounts(config: &Config) -> Vec<Line> {
         false => Line::warn(&check.name, check.found, check.fix),
     };
     checks.into_iter().map(line).collect()
+}
+
+/// How workspaces are made, and why not by overlay.
+fn workspaces(app: &App) -> Line {
+    let name = "workspaces";
+    match (app.git.layout(), app.git.no_overlay()) {
+        (Layout::Overlay, _) => Line::ok(name, "overlays on prepared checkouts"),
+        (Layout::Checkout, None) => Line::ok(name, "each a checkout of its own, as `sandbox.workspace` says"),
+        (Layout::Checkout, Some(why)) => Line::warn(
+            name,
+            format!("each a checkout of its own, which takes seconds for large repositories: {why}"),
+            "run `zeblit serve` as root, with the state directory on ext4 or xfs",
+        ),
+    }
 }
 
 /// Whether each run can have a disk of its own.

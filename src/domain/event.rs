@@ -167,6 +167,8 @@ pub enum EventKind {
     Pushed {
         branch: BranchName,
         after: Option<Sha>,
+        /// It is the repository's default branch.
+        is_default: bool,
     },
     /// Somebody pressed "Re-run" on one of our checks; `external_id` is what we set when creating it.
     CheckRerequested {

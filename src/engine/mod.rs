@@ -8,6 +8,7 @@
 //! - `publish`: what came back is imported, checked and pushed.
 //! - `deliver`: effects are sent in order, under the rate governor, and reconciled when a reply was unclear.
 //! - `sweep`: repairs what a crash left.
+//! - `seeds`: what was pushed is prepared ahead of the runs that will ask for it.
 //! - `repair`: finds out what the forge could not tell, and ends what nobody goes on with.
 
 pub mod config_check;
@@ -22,6 +23,7 @@ pub mod publish;
 pub mod repair;
 pub mod report;
 mod resume;
+pub mod seeds;
 mod setup;
 pub mod sweep;
 
@@ -74,6 +76,10 @@ const SWEEP_EVERY: Duration = Duration::from_secs(3);
 /// How often repair asks itself what is due.
 const REPAIR_EVERY: Duration = Duration::from_secs(10);
 
+/// How often it is looked for what was pushed, and every so many looks the cache is tidied.
+const SEEDS_EVERY: Duration = Duration::from_secs(3);
+const LOOKS_PER_TIDY: u32 = 20;
+
 /// Between two signs of life of a node.
 const SEEN_EVERY: Duration = Duration::from_secs(5);
 
@@ -119,6 +125,7 @@ pub async fn run_until(app: Arc<App>, drain: CancellationToken, stop: Cancellati
         until(&stop, only(role.delivers(), deliver_loop(&app))),
         until(&stop, only(role.works() || role.delivers(), sweep_loop(&app))),
         until(&stop, only(role.delivers(), repair_loop(&app))),
+        until(&stop, only(role.works(), seeds_loop(&app))),
         until(&stop, seen_loop(&app)),
         until(&drain, until(&stop, only(role.works(), warm_loop(&app)))),
         work,
@@ -186,6 +193,21 @@ async fn sweep_loop(app: &App) {
             after_error("sweep", &error).await;
         }
         tokio::time::sleep(SWEEP_EVERY).await;
+    }
+}
+
+async fn seeds_loop(app: &App) {
+    let mut seen = seeds::Seen::default();
+    for look in 0_u32.. {
+        tokio::time::sleep(SEEDS_EVERY).await;
+        if let Err(error) = seeds::tick(app, &mut seen).await {
+            after_error("seeds", &error).await;
+        }
+        if look % LOOKS_PER_TIDY == 0
+            && let Err(error) = app.git.tidy().await
+        {
+            after_error("tidy", &error.into()).await;
+        }
     }
 }
 

@@ -13,7 +13,9 @@ use std::process::{Command, Stdio};
 
 /// Kept back from the agent until its workspace is collected: a bundle and a few objects.
 const RESERVE_BYTES: u64 = 64 << 20;
-/// The file that keeps it, out of the agent's reach.
+/// Files that are kept back with it.
+const RESERVE_FILES: i64 = 64;
+/// The folder that keeps both, out of the agent's reach.
 const RESERVE: &str = "reserve";
 /// Files that the file system makes for itself, and a few of ours.
 const OWN_FILES: i64 = 64;
@@ -70,7 +72,7 @@ pub(super) fn make(git: &Git, run: &str, bytes: i64, files: i64) -> Result<PathB
     made.set_len(u64::try_from(total).unwrap_or(0)).map_err(at(&image))?;
     drop(made);
     // Their table takes room, too: more than this never fit.
-    let inodes = files.min(total / BYTES_PER_FILE).saturating_add(OWN_FILES).to_string();
+    let inodes = files.min(total / BYTES_PER_FILE).saturating_add(OWN_FILES + RESERVE_FILES).to_string();
     let format = [
         "-q",
         "-F",
@@ -93,10 +95,15 @@ pub(super) fn make(git: &Git, run: &str, bytes: i64, files: i64) -> Result<PathB
     // Nothing of ours: only its name would be in the way.
     let _ = std::fs::remove_dir(folder.join("lost+found"));
     let reserve = folder.join(RESERVE);
-    let kept =
-        File::options().write(true).create_new(true).mode(0o600).open(&reserve).map_err(at(&reserve))?;
-    rustix::fs::fallocate(&kept, rustix::fs::FallocateFlags::empty(), 0, RESERVE_BYTES)
-        .map_err(|error| at(&reserve)(error.into()))?;
+    std::fs::create_dir(&reserve).map_err(at(&reserve))?;
+    for n in 0..RESERVE_FILES {
+        let path = reserve.join(n.to_string());
+        let kept = File::create_new(&path).map_err(at(&path))?;
+        if n == 0 {
+            rustix::fs::fallocate(&kept, rustix::fs::FallocateFlags::empty(), 0, RESERVE_BYTES)
+                .map_err(|error| at(&path)(error.into()))?;
+        }
+    }
     Ok(folder)
 }
 
@@ -144,13 +151,10 @@ pub(super) fn remove(git: &Git, run: &str) -> Result<(), GitError> {
     }
 }
 
-/// Gives up what was kept back.
-pub(super) fn open_reserve(git: &Git, run: &str) -> Result<(), GitError> {
-    if !file(git, run).exists() {
-        return Ok(());
-    }
-    let reserve = git.root.join("runs").join(run).join(RESERVE);
-    match std::fs::remove_file(&reserve) {
+/// Gives up what was kept back on the disk of a run, when it has one.
+pub(super) fn open_reserve(folder: &Path) -> Result<(), GitError> {
+    let reserve = folder.join(RESERVE);
+    match std::fs::remove_dir_all(&reserve) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(GitError::Io { operation: "open the reserve of the disk", path: reserve, source: error })
         }
@@ -189,10 +193,14 @@ pub(super) fn measure(git: &Git, run: &str) -> Result<Option<DiskUse>, GitError>
         return Ok(None);
     }
     let room = room(&folder)?;
-    let reserve = folder.join(RESERVE).metadata().map_or(0, |found| found.size().cast_signed());
+    // What was kept back is nobody's.
+    let (bytes, files) = match folder.join(RESERVE).join("0").metadata() {
+        Ok(kept) => (kept.size().cast_signed(), RESERVE_FILES),
+        Err(_) => (0, 0),
+    };
     Ok(Some(DiskUse {
-        bytes: room.used.saturating_sub(reserve),
-        files: room.files,
+        bytes: room.used.saturating_sub(bytes),
+        files: room.files.saturating_sub(files),
         too_deep: false,
         full: room.available < FULL_BYTES || room.files_left == 0,
     }))
@@ -278,7 +286,7 @@ mod tests {
         // As after a restart of the machine.
         let folder = made.workspace.parent().unwrap().to_owned();
         File::create(made.home.join("0")).unwrap().write_all(b"kept").unwrap();
-        program("test", "umount", &[], &folder).unwrap();
+        crate::git::overlay::unmount_below(&folder).unwrap();
         assert_eq!(git.prepared(REMOTE, REPO, &run), None);
         git.sweep(std::slice::from_ref(&run)).await.unwrap();
         assert_eq!(std::fs::read_to_string(made.home.join("0")).unwrap(), "kept");

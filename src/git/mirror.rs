@@ -1,16 +1,18 @@
-//! Purpose: one bare mirror per repository: filled by fetch, read by object id, never collected.
+//! Purpose: one bare mirror per repository: filled by fetch, read by object id, put in order while no run needs it.
 //!
-//! Seeds, workspaces and imports borrow the mirror's objects through alternates, so nothing ever
-//! removes objects from it.
+//! Seeds, workspaces and imports borrow the mirror's objects through alternates, so nothing ever removes an object from
+//! it: packs are put together, and what no ref reaches stays in them.
 
 use super::seed::{Record, size_of};
 use super::transport::{Call, FETCH_LIMIT, LIST_LIMIT, classify};
-use super::{Access, Git, GitError, blocking, folder_name, object_error, touch};
+use super::{Access, Git, GitError, blocking, folder_name, object_error, sweep, touch};
 use crate::domain::ids::{BranchName, Sha};
 use std::path::{Path, PathBuf};
 
 /// Commits that one call may ask for.
 const WANTED_CAP: usize = 64;
+/// From so many packs on they are put together: each is one more to look into for every object.
+const PACKS_CAP: usize = 16;
 /// Pinned commits keep a ref below this.
 pub(crate) const KEEP: &str = "refs/zeblit/keep";
 
@@ -129,6 +131,45 @@ pub(crate) async fn ensure(
 pub(super) async fn note_size(git: &Git, mirror: &Mirror) -> Result<(), GitError> {
     let (path, boot) = (mirror.path.clone(), git.boot.clone());
     blocking("note the mirror's size", move || Record { bytes: size_of(&path), boot }.write(&path)).await
+}
+
+fn packs(mirror: &Path) -> usize {
+    let entries = std::fs::read_dir(mirror.join("objects/pack")).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.path().extension().is_some_and(|end| end == "pack")).count()
+}
+
+/// Whether a mirror is in so many parts that they are to be put together.
+pub(super) fn is_scattered(mirror: &Path) -> bool {
+    packs(mirror) > PACKS_CAP
+}
+
+/// Puts the packs of a mirror together, in sizes that grow by the power of two, unless a run needs it or somebody works
+/// on it. A run that begins meanwhile finds every object, in the old place or the new one.
+pub(super) async fn put_together(git: &Git, mirror: &Mirror) -> Result<(), GitError> {
+    let operation = "put the mirror's packs together";
+    let Some(_held) = git.try_lock(&mirror.lock)? else { return Ok(()) };
+    let (store, path) = (git.clone(), mirror.path.clone());
+    let before = packs(&mirror.path);
+    if blocking(operation, move || Ok(sweep::is_in_use(&store, &path))).await? {
+        return Ok(());
+    }
+    let calls: [&[&str]; 2] = [
+        &["repack", "-d", "-q", "--geometric=2"],
+        &["commit-graph", "write", "--reachable", "--no-progress"],
+    ];
+    for arguments in calls {
+        let call = Call::local(operation, &git.root).git_dir(&mirror.path).args(arguments).limit(FETCH_LIMIT);
+        call.run_checked().await?;
+    }
+    let used = Record::path(&mirror.path).metadata().and_then(|found| found.modified());
+    note_size(git, mirror).await?;
+    // Nobody has used it.
+    if let Ok(used) = used {
+        let record = std::fs::File::options().write(true).open(Record::path(&mirror.path));
+        let _ = record.and_then(|record| record.set_modified(used));
+    }
+    tracing::info!(mirror = %mirror.path.display(), before, after = packs(&mirror.path), "packs are put together");
+    Ok(())
 }
 
 /// Makes the empty mirror aside and renames it into place.

@@ -377,8 +377,8 @@ impl Git {
 
     /// Before a full disk of a run is collected: gives up what was kept back for that.
     pub async fn open_reserve(&self, run: &RunId) -> Result<(), GitError> {
-        let (git, name) = (self.clone(), workspace::run_folder(run)?.to_owned());
-        blocking("open the reserve of the disk", move || image::open_reserve(&git, &name)).await
+        let folder = self.root.join("runs").join(workspace::run_folder(run)?);
+        blocking("open the reserve of the disk", move || image::open_reserve(&folder)).await
     }
 
     /// The runs that have folders or disks here, whatever became of them.
@@ -393,12 +393,26 @@ impl Git {
         blocking("discard the workspace", move || workspace::discard(&git, &run)).await
     }
 
-    /// Keeps the store small (see `Cache`), deletes what was moved aside and has rested, and mounts again what the runs
-    /// of `live` have lost. What any run's folder names stays.
+    /// Whether there is a mirror of the repository.
+    pub fn knows(&self, remote: &str, repo_id: i64) -> bool {
+        mirror::Mirror::of(self, remote, repo_id).is_ok_and(|mirror| mirror.path.is_dir())
+    }
+
+    /// Mounts again what the runs of `live` have lost, and deletes some of what was moved aside and has rested.
     pub async fn sweep(&self, live: &[RunId]) -> Result<(), GitError> {
         let git = self.clone();
         let live = live.to_vec();
         blocking("sweep", move || sweep::sweep(&git, &live)).await
+    }
+
+    /// Keeps the store small (see `Cache`) and its mirrors in order. What any run's folder names is left as it is.
+    pub async fn tidy(&self) -> Result<(), GitError> {
+        let git = self.clone();
+        let scattered = blocking("tidy", move || sweep::tidy(&git)).await?;
+        for mirror in scattered {
+            mirror::put_together(self, &mirror).await?;
+        }
+        Ok(())
     }
 
     /// A new empty folder with a name of its own.
@@ -638,6 +652,13 @@ pub(crate) mod tests {
         pub git: Git,
         pub access: Access,
         pub start: Sha,
+    }
+
+    impl Drop for World {
+        fn drop(&mut self) {
+            // What is mounted cannot be removed with the folder.
+            overlay::unmount_below(&self.git.root).unwrap();
+        }
     }
 
     pub(crate) const REMOTE: &str = "local";

@@ -3,7 +3,7 @@
 //! Nothing that a run's folder names is ever touched, nor anything through a mount. A file system punishes creating many
 //! files soon after deleting many: what is not needed any more is moved aside at once and deleted when it has rested.
 
-use super::mirror;
+use super::mirror::{self, Mirror};
 use super::overlay;
 use super::seed::{self, Record};
 use super::workspace::{Source, io_error};
@@ -86,16 +86,33 @@ struct Pass<'a> {
 
 /// See `Git::sweep`. Goes on after a problem and tells the first one at the end.
 pub(super) fn sweep(git: &Git, live: &[RunId]) -> Result<(), GitError> {
-    let mut pass = Pass { git, now: file_system_time(git)?, first: None };
-    pass.half_made();
+    let mut pass = Pass::of(git)?;
     for run in live.iter().filter_map(|run| folder_name("sweep the Git store", run.as_str()).ok()) {
         pass.note(mount_again(git, run));
     }
-    let kept = pass.kept();
-    let is_short = pass.evict(kept);
-    pass.trash(is_short);
-    pass.forget_pins();
+    pass.trash();
     pass.first.map_or(Ok(()), Err)
+}
+
+/// See `Git::tidy`. Gives the mirrors that are in many parts and that no run needs.
+pub(super) fn tidy(git: &Git) -> Result<Vec<Mirror>, GitError> {
+    let mut pass = Pass::of(git)?;
+    pass.half_made();
+    pass.forget_pins();
+    let kept = pass.kept();
+    let scattered = kept
+        .iter()
+        .filter(|one| one.what == "mirror" && !one.in_use && mirror::is_scattered(&one.path))
+        .map(|one| Mirror { path: one.path.clone(), lock: mirror::lock_name(&one.remote, &one.repo) })
+        .collect();
+    pass.evict(kept);
+    pass.first.map_or(Ok(scattered), Err)
+}
+
+/// Whether the folder of any run names this mirror.
+pub(super) fn is_in_use(git: &Git, mirror: &Path) -> bool {
+    let runs = entries(&git.root.join("runs"));
+    runs.iter().filter_map(|run| Source::read(run)).any(|source| source.mirror == mirror)
 }
 
 /// What a restart of the machine unmounted of a live run.
@@ -105,7 +122,11 @@ fn mount_again(git: &Git, run: &str) -> Result<(), GitError> {
     Source::read(&folder).map_or(Ok(()), |source| source.mount_again(&folder))
 }
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
+    fn of(git: &'a Git) -> Result<Self, GitError> {
+        Ok(Self { git, now: file_system_time(git)?, first: None })
+    }
+
     fn note(&mut self, done: Result<(), GitError>) {
         if let Err(error) = done {
             self.first.get_or_insert(error);
@@ -197,13 +218,11 @@ impl Pass<'_> {
     }
 
     /// Removes what nobody used for long, and the least recently used until the budget holds and the disk is not short;
-    /// seeds first. Gives whether that was not enough, or would be only after deleting what was moved aside.
-    fn evict(&mut self, kept: Vec<Kept>) -> bool {
+    /// seeds first.
+    fn evict(&mut self, kept: Vec<Kept>) {
         let mut total: u64 = kept.iter().map(|one| one.bytes).sum();
         let budget = self.git.cache.bytes.unwrap_or(u64::MAX);
-        let missing = missing_room(&self.git.root);
-        let mut over = total.saturating_sub(budget).max(missing);
-        let is_short = over > 0;
+        let mut over = total.saturating_sub(budget).max(missing_room(&self.git.root));
         let (seeds, mirrors): (Vec<Kept>, Vec<Kept>) = kept.into_iter().partition(|one| one.what == "seed");
         for one in seeds {
             let idle = self.idle(&one);
@@ -225,7 +244,6 @@ impl Pass<'_> {
             }
         }
         metrics::gauge!(telemetry::GIT_CACHE_BYTES).set(total as f64);
-        is_short
     }
 
     /// Under its lock, and only while it is still as the pass has seen it.
@@ -271,7 +289,8 @@ impl Pass<'_> {
     }
 
     /// Deletes what was moved aside, the oldest first, for a limited time and while no run is being prepared.
-    fn trash(&mut self, is_short: bool) {
+    fn trash(&mut self) {
+        let is_short = missing_room(&self.git.root) > 0;
         let mut rested: Vec<(Duration, PathBuf)> = entries(&self.git.root.join("trash"))
             .into_iter()
             .map(|path| (self.age(&path).unwrap_or_default(), path))
@@ -363,4 +382,213 @@ fn remove_tree(path: &Path) -> Result<(), GitError> {
         }
     }
     std::fs::remove_dir_all(path).map_err(io_error(operation, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::tests::{REMOTE, REPO, World, git as run_git};
+    use crate::git::{Cache, SeedSpec, Workspace, WorkspaceSpec};
+    use std::os::unix::fs::MetadataExt;
+
+    fn owner(world: &World) -> (u32, u32) {
+        let found = world.git.root.metadata().unwrap();
+        (found.uid(), found.gid())
+    }
+
+    async fn prepare(world: &World, run: &str) -> Workspace {
+        let spec = WorkspaceSpec {
+            remote: REMOTE,
+            repo_id: REPO,
+            run: &RunId::new(run),
+            start: &world.start,
+            base_sha: &world.start,
+            masked: &[],
+            objects_inside: PathBuf::from("/zeblit/objects"),
+            owner: owner(world),
+        };
+        world.git.prepare(&spec).await.unwrap()
+    }
+
+    /// Seeds of the two commits that every world has, the first one used longer ago.
+    async fn two_seeds(world: &World) {
+        let first =
+            crate::domain::ids::Sha::parse(&run_git(&world.person(), &["rev-parse", "HEAD~1"])).unwrap();
+        for (start, ago) in [(&first, 5), (&world.start, 4)] {
+            let spec = SeedSpec {
+                remote: REMOTE,
+                repo_id: REPO,
+                start,
+                objects_inside: PathBuf::from("/zeblit/objects"),
+                owner: owner(world),
+            };
+            world.git.prepare_ahead(&spec).await.unwrap();
+            for record in entries(&seeds_folder(world)).iter().filter(|path| path.is_file()) {
+                if name_of(record).starts_with(start.as_str()) {
+                    age(record, Duration::from_secs(ago * 3600));
+                }
+            }
+        }
+    }
+
+    fn seeds_folder(world: &World) -> PathBuf {
+        world.git.root.join("seeds").join(REMOTE).join(REPO.to_string())
+    }
+
+    /// The commits that have a seed.
+    fn seeds(world: &World) -> Vec<String> {
+        let folders = entries(&seeds_folder(world)).into_iter().filter(|path| path.is_dir());
+        folders.map(|path| name_of(&path).split('-').next().unwrap().to_owned()).collect()
+    }
+
+    fn age(path: &Path, by: Duration) {
+        let now = path.metadata().unwrap().modified().unwrap();
+        std::fs::File::open(path).unwrap().set_modified(now - by).unwrap();
+    }
+
+    fn with_cache(world: &World, bytes: u64) -> Git {
+        world.git.clone().with_cache(Cache { bytes: Some(bytes) })
+    }
+
+    #[tokio::test]
+    async fn what_was_discarded_rests_and_is_deleted_then_even_with_closed_folders() {
+        let world = World::new().await;
+        let made = prepare(&world, "run_1").await;
+        std::fs::create_dir_all(made.workspace.join("closed/inner")).unwrap();
+        let closed = std::fs::Permissions::from_mode(0o000);
+        std::fs::set_permissions(made.workspace.join("closed"), closed).unwrap();
+        let outside = world.folder.path().join("outside");
+        std::fs::write(&outside, "safe").unwrap();
+        std::os::unix::fs::symlink(&outside, made.workspace.join("link")).unwrap();
+        let run = RunId::new("run_1");
+        world.git.discard(&run).await.unwrap();
+        world.git.discard(&run).await.unwrap();
+        assert_eq!(world.git.prepared(REMOTE, REPO, &run), None);
+        let trash = || entries(&world.git.root.join("trash"));
+        world.git.sweep(&[]).await.unwrap();
+        assert_eq!(trash().len(), 1, "it rests");
+        age(&trash()[0], TRASH_REST + Duration::from_secs(60));
+        let preparing = world.git.preparing();
+        world.git.sweep(&[]).await.unwrap();
+        assert_eq!(trash().len(), 1, "a run is being prepared");
+        drop(preparing);
+        world.git.sweep(&[]).await.unwrap();
+        assert_eq!(trash(), [PathBuf::new(); 0]);
+        assert!(outside.is_file());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_deleted_through_a_mount() {
+        let world = World::new().await;
+        let target = world.git.root.join("tmp/target");
+        let at = world.git.root.join("trash/run_9/inner");
+        for folder in [&target, &at] {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        std::fs::write(target.join("file"), "safe").unwrap();
+        if crate::mount::bind(&target, &at, crate::mount::Access::Write).is_err() {
+            return; // Only root mounts.
+        }
+        age(&world.git.root.join("trash/run_9"), TRASH_REST + Duration::from_secs(60));
+        world.git.sweep(&[]).await.unwrap();
+        assert_eq!(entries(&world.git.root.join("trash")), [PathBuf::new(); 0]);
+        assert_eq!(std::fs::read_to_string(target.join("file")).unwrap(), "safe");
+    }
+
+    #[tokio::test]
+    async fn the_seed_used_longest_ago_goes_first_and_none_that_a_run_has() {
+        let world = World::new().await;
+        if world.git.no_overlay().is_some() {
+            return; // There are no seeds.
+        }
+        two_seeds(&world).await;
+        let sizes: Vec<u64> = entries(&seeds_folder(&world))
+            .iter()
+            .filter(|path| path.is_dir())
+            .map(|seed| Record::read(seed).unwrap().bytes)
+            .collect();
+        let mirror = Record::read(&world.git.mirror_path(REMOTE, REPO)).unwrap().bytes;
+        let all = sizes.iter().sum::<u64>() + mirror;
+        with_cache(&world, all).tidy().await.unwrap();
+        assert_eq!(seeds(&world).len(), 2, "both fit");
+        with_cache(&world, all - 1).tidy().await.unwrap();
+        assert_eq!(seeds(&world), [world.start.as_str()]);
+        prepare(&world, "run_1").await;
+        for record in entries(&seeds_folder(&world)).iter().filter(|path| path.is_file()) {
+            age(record, SEED_LIFE * 2);
+        }
+        with_cache(&world, 1).tidy().await.unwrap();
+        assert_eq!(seeds(&world), [world.start.as_str()], "a run lies on it");
+        world.git.discard(&RunId::new("run_1")).await.unwrap();
+        world.git.tidy().await.unwrap();
+        assert_eq!(seeds(&world), [""; 0], "nobody used it for long");
+        prepare(&world, "run_2").await;
+        with_cache(&world, 1).tidy().await.unwrap();
+        assert_eq!(seeds(&world), [world.start.as_str()], "built again, and used just now");
+    }
+
+    #[tokio::test]
+    async fn a_mirror_goes_when_seeds_are_not_enough_and_no_run_needs_it() {
+        let world = World::new().await;
+        let mirror = world.git.mirror_path(REMOTE, REPO);
+        let small = with_cache(&world, 1);
+        small.tidy().await.unwrap();
+        assert!(mirror.is_dir(), "it was used just now");
+        prepare(&world, "run_1").await;
+        let old = || age(&Record::path(&mirror), MIRROR_REST * 2);
+        old();
+        small.tidy().await.unwrap();
+        assert!(mirror.is_dir(), "a run needs it");
+        world.git.discard(&RunId::new("run_1")).await.unwrap();
+        let held = world.git.try_lock(&mirror::lock_name(REMOTE, &REPO.to_string())).unwrap();
+        assert!(held.is_some());
+        small.tidy().await.unwrap();
+        assert!(mirror.is_dir(), "somebody works on it");
+        drop(held);
+        world.git.tidy().await.unwrap();
+        assert!(mirror.is_dir(), "there is room for it");
+        small.tidy().await.unwrap();
+        assert!(!mirror.exists() && !Record::path(&mirror).exists());
+        let start = std::slice::from_ref(&world.start);
+        world.git.ensure(REMOTE, REPO, &world.access, start, None).await.unwrap();
+        assert!(mirror.is_dir(), "and it is fetched again");
+    }
+
+    #[tokio::test]
+    async fn packs_are_put_together_when_no_run_needs_them_and_every_object_stays() {
+        let world = World::new().await;
+        let person = world.person();
+        let mut commits = Vec::new();
+        for n in 0..20 {
+            std::fs::write(person.join("file"), n.to_string()).unwrap();
+            run_git(&person, &["add", "-A"]);
+            run_git(&person, &["commit", "-qm", "More"]);
+            run_git(&person, &["push", "-q", "--force", "../remote.git", "HEAD:refs/heads/topic"]);
+            let head = crate::domain::ids::Sha::parse(&run_git(&person, &["rev-parse", "HEAD"])).unwrap();
+            world.git.ensure(REMOTE, REPO, &world.access, std::slice::from_ref(&head), None).await.unwrap();
+            commits.push(head);
+            // The next one is no child of this one: nothing reaches it any more.
+            run_git(&person, &["reset", "-q", "--hard", "HEAD~1"]);
+        }
+        let mirror = world.git.mirror_path(REMOTE, REPO);
+        for commit in &commits {
+            run_git(&mirror, &["update-ref", "-d", &format!("{}/{commit}", mirror::KEEP)]);
+        }
+        let packs = || {
+            let packs = entries(&mirror.join("objects/pack"));
+            packs.iter().filter(|path| path.extension().is_some_and(|end| end == "pack")).count()
+        };
+        let before = packs();
+        assert!(before > 16, "each fetch makes a pack: {before}");
+        prepare(&world, "run_1").await;
+        world.git.tidy().await.unwrap();
+        assert_eq!(packs(), before, "a run needs them");
+        world.git.discard(&RunId::new("run_1")).await.unwrap();
+        world.git.tidy().await.unwrap();
+        assert!(packs() < 4, "{} packs", packs());
+        for commit in &commits {
+            run_git(&mirror, &["cat-file", "-e", &format!("{commit}^{{tree}}")]);
+        }
+        assert_eq!(run_git(&mirror, &["fsck", "--connectivity-only", "--no-dangling"]), "");
+    }
 }

@@ -169,7 +169,15 @@ pub(crate) fn prepared(git: &Git, remote: &str, repo_id: i64, run: &RunId) -> Op
 impl Source {
     /// Mounts the workspace of the run when it is not.
     pub fn mount_again(&self, run: &Path) -> Result<(), GitError> {
-        self.seed.as_ref().map_or(Ok(()), |seed| overlay::mount_again(run, seed, &self.inside))
+        let Some(seed) = &self.seed else { return Ok(()) };
+        match overlay::mount_again(run, seed, &self.inside) {
+            // A disk of its own that is full.
+            Err(GitError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
+                image::open_reserve(run)?;
+                overlay::mount_again(run, seed, &self.inside)
+            }
+            done => done,
+        }
     }
 }
 
@@ -632,6 +640,9 @@ fn restore(workspace: &Path, name: &str, file: &TrustedFile, owner: (u32, u32)) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::git::Workspaces;
+    use crate::git::seed::WORK_BRANCH;
+    use crate::git::sweep::entries;
     use crate::git::tests::{REMOTE, REPO, World, git, git_output};
 
     const MASKED: &[&str] = &[".claude", "AGENTS.md", ".mcp.json", "CLAUDE.md"];
@@ -864,44 +875,175 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn discarded_runs_are_gone_and_swept_even_with_closed_folders() {
+    async fn the_first_status_looks_at_no_files_content() {
         let world = World::new().await;
-        let made = prepare_for(&world, "run_1", &world.start, me(&world)).await;
-        let closed = made.workspace.join("closed/inner");
-        std::fs::create_dir_all(&closed).unwrap();
-        std::fs::set_permissions(made.workspace.join("closed"), std::fs::Permissions::from_mode(0o000))
-            .unwrap();
-        let outside = world.folder.path().join("outside");
-        std::fs::write(&outside, "safe").unwrap();
-        std::os::unix::fs::symlink(&outside, made.workspace.join("link")).unwrap();
-        let run = RunId::new("run_1");
-        world.git.discard(&run).await.unwrap();
-        world.git.discard(&run).await.unwrap();
-        assert_eq!(world.git.prepared(REMOTE, REPO, &run), None);
-        world.git.sweep(&[]).await.unwrap();
-        assert!(entries(&world.git.root.join("trash")).is_empty());
-        assert!(outside.is_file());
+        let first = prepare_for(&world, "run_1", &world.start, me(&world)).await;
+        let seed = Source::read(first.workspace.parent().unwrap()).unwrap().seed;
+        // Where there are no overlays the workspace itself is as a seed would be.
+        let place = seed.unwrap_or_else(|| first.workspace.clone());
+        let file = place.join("README.md");
+        let time = file.metadata().unwrap().modified().unwrap();
+        std::fs::write(&file, "HELLO WORLD\n").unwrap();
+        std::fs::File::options().write(true).open(&file).unwrap().set_modified(time).unwrap();
+        let made = match place == first.workspace {
+            true => first,
+            false => prepare_for(&world, "run_2", &world.start, me(&world)).await,
+        };
+        assert_eq!(std::fs::read_to_string(made.workspace.join("README.md")).unwrap(), "HELLO WORLD\n");
+        assert_eq!(inside(&world, &made, &["status", "--porcelain"]), "");
+        // An edit of the same length is seen all the same.
+        std::fs::write(made.workspace.join("README.md"), "jello world\n").unwrap();
+        assert_eq!(inside(&world, &made, &["status", "--porcelain"]), " M README.md");
+        let debug = inside(&world, &made, &["ls-files", "--debug", "run.sh"]);
+        let time = made.workspace.join("run.sh").metadata().unwrap().mtime();
+        assert!(debug.contains(&format!("mtime: {time}:0")), "{debug}");
+        assert!(time + 2 <= place.join(".git/index").metadata().unwrap().mtime(), "{debug}");
+    }
+
+    /// Every path below a folder with its type, mode, links, size and text.
+    fn listing(folder: &Path) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut open = vec![folder.to_owned()];
+        while let Some(folder) = open.pop() {
+            for path in entries(&folder) {
+                let found = path.symlink_metadata().unwrap();
+                let text = if found.is_file() { std::fs::read(&path).unwrap() } else { Vec::new() };
+                let (mode, links) = (found.mode(), found.nlink());
+                lines.push(format!("{} {mode:o} {links} {:?} {text:?}", path.display(), found.modified()));
+                if found.is_dir() {
+                    open.push(path);
+                }
+            }
+        }
+        lines
     }
 
     #[tokio::test]
-    async fn old_seeds_are_swept_unless_a_live_run_needs_them() {
+    async fn whatever_a_run_does_to_its_workspace_is_collected_and_leaves_the_seed_alone() {
         let world = World::new().await;
-        let live = RunId::new("run_1");
-        prepare_for(&world, "run_1", &world.start, me(&world)).await;
-        let folder = world.git.root.join("seeds").join(REMOTE).join(REPO.to_string());
-        let seeds = || entries(&folder).iter().filter(|path| path.is_dir()).count();
-        world.git.sweep(&[]).await.unwrap();
-        assert_eq!(seeds(), 1, "a young seed stays");
-        let past = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-        for used in entries(&folder).iter().filter(|path| path.is_file()) {
-            std::fs::File::options().write(true).open(used).unwrap().set_modified(past).unwrap();
+        let made = prepare_for(&world, "run_1", &world.start, me(&world)).await;
+        let folder = made.workspace.parent().unwrap();
+        let seed = Source::read(folder).unwrap().seed;
+        assert_eq!(seed.is_some(), world.git.layout() == Layout::Overlay);
+        let before = seed.as_deref().map(listing);
+        let script = "set -e
+            mv src moved
+            git mv .claude claude
+            chmod +x README.md
+            ln run.sh again.sh
+            ln -s moved/main.py link
+            rm AGENTS.md && echo new > AGENTS.md
+            mkdir src && echo other > src/main.py
+            mv moved/main.py moved/first.py
+            echo 'print(3)' >> moved/first.py
+            rm -r claude && mkdir claude && echo x > claude/x
+            git add -A
+            git commit -qm Everything";
+        let alternates = made.workspace.join(".git/objects/info/alternates");
+        std::fs::write(&alternates, format!("{}\n", made.objects.display())).unwrap();
+        let done =
+            std::process::Command::new("sh").args(["-c", script]).current_dir(&made.workspace).output();
+        let done = done.unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        assert_eq!(
+            inside(&world, &made, &["diff", "--no-renames", "--name-status", "HEAD~1"]),
+            "D\t.claude/settings.json\nM\tAGENTS.md\nM\tREADME.md\nA\tagain.sh\nA\tclaude/x\nA\tlink\n\
+             A\tmoved/first.py\nM\tsrc/main.py"
+        );
+        assert_eq!(inside(&world, &made, &["status", "--porcelain"]), "");
+        assert_eq!(inside(&world, &made, &["fsck"]), "");
+        assert_eq!(
+            std::fs::read_to_string(made.workspace.join("moved/first.py")).unwrap().lines().count(),
+            3
+        );
+        assert_eq!(seed.as_deref().map(listing), before);
+    }
+
+    #[tokio::test]
+    async fn a_run_is_measured_by_what_it_wrote() {
+        let world = World::new().await;
+        let made = prepare_for(&world, "run_1", &world.start, me(&world)).await;
+        let used = async || world.git.disk_use(&RunId::new("run_1"), i64::MAX, i64::MAX).await.unwrap();
+        let before = used().await;
+        std::fs::write(made.workspace.join("large"), vec![1; 1 << 20]).unwrap();
+        std::fs::write(made.home.join("large"), vec![1; 1 << 20]).unwrap();
+        let after = used().await;
+        assert!((2 << 20..3 << 20).contains(&(after.bytes - before.bytes)), "{before:?} {after:?}");
+        assert_eq!(after.files - before.files, 2);
+        if world.git.layout() == Layout::Overlay {
+            assert!(before.files < 12, "the checkout below is nobody's: {before:?}");
         }
-        world.git.sweep(std::slice::from_ref(&live)).await.unwrap();
-        assert_eq!(seeds(), 1, "a live run needs it");
-        world.git.sweep(&[]).await.unwrap();
-        assert_eq!(seeds(), 0);
-        prepare_for(&world, "run_2", &world.start, me(&world)).await;
-        assert_eq!(seeds(), 1, "and it is built again");
+    }
+
+    #[tokio::test]
+    async fn a_workspace_that_was_unmounted_is_mounted_again_if_its_seed_is_whole() {
+        let world = World::new().await;
+        let run = RunId::new("run_1");
+        let made = prepare_for(&world, "run_1", &world.start, me(&world)).await;
+        let folder = made.workspace.parent().unwrap();
+        let Some(seed) = Source::read(folder).unwrap().seed else {
+            assert!(world.git.no_overlay().is_some(), "no overlay without a reason");
+            return;
+        };
+        std::fs::write(made.workspace.join("mine"), "kept").unwrap();
+        overlay::unmount_below(folder).unwrap();
+        assert!(!made.workspace.join("README.md").exists());
+        assert_eq!(world.git.prepared(REMOTE, REPO, &run), Some(made.clone()));
+        assert_eq!(std::fs::read_to_string(made.workspace.join("mine")).unwrap(), "kept");
+        assert!(made.workspace.join("README.md").exists());
+        overlay::unmount_below(folder).unwrap();
+        world.git.sweep(std::slice::from_ref(&run)).await.unwrap();
+        assert!(made.workspace.join("mine").exists());
+
+        // As a power loss leaves files that were never written.
+        overlay::unmount_below(folder).unwrap();
+        std::fs::write(seed.join("src/main.py"), "").unwrap();
+        assert_eq!(world.git.prepared(REMOTE, REPO, &run), None);
+        // And as the next boot finds such a seed: it is made anew.
+        let record = seed::Record { bytes: 1, boot: "another".into() };
+        record.write(&seed).unwrap();
+        let made = prepare_for(&world, "run_2", &world.start, me(&world)).await;
+        assert_eq!(std::fs::read_to_string(made.workspace.join("src/main.py")).unwrap().lines().count(), 2);
+        assert_eq!(seed::Record::read(&seed).unwrap().boot, world.git.boot);
+    }
+
+    #[tokio::test]
+    async fn a_workspace_that_is_bound_elsewhere_is_discarded_all_the_same() {
+        let world = World::new().await;
+        let made = prepare_for(&world, "run_1", &world.start, me(&world)).await;
+        let view = world.git.root.join("tmp/view");
+        std::fs::create_dir(&view).unwrap();
+        if crate::mount::bind(&made.workspace, &view, crate::mount::Access::Write).is_err() {
+            return; // Only root mounts.
+        }
+        std::fs::write(view.join("mine"), "x").unwrap();
+        let seed = Source::read(made.workspace.parent().unwrap()).unwrap().seed;
+        let before = seed.as_deref().map(listing);
+        let run = RunId::new("run_1");
+        world.git.discard(&run).await.unwrap();
+        assert_eq!(world.git.prepared(REMOTE, REPO, &run), None);
+        assert!(world.git.known_runs().is_empty());
+        // A container that still has it sees it as it was.
+        assert_eq!(std::fs::read_to_string(view.join("README.md")).unwrap(), "hello world\n");
+        crate::mount::unmount(&view).unwrap();
+        assert_eq!(seed.as_deref().map(listing), before);
+    }
+
+    #[tokio::test]
+    async fn a_checkout_of_its_own_is_as_good_as_an_overlay() {
+        let mut world = World::new().await;
+        world.git = world.git.clone().with_workspaces(Workspaces::Fixed(Layout::Checkout)).unwrap();
+        let made = prepare_for(&world, "run_1", &world.start, me(&world)).await;
+        assert_eq!(crate::mount::at(&made.workspace), None);
+        assert_eq!(std::fs::read_to_string(made.workspace.join("README.md")).unwrap(), "hello world\n");
+        assert_eq!(
+            std::fs::read_to_string(made.workspace.join(".git/objects/info/alternates")).unwrap(),
+            "/zeblit/objects\n"
+        );
+        assert_eq!(inside(&world, &made, &["status", "--porcelain"]), "");
+        assert_eq!(inside(&world, &made, &["rev-parse", "HEAD"]), world.start.as_str());
+        assert!(!world.git.root.join("seeds").join(REMOTE).exists());
+        assert_eq!(world.git.prepared(REMOTE, REPO, &RunId::new("run_1")), Some(made));
     }
 
     #[test]

@@ -44,6 +44,7 @@ struct RawRepo {
     id: i64,
     full_name: String,
     private: Option<bool>,
+    default_branch: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -227,6 +228,7 @@ fn event_of(event: &str, raw: &[u8]) -> Result<Event, Refused> {
     }
     let mut payload: Payload = super::read(raw).map_err(Refused::Unreadable)?;
     let installation = payload.installation.as_ref().map(|installation| installation.id);
+    let default_branch = payload.repository.as_mut().and_then(|repo| repo.default_branch.take());
     let repo = payload.repository.take().map(|raw| repo_of(raw, installation)).transpose()?;
     let sender = payload.sender.take().map(actor_of);
     let kind = match event {
@@ -243,7 +245,7 @@ fn event_of(event: &str, raw: &[u8]) -> Result<Event, Refused> {
         }
         "pull_request_review" => review(&mut payload, &action)?,
         "pull_request_review_comment" => review_comment(&mut payload, &action)?,
-        "push" => push(&payload)?,
+        "push" => push(&payload, default_branch.as_deref())?,
         "check_run" => check_run(payload.check_run.take())?,
         "installation" => installation_event(&mut payload, &action)?,
         "installation_repositories" => EventKind::InstallationReposChanged {
@@ -520,7 +522,7 @@ fn labeled(
     })))
 }
 
-fn push(payload: &Payload) -> Result<EventKind, Refused> {
+fn push(payload: &Payload, default_branch: Option<&str>) -> Result<EventKind, Refused> {
     let name = payload.git_ref.as_deref().ok_or_else(|| missing("ref"))?;
     let Some(branch) = name.strip_prefix("refs/heads/") else {
         return Err(ignored(format!("a push to `{name}`, which is not a branch")));
@@ -531,7 +533,8 @@ fn push(payload: &Payload) -> Result<EventKind, Refused> {
         None | Some(NO_COMMIT) => None,
         Some(sha) => Some(Sha::parse(sha).map_err(invalid)?),
     };
-    Ok(EventKind::Pushed { branch, after })
+    let is_default = default_branch == Some(branch.as_str());
+    Ok(EventKind::Pushed { branch, after, is_default })
 }
 
 fn check_run(raw: Option<RawCheckRun>) -> Result<EventKind, Refused> {
@@ -952,15 +955,24 @@ mod tests {
             with("push", |p| {
                 p["ref"] = json!(git_ref);
                 p["after"] = json!(after);
+                p["repository"]["default_branch"] = json!("trunk");
             })
         };
         let sha = "6113728f27ae82c7b1a177c8d03f9e96e0adf246";
         let branch = BranchName::parse("feature/x").unwrap();
         assert_eq!(
             kind(push("refs/heads/feature/x", sha)),
-            EventKind::Pushed { branch: branch.clone(), after: Some(Sha::parse(sha).unwrap()) }
+            EventKind::Pushed {
+                branch: branch.clone(),
+                after: Some(Sha::parse(sha).unwrap()),
+                is_default: false
+            }
         );
-        assert_eq!(kind(push("refs/heads/feature/x", NO_COMMIT)), EventKind::Pushed { branch, after: None });
+        let trunk = BranchName::parse("trunk").unwrap();
+        assert_eq!(
+            kind(push("refs/heads/trunk", NO_COMMIT)),
+            EventKind::Pushed { branch: trunk, after: None, is_default: true }
+        );
         assert!(matches!(push("refs/heads/-x", sha), Decoded::Ignored(_)));
         assert!(matches!(push("refs/heads/x", "short"), Decoded::Unreadable(_)));
     }

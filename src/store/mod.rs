@@ -21,6 +21,7 @@ pub mod ledger;
 pub mod logs;
 pub mod nodes;
 mod open;
+pub mod pushes;
 pub mod questions;
 pub mod repair;
 pub mod retention;

@@ -20,6 +20,7 @@ mod server;
 mod service;
 mod start;
 mod timeline;
+mod workspace;
 mod world;
 
 use anyhow::{Context, bail, ensure};
@@ -80,6 +81,7 @@ const GROUPS: &[Group] = &[
         by_default: true,
         measure: ingest::measure,
     },
+    Group { name: "workspace", goals: &["G8", "G9", "G10"], by_default: true, measure: workspace::measure },
     Group { name: "start", goals: &["G11", "G12", "G13", "G16"], by_default: true, measure: start::measure },
     Group { name: "service", goals: &["G14"], by_default: true, measure: service::measure },
     Group { name: "live", goals: &["G15"], by_default: true, measure: live::measure },

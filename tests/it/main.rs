@@ -6,6 +6,7 @@
 mod world;
 
 mod agents;
+mod ahead;
 mod artifacts;
 mod basics;
 mod budget;

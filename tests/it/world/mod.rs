@@ -59,6 +59,8 @@ pub struct World {
     pub app: Arc<App>,
     pub config: Config,
     ids: Arc<CountedIds>,
+    /// Before the folder: what is mounted cannot be removed with it.
+    _mounts: Mounts,
     folder: tempfile::TempDir,
     database: Database,
     /// Set when agents run in containers of the real engine; then time passes by itself, too.
@@ -67,6 +69,18 @@ pub struct World {
     boots: u32,
     /// Set by scenarios that end in the middle on purpose.
     pub ends_in_the_middle: bool,
+}
+
+/// What runs that did not end have mounted below a folder.
+struct Mounts(std::path::PathBuf);
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        for point in zeblit::mount::below(&self.0).iter().rev() {
+            // Best effort: the scenario has told already what is wrong.
+            let _ = zeblit::mount::unmount(point);
+        }
+    }
 }
 
 /// Which database a world stands on.
@@ -218,6 +232,7 @@ impl World {
             app,
             config,
             ids,
+            _mounts: Mounts(folder.path().to_owned()),
             folder,
             database,
             engine,
