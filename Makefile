@@ -161,6 +161,7 @@ prove-nodes: ## five nodes under kills, pauses and Redis cuts end every run once
 
 clean: ## remove build output and the demo's state
 	$(CARGO) clean
+	@findmnt --raw --noheadings --output TARGET | grep "^$(CURDIR)/.demo/" | sort --reverse | xargs --no-run-if-empty umount --lazy
 	rm -rf .demo
 
 .PHONY: fuzz

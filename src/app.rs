@@ -161,7 +161,7 @@ impl App {
             .with_context(|| format!("sandbox.socket_dir: cannot create {}", socket_root.display()))?;
         let node = node(&config)?;
         Ok(Arc::new(Self {
-            sandbox: sandbox(&config, &signer),
+            sandbox: sandbox(&config, &signer, &ids),
             git: git(&config).await?,
             boot: format!("{}:{}", node.id, ids.next(IdKind::Boot)),
             node,
@@ -335,7 +335,7 @@ pub fn broker_settings(config: &Config) -> broker::Settings {
     }
 }
 
-fn sandbox(config: &Config, signer: &Signer) -> Arc<dyn Sandbox> {
+fn sandbox(config: &Config, signer: &Signer, ids: &Arc<dyn Ids>) -> Arc<dyn Sandbox> {
     match config.sandbox.kind {
         SandboxKind::Docker => Arc::new(DockerSandbox::connect(DockerOptions {
             docker_host: config.sandbox.docker_host.clone(),
@@ -352,6 +352,7 @@ fn sandbox(config: &Config, signer: &Signer) -> Arc<dyn Sandbox> {
                     let (signer, root) = (signer.clone(), config.socket_root());
                     Arc::new(move |slot| signer.sockets(&root, slot))
                 },
+                ids: Arc::clone(ids),
             }),
         })),
         SandboxKind::Process => {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+use zeblit::clock::RandomIds;
 use zeblit::domain::ids::{RunId, SlotId};
 use zeblit::sandbox::docker::{DockerOptions, DockerSandbox, WarmOptions};
 use zeblit::sandbox::{

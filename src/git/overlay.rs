@@ -115,9 +115,5 @@ pub(super) fn mount_again(run: &Path, seed: &Path, inside: &Path) -> Result<(), 
 
 /// Takes the mounts at and below a folder away. Containers that have one bound keep it until they end.
 pub(super) fn unmount_below(folder: &Path) -> Result<(), GitError> {
-    let points: Vec<PathBuf> = mount::below(folder);
-    for point in points.iter().rev() {
-        mount::unmount(point).map_err(io_error("unmount the workspace", point))?;
-    }
-    Ok(())
+    mount::unmount_below(folder).map_err(io_error("unmount the workspace", folder))
 }

@@ -217,7 +217,7 @@ mod tests {
         assert_eq!(fill(&mut pool, &usual, now, &mut next), 0);
         let slot = pool.take(&usual, now, |good| *good).unwrap();
         assert_eq!(pool.take(&usual, now, |good| *good), None);
-        assert_eq!(pool.waiting(), [slot.clone()], "it is wanted until its run has entered it");
+        assert_eq!(pool.waiting(), std::slice::from_ref(&slot), "it is wanted until its run has entered it");
         assert_eq!(pool.enter(&slot), Some(true));
         assert_eq!(pool.enter(&slot), None);
         assert_eq!(pool.waiting(), []);
@@ -259,7 +259,7 @@ mod tests {
         assert!(pool.take(&other, now, |good| *good).is_some());
         assert!(pool.take(&usual, now, |good| *good).is_some());
         let later = now + REMEMBERED;
-        assert_eq!(pool.missing(&usual, later), [usual.clone()]);
+        assert_eq!(pool.missing(&usual, later), std::slice::from_ref(&usual));
     }
 
     #[test]
@@ -271,10 +271,10 @@ mod tests {
         assert_eq!(pool.take(&usual, now, |good| *good), None);
         assert_eq!(pool.surplus(&usual, now, |good| *good), [(id.clone(), false)]);
         pool.began(&usual, &id);
-        assert_eq!(pool.waiting(), [id.clone()]);
+        assert_eq!(pool.waiting(), std::slice::from_ref(&id));
         pool.failed(&usual, &id, now);
         assert_eq!(pool.missing(&usual, now), []);
-        assert_eq!(pool.missing(&usual, now + PAUSE), [usual.clone()]);
+        assert_eq!(pool.missing(&usual, now + PAUSE), std::slice::from_ref(&usual));
         assert_eq!(Pool::<bool>::new(0).missing(&usual, now), []);
     }
 }

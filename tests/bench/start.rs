@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use zeblit::app::App;
+use zeblit::clock::RandomIds;
 use zeblit::config::{Config, LocalForgeConfig, SandboxKind};
 use zeblit::domain::effect::EffectState;
 use zeblit::domain::event::{Repo, Source};
@@ -158,6 +159,7 @@ impl Bare {
                 folder: state.join("slots"),
                 views: vec![state.join("mirrors")],
                 sockets: Arc::new(move |slot| sockets.join(slot.as_str())),
+                ids: Arc::new(RandomIds),
             }),
         });
         let class = SlotClass { image: IMAGE.into(), limits };

@@ -385,8 +385,11 @@ fn held(folder: &Path) -> Option<String> {
     }
 }
 
-/// Deletes a folder, read-only folders in it included (seeds are made read-only). Links are not followed.
+/// Deletes a folder, read-only folders in it included (seeds are made read-only). Links are not followed, and what a
+/// process that died left mounted in it is not touched.
 pub fn remove_tree(folder: &Path) -> io::Result<()> {
+    let folder = &folder.canonicalize()?;
+    crate::mount::unmount_below(folder)?;
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             make_writable(folder)?;

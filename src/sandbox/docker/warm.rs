@@ -6,6 +6,7 @@
 //! really sees, and where it differs the run starts cold.
 
 use super::{DockerSandbox, container_name, lock};
+use crate::clock::{IdKind, Ids};
 use crate::domain::ids::SlotId;
 use crate::mount::{self, Access};
 use crate::sandbox::gate::Gate;
@@ -47,6 +48,7 @@ pub struct WarmOptions {
     /// Parts of these folders are given to containers read-only.
     pub views: Vec<PathBuf>,
     pub sockets: SocketsOf,
+    pub ids: Arc<dyn Ids>,
 }
 
 impl std::fmt::Debug for WarmOptions {
@@ -356,7 +358,7 @@ impl DockerSandbox {
     }
 
     async fn add(&self, warm: &Warm, class: &SlotClass) {
-        let slot = SlotId::new(uuid::Uuid::now_v7().simple().to_string());
+        let slot = SlotId::new(warm.options.ids.next(IdKind::Slot));
         lock(&warm.pool).began(class, &slot);
         let begun = Instant::now();
         match self.boot(warm, class, &slot).await {
