@@ -173,3 +173,7 @@ fuzz: ## every parser against mutated input, SECONDS in all (SECONDS=60)
 .PHONY: fuzz-long
 fuzz-long: ## fuzzing by coverage: each target or one, for hours (TARGET=all HOURS=24)
 	@tests/fuzz/libfuzzer/run.sh "$(or $(TARGET),all)" "$$(awk 'BEGIN { print int($(or $(HOURS),24) * 3600) }')"
+
+.PHONY: bench-growth
+bench-growth: ## what ten times the runs, the queue, the repositories and followers cost (ROUNDS=3)
+	@$(MAKE) --no-print-directory bench ONLY=growth
