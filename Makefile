@@ -4,7 +4,7 @@ CARGO ?= cargo
 ARGS ?=
 SETUP_ENV = set -a; . target/setup.env; set +a
 
-.PHONY: help demo test lint unit build install image bench-ingest bench-start prove-hostile prove-canary clean
+.PHONY: help demo test lint unit build install image prove-hostile prove-canary clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,13 +54,6 @@ bench: ## Zeblit and its peers in turns, and whether each goal holds (ONLY=G1,G1
 .PHONY: bench-seed-figures
 bench-seed-figures: ## REST, deliveries, queued tasks, live readers, repositories and runs a day that one server holds
 	@$(MAKE) --no-print-directory bench ONLY=seed-figures ROUNDS=$(or $(ROUNDS),1)
-
-bench-ingest: build ## deliveries answered durably: p99 at 300 requests/s (ARGS="--rate 300 --seconds 20")
-	@target/release/zeblit bench ingest $(ARGS)
-
-bench-start: build ## from a delivery to the agent's process in Docker: median (ARGS="--runs 15")
-	@deploy/setup.sh demo
-	@target/release/zeblit bench start $(ARGS)
 
 # ---- proofs of the sandbox
 

@@ -15,6 +15,7 @@ use crate::engine::load::Loads;
 use crate::git::{Cache, Disk, Git, Layout, Workspaces};
 use crate::queue::Wakeup;
 use crate::queue::local::LocalWakeup;
+use crate::queue::postgres::PostgresWakeup;
 use crate::queue::redis::RedisWakeup;
 use crate::remote::github::{GithubForge, GithubSettings};
 use crate::remote::jira::Jira;
@@ -24,7 +25,7 @@ use crate::remote::{Forge, Remote};
 use crate::sandbox::Sandbox;
 use crate::sandbox::docker::{DockerOptions, DockerSandbox, WarmOptions};
 use crate::sandbox::process::ProcessSandbox;
-use crate::store::{Durability, Store};
+use crate::store::{DatabaseKind, Store};
 use anyhow::Context;
 use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
@@ -136,11 +137,6 @@ impl App {
 
     /// Builds the system that `config` describes (already validated).
     pub async fn build(config: Config) -> anyhow::Result<Arc<Self>> {
-        Self::build_for_measuring(config, Durability::Full).await
-    }
-
-    /// As `build`, with a store that may wait for less; only for `zeblit bench`.
-    pub async fn build_for_measuring(config: Config, durability: Durability) -> anyhow::Result<Arc<Self>> {
         let mut config = config;
         std::fs::create_dir_all(&config.state_dir)
             .with_context(|| format!("state_dir: cannot create {}", config.state_dir.display()))?;
@@ -152,7 +148,7 @@ impl App {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let ids: Arc<dyn Ids> = Arc::new(RandomIds);
         let signer = Signer::new(&config.secret_key_bytes()?);
-        let store = Store::open_for_measuring(config.database_url().expose_secret(), durability).await?;
+        let store = Store::open(config.database_url().expose_secret()).await?;
         let (forge, local) = forge(&config, &clock)?;
         let broker =
             Broker::new(broker_settings(&config), store.clone(), Arc::clone(&clock), Arc::clone(&ids));
@@ -172,7 +168,7 @@ impl App {
             secrets,
             live: Live::default(),
             loads: Loads::default(),
-            wakeup: wakeup(&config)?,
+            wakeup: wakeup(&config, store.kind())?,
             store,
             forge,
             remotes: remotes(&config)?,
@@ -247,14 +243,18 @@ pub fn disk(config: &Config) -> Disk {
     }
 }
 
-fn wakeup(config: &Config) -> anyhow::Result<Arc<dyn Wakeup>> {
-    match &config.redis.url {
-        Some(url) => {
+fn wakeup(config: &Config, database: DatabaseKind) -> anyhow::Result<Arc<dyn Wakeup>> {
+    match (&config.redis.url, database) {
+        (Some(url), _) => {
             let wakeup = RedisWakeup::start(url.expose_secret());
             // The URL may hold a password: the error names the key only.
             Ok(Arc::new(wakeup.ok().context("redis.url: is not a Redis URL")?))
         }
-        None => Ok(Arc::new(LocalWakeup::default())),
+        (None, DatabaseKind::Sqlite) => Ok(Arc::new(LocalWakeup::default())),
+        (None, DatabaseKind::Postgres) => {
+            let wakeup = PostgresWakeup::start(config.database_url().expose_secret());
+            Ok(Arc::new(wakeup.ok().context("database.url: is not a Postgres URL")?))
+        }
     }
 }
 

@@ -103,7 +103,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 pub struct RedisConfig {
-    /// `redis://…`; absent: wake-ups stay inside the process, and others look by themselves within seconds.
+    /// `redis://…`; absent: Postgres itself carries the wake-ups, and on SQLite they stay inside the process.
     pub url: Option<SecretString>,
 }
 
@@ -504,7 +504,7 @@ impl Default for ServerConfig {
             header_timeout_seconds: 5,
             body_timeout_seconds: 8,
             inflight_bytes: 256 * 1024 * 1024,
-            max_connections: 1024,
+            max_connections: 4096,
             log_format: LogFormat::Text,
         }
     }
@@ -921,7 +921,7 @@ const KEYS: &[Key] = &[
     key!(
         "redis.url",
         Text,
-        "Wake-ups between processes on one database; unset: inside this process only. Losing Redis costs seconds, never data.",
+        "Wake-ups between processes on one database; unset: by Postgres itself, on SQLite inside this process. Losing Redis costs seconds, never data.",
         "\"redis://localhost\"",
         |c| secret(c.redis.url.as_ref())
     ),

@@ -111,6 +111,8 @@ pub const DELIVERIES: &str = "zeblit_deliveries";
 pub const MODEL_TROUBLES: &str = "zeblit_model_troubles_total";
 /// Runs that were put back into the queue because something passes by itself, by `class`: quota, model.
 pub const RUN_RETRIES: &str = "zeblit_run_retries_total";
+/// Agents' containers started, by `kind`: warm (entered while it waited), cold (made for its run).
+pub const STARTS: &str = "zeblit_starts_total";
 /// What is handled no more because workers died on it, by `what`: run, delivery.
 pub const DEAD_LETTERS: &str = "zeblit_dead_letters_total";
 /// Deliveries that the forge could not hand over, by `result`: found, asked, arrived, given_up.
@@ -152,6 +154,7 @@ pub const METRICS: &[Metric] = &[
         kind: MetricKind::Counter,
         about: "Runs put back into the queue until something passes, by class",
     },
+    Metric { name: STARTS, kind: MetricKind::Counter, about: "Agents' containers started, by kind" },
     Metric {
         name: DEAD_LETTERS,
         kind: MetricKind::Counter,

@@ -211,7 +211,8 @@ fn time_chance_environment_and_programs_have_one_home() {
 fn sql_stands_in_the_store_only() {
     let mut breaches = Vec::new();
     for source in sources() {
-        if module(&source.path) == "store" {
+        // Besides NOTIFY, which reads and writes no table.
+        if module(&source.path) == "store" || source.path == "src/queue/postgres.rs" {
             continue;
         }
         for word in ["sqlx::query", "INSERT INTO ", "DELETE FROM ", "UPDATE runs"] {

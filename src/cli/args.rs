@@ -80,11 +80,6 @@ pub enum Command {
         #[command(subcommand)]
         command: TokenCommand,
     },
-    /// Measure this machine: deliveries answered, agents started
-    Bench {
-        #[command(subcommand)]
-        what: super::bench::Args,
-    },
     /// Show a guide, or the help of a command
     Help {
         /// A guide or a command; without it, all are listed

@@ -6,7 +6,6 @@ pub mod args;
 mod artifacts;
 pub mod backend;
 pub mod backup;
-pub mod bench;
 pub mod budget;
 pub mod config;
 pub mod demo;
@@ -86,11 +85,6 @@ async fn command(cli: Cli, output: Output) -> Result<Exit, CliError> {
         Command::SendWebhook(args) => send_webhook::run(file, &args, output).await,
         Command::Config { command } => config::run(file, &command, output),
         Command::Token { command } => token::run(file, &command, output).await,
-        Command::Bench { what } => {
-            let (line, ok) = bench::run(what).await?;
-            output.line(&line)?;
-            Ok(if ok { Exit::Ok } else { Exit::No })
-        }
         Command::Help { topic } => guide::run(topic.as_deref(), output),
     }
 }
@@ -185,7 +179,6 @@ mod tests {
           send-webhook  Sign and send a webhook, as a forge would
           config        Check the configuration, or print an example
           token         Make, list and revoke tokens of the API
-          bench         Measure this machine: deliveries answered, agents started
           help          Show a guide, or the help of a command
 
         Options:

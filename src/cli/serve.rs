@@ -97,6 +97,7 @@ pub async fn run(file: Option<&Path>, args: &ServeArgs, output: Output) -> Resul
         config.server.listen = address;
     }
     let limits = server::Limits::of(&config.server);
+    server::open_many_files();
     let app = App::build(config).await?;
     if app.node.role.works() {
         seal(&app).await;

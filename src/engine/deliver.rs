@@ -59,6 +59,7 @@ pub struct Ticked {
 }
 
 /// Handles at most one effect of each lane (remote and installation), lanes side by side.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn tick(app: &App) -> Result<Ticked, EngineError> {
     let now = app.clock.now();
     let lanes = store::effects::due_lanes(&app.store, now).await?;

@@ -41,6 +41,17 @@ impl Limits {
     }
 }
 
+/// Lets this process open as many files as the system grants it: each connection is one, and what is granted at first is
+/// often fewer than there may be connections.
+pub fn open_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let granted = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: granted.maximum, maximum: granted.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, wanted) {
+        tracing::warn!(error = %error, "the limit of open files stays as it is");
+    }
+}
+
 /// Serves until `stop`; then lets running requests end, at most `GRACE_SECONDS`.
 pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: CancellationToken) {
     let slots = Arc::new(Semaphore::new(limits.max_connections));

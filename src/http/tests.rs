@@ -820,6 +820,75 @@ async fn the_live_log_follows_resumes_and_ends() {
     assert_eq!(none.next().await.unwrap().0, "end");
 }
 
+/// The lines of `log` events up to the chunk `last`, and how many events they came in.
+async fn lines_until(events: &mut Events, last: &str) -> (Vec<String>, usize) {
+    let (mut lines, mut count) = (Vec::new(), 0);
+    loop {
+        let (id, data) = events.next_of("log").await;
+        let told: Vec<serde_json::Value> = serde_json::from_str(&data).unwrap();
+        lines.extend(told.iter().map(|line| line["t"].as_str().unwrap().to_owned()));
+        count += 1;
+        if id == last {
+            return (lines, count);
+        }
+    }
+}
+
+#[tokio::test]
+async fn lines_that_come_together_are_one_event_for_every_reader() {
+    let server = server().await;
+    let run = server.run("0192aaaabbbbcccc", |_| {}).await;
+    let path = server.link(&run).replacen('?', "/events?", 1);
+    let mut readers = Vec::new();
+    for _ in 0..3 {
+        let mut events = Events::open(&server, &path, None).await;
+        assert_eq!(events.next().await.unwrap().0, "state");
+        readers.push(events);
+    }
+    // The first a reader may have read by itself; the second it was told.
+    for n in 1..=2 {
+        server.log(&run, &[("out", &format!("line {n}"))]).await;
+        for reader in &mut readers {
+            assert_eq!(reader.next_of("log").await.0, n.to_string());
+        }
+    }
+    for seq in 3..=52 {
+        let text = format!("{{\"n\":1,\"k\":\"out\",\"t\":\"line {seq}\"}}\n").into();
+        server.app.wakeup.lines(crate::queue::LogLines { run: run.to_string(), seq, text });
+    }
+    let expected: Vec<String> = (3..=52).map(|seq| format!("line {seq}")).collect();
+    for reader in &mut readers {
+        let (lines, events) = lines_until(reader, "52").await;
+        assert_eq!(lines, expected);
+        assert!(events < 10, "50 lines came in {events} events");
+    }
+}
+
+#[tokio::test]
+async fn a_slow_reader_misses_no_line_and_holds_nobody_up() {
+    let server = server().await;
+    let run = server.run("0192aaaabbbbcccc", |_| {}).await;
+    let path = server.link(&run).replacen('?', "/events?", 1);
+    let mut slow = Events::open(&server, &path, None).await;
+    let mut quick = Events::open(&server, &path, None).await;
+    server.log(&run, &[("out", "line 1")]).await;
+    assert_eq!(slow.next_of("log").await.0, "1");
+    // More frames than are kept for it: each is a frame of its own, because the other reader waits for it.
+    let mut read_at_once = 0;
+    for n in 1..=40 {
+        if n > 1 {
+            server.log(&run, &[("out", &format!("line {n}"))]).await;
+        }
+        let (lines, events) = lines_until(&mut quick, &n.to_string()).await;
+        assert_eq!(lines, [format!("line {n}")]);
+        read_at_once += events;
+    }
+    assert_eq!(read_at_once, 40);
+    let (lines, events) = lines_until(&mut slow, "40").await;
+    assert_eq!(lines, (2..=40).map(|n| format!("line {n}")).collect::<Vec<_>>());
+    assert!(events < 39, "it took up {events} events");
+}
+
 #[tokio::test]
 async fn a_stopping_server_lets_live_logs_go() {
     let server = server().await;

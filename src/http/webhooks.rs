@@ -93,6 +93,7 @@ impl Verdict {
 struct Refusal(Verdict, HttpError);
 
 /// Takes one delivery.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn receive(State(http): State<Http>, Path(name): Path<String>, request: Request) -> Response {
     let Some(source) = Source::parse(&name) else {
         let known: Vec<&str> = Source::ALL.into_iter().map(Source::as_str).collect();

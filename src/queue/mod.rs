@@ -2,6 +2,7 @@
 //! latency, never a run: the database tells the rest.
 
 pub mod local;
+pub mod postgres;
 pub mod redis;
 
 use async_trait::async_trait;
@@ -36,6 +37,22 @@ impl Topic {
     pub const ALL: [Topic; 6] =
         [Topic::RunsHigh, Topic::Inbox, Topic::Effects, Topic::Runs, Topic::RunsLow, Topic::Logs];
 
+    /// How other processes are told.
+    fn name(self) -> &'static str {
+        match self {
+            Topic::Inbox => "inbox",
+            Topic::RunsHigh => "runs:high",
+            Topic::Runs => "runs:default",
+            Topic::RunsLow => "runs:low",
+            Topic::Effects => "effects",
+            Topic::Logs => "logs",
+        }
+    }
+
+    fn named(name: &str) -> Option<Topic> {
+        Self::ALL.into_iter().find(|topic| topic.name() == name)
+    }
+
     /// Runs of a priority: 0 high, 1 default, 2 low.
     pub fn runs(priority: i64) -> Topic {
         match priority {
@@ -68,6 +85,31 @@ pub trait Wakeup: Send + Sync + Debug {
 
     /// Lines of a run from now on, as far as they are heard.
     fn follow(&self, run: &str) -> Following;
+}
+
+/// Topics that others are to be told of, each once, in the order of `Topic::ALL`.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    topics: Mutex<[bool; Topic::ALL.len()]>,
+    pub more: Notify,
+}
+
+impl Pending {
+    pub fn add(&self, topic: Topic) {
+        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        for (known, pending) in Topic::ALL.into_iter().zip(topics.iter_mut()) {
+            *pending |= known == topic;
+        }
+        drop(topics);
+        self.more.notify_one();
+    }
+
+    pub fn take(&self) -> Option<Topic> {
+        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = topics.iter().position(|pending| *pending)?;
+        *topics.get_mut(next)? = false;
+        Topic::ALL.get(next).copied()
+    }
 }
 
 /// Which runs are followed in this process, and by how many.
@@ -168,5 +210,23 @@ mod tests {
     #[test]
     fn priorities_have_topics() {
         assert_eq!([0, 1, 2].map(Topic::runs), [Topic::RunsHigh, Topic::Runs, Topic::RunsLow]);
+    }
+
+    #[test]
+    fn topic_names_read_back() {
+        for topic in Topic::ALL {
+            assert_eq!(Topic::named(topic.name()), Some(topic));
+        }
+        assert_eq!(Topic::named("anything else"), None);
+    }
+
+    #[test]
+    fn urgent_runs_are_told_first_and_everything_once() {
+        let pending = Pending::default();
+        for topic in [Topic::Logs, Topic::RunsLow, Topic::Runs, Topic::RunsHigh, Topic::Runs] {
+            pending.add(topic);
+        }
+        let told: Vec<Topic> = std::iter::from_fn(|| pending.take()).collect();
+        assert_eq!(told, [Topic::RunsHigh, Topic::Runs, Topic::RunsLow, Topic::Logs]);
     }
 }

@@ -5,14 +5,14 @@
 //! topic once, and is told when Redis is back, urgent runs first; lines are dropped.
 
 use super::local::LocalWakeup;
-use super::{Following, LogLines, Topic, Wakeup};
+use super::{Following, LogLines, Pending, Topic, Wakeup};
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 /// The channel that carries the topics' names.
@@ -41,31 +41,6 @@ pub struct RedisWakeup {
     publish: mpsc::Sender<LogLines>,
     #[expect(dead_code, reason = "held for their drop: the tasks end with this")]
     tasks: [AbortOnDropHandle<()>; 2],
-}
-
-/// Topics that others are to be told of, each once, in the order of `Topic::ALL`.
-#[derive(Debug, Default)]
-struct Pending {
-    topics: Mutex<[bool; Topic::ALL.len()]>,
-    more: Notify,
-}
-
-impl Pending {
-    fn add(&self, topic: Topic) {
-        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
-        for (known, pending) in Topic::ALL.into_iter().zip(topics.iter_mut()) {
-            *pending |= known == topic;
-        }
-        drop(topics);
-        self.more.notify_one();
-    }
-
-    fn take(&self) -> Option<Topic> {
-        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = topics.iter().position(|pending| *pending)?;
-        *topics.get_mut(next)? = false;
-        Topic::ALL.get(next).copied()
-    }
 }
 
 /// Lines as they are published.
@@ -111,27 +86,12 @@ impl Wakeup for RedisWakeup {
     }
 }
 
-fn name(topic: Topic) -> &'static str {
-    match topic {
-        Topic::Inbox => "inbox",
-        Topic::RunsHigh => "runs:high",
-        Topic::Runs => "runs:default",
-        Topic::RunsLow => "runs:low",
-        Topic::Effects => "effects",
-        Topic::Logs => "logs",
-    }
-}
-
-fn topic(name: &str) -> Option<Topic> {
-    Topic::ALL.into_iter().find(|topic| self::name(*topic) == name)
-}
-
 /// Publishes what is pending, for as long as this process can add to it.
 async fn tell(client: redis::Client, pending: Arc<Pending>, mut lines: mpsc::Receiver<LogLines>) {
     let mut connection = None;
     loop {
         let (topic, command) = match pending.take() {
-            Some(topic) => (Some(topic), publish(CHANNEL, name(topic))),
+            Some(topic) => (Some(topic), publish(CHANNEL, topic.name())),
             None => tokio::select! {
                 () = pending.more.notified() => continue,
                 lines = lines.recv() => match lines {
@@ -230,7 +190,7 @@ fn take(local: &LocalWakeup, message: &redis::Msg) {
             }
         }
         None => {
-            if let Some(topic) = topic(&text) {
+            if let Some(topic) = Topic::named(&text) {
                 local.notify(topic);
             }
         }
@@ -247,14 +207,6 @@ mod tests {
         let url = std::env::var("ZEBLIT_TEST_REDIS").ok();
         assert!(url.is_some() || std::env::var_os("CI").is_none(), "CI must set ZEBLIT_TEST_REDIS");
         url
-    }
-
-    #[test]
-    fn topic_names_read_back() {
-        for topic in Topic::ALL {
-            assert_eq!(self::topic(name(topic)), Some(topic));
-        }
-        assert_eq!(topic("anything else"), None);
     }
 
     #[tokio::test]
@@ -275,16 +227,6 @@ mod tests {
             }
         }
         assert!(begin.elapsed() < Duration::from_secs(25), "woken by time-out only");
-    }
-
-    #[test]
-    fn urgent_runs_are_told_first_and_everything_once() {
-        let pending = Pending::default();
-        for topic in [Topic::Logs, Topic::RunsLow, Topic::Runs, Topic::RunsHigh, Topic::Runs] {
-            pending.add(topic);
-        }
-        let told: Vec<Topic> = std::iter::from_fn(|| pending.take()).collect();
-        assert_eq!(told, [Topic::RunsHigh, Topic::Runs, Topic::RunsLow, Topic::Logs]);
     }
 
     /// A way to Redis that can be cut (connections are closed, new ones too) or swallow everything.

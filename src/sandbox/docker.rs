@@ -16,6 +16,7 @@ use super::{
 };
 use crate::domain::ids::{RunId, SlotId};
 use crate::shim;
+use crate::telemetry;
 use async_trait::async_trait;
 use bollard::models::{
     ContainerInspectResponse, ContainerStateStatusEnum, ContainerStatsResponse, ContainerSummaryStateEnum,
@@ -240,6 +241,7 @@ impl DockerSandbox {
         }
     }
 
+    #[tracing::instrument(level = "debug", skip_all)]
     async fn remove_slot(&self, slot: &SlotId) -> Result<(), SandboxError> {
         let name = container_name(slot)?;
         self.close_gate(slot);
@@ -423,8 +425,10 @@ impl Sandbox for DockerSandbox {
         if let (Duty::Agent(_), Some(sockets)) = (&spec.duty, &spec.sockets) {
             let bytes = job.encode().map_err(refused)?;
             if let Some(container) = self.enter(spec, &bytes).await? {
+                metrics::counter!(telemetry::STARTS, "kind" => "warm").increment(1);
                 return Ok(container);
             }
+            metrics::counter!(telemetry::STARTS, "kind" => "cold").increment(1);
             // The old gate first: its drop removes the socket of the new one otherwise.
             self.close_gate(&spec.slot);
             let gate = Gate::open(sockets)?;

@@ -6,7 +6,10 @@ use super::{DatabaseKind, Store, StoreError, Tx};
 use crate::domain::event::Source;
 use crate::domain::ids::InboxId;
 use chrono::{DateTime, Utc};
+use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
+use std::collections::BTreeSet;
+use std::sync::{Arc, LazyLock};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -14,10 +17,16 @@ use tokio::task::JoinHandle;
 const QUEUE_LENGTH: usize = 1_024;
 /// Deliveries that share one commit: enough to make the fsync cheap, few enough to answer soon.
 const GROUP_LENGTH: usize = 256;
+/// Rows that one statement inserts; a group is cut into as few as it takes.
+const AT_ONCE: [usize; 3] = [32, 8, 1];
+/// Values of a row that are bound.
+const BOUND: usize = 8;
 /// Bodies from this size, in bytes, are compressed off the async threads.
 const LARGE_BODY_BYTES: usize = 256 * 1024;
 /// Largest body that is read back, in bytes: above what any source sends (25 MB), against a broken size field.
 const MAX_BODY_BYTES: i64 = 64 * 1024 * 1024;
+
+static INSERTS: LazyLock<[Arc<str>; 3]> = LazyLock::new(|| AT_ONCE.map(|rows| insert_text(rows).into()));
 
 /// What became of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,10 +184,17 @@ async fn store_each(writers: &Writers, group: Vec<Job>) {
 
 async fn try_group(writers: &Writers, group: &[Job]) -> Result<Vec<Inserted>, GroupError> {
     let mut tx = writers.begin().await.map_err(GroupError::Database)?;
-    let mut inserted = Vec::with_capacity(group.len());
-    for job in group {
-        inserted.push(insert_row(&mut tx, &job.row).await.map_err(GroupError::Row)?);
+    let mut new = BTreeSet::new();
+    let mut rest = group;
+    for (rows, text) in AT_ONCE.iter().zip(INSERTS.iter()) {
+        while let Some((now, later)) = rest.split_at_checked(*rows) {
+            insert_rows(&mut tx, text, now, &mut new).await.map_err(GroupError::Row)?;
+            rest = later;
+        }
     }
+    let inserted =
+        |job: &Job| if new.contains(job.row.id.as_str()) { Inserted::New } else { Inserted::Duplicate };
+    let inserted = group.iter().map(inserted).collect();
     tx.commit().await.map_err(GroupError::Database)?;
     Ok(inserted)
 }
@@ -194,24 +210,44 @@ fn fail_all(jobs: impl IntoIterator<Item = Job>, error: StoreError) {
     }
 }
 
-async fn insert_row(tx: &mut Tx, row: &NewRow) -> Result<Inserted, StoreError> {
-    let done = sqlx::query(
+/// The statement that inserts so many rows and gives the ids of the new ones.
+fn insert_text(rows: usize) -> String {
+    let values: Vec<String> = (0..rows)
+        .map(|row| {
+            let places: Vec<String> = (1..=BOUND).map(|n| format!("${}", row * BOUND + n)).collect();
+            format!("({}, 'pending', '', 0, 0)", places.join(", "))
+        })
+        .collect();
+    format!(
         "INSERT INTO inbox (id, source, delivery_id, event, headers, raw, raw_bytes, received_at, state, verdict, \
-         not_before, tries) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'pending', '', 0, 0) \
-         ON CONFLICT (delivery_id, source) DO NOTHING",
+         not_before, tries) VALUES {} ON CONFLICT (delivery_id, source) DO NOTHING RETURNING id",
+        values.join(", ")
     )
-    .bind(row.id.as_str())
-    .bind(row.source.as_str())
-    .bind(&row.delivery_id)
-    .bind(&row.event)
-    .bind(&row.headers)
-    .bind(row.packed.as_slice())
-    .bind(row.raw_bytes)
-    .bind(row.received_at)
-    .execute(&mut *tx.inner)
-    .await
-    .map_err(sql("insert a delivery"))?;
-    Ok(if done.rows_affected() == 1 { Inserted::New } else { Inserted::Duplicate })
+}
+
+async fn insert_rows(
+    tx: &mut Tx,
+    text: &Arc<str>,
+    jobs: &[Job],
+    new: &mut BTreeSet<String>,
+) -> Result<(), StoreError> {
+    let mut query = sqlx::query(AssertSqlSafe(Arc::clone(text)));
+    for Job { row, .. } in jobs {
+        query = query
+            .bind(row.id.as_str())
+            .bind(row.source.as_str())
+            .bind(&row.delivery_id)
+            .bind(&row.event)
+            .bind(&row.headers)
+            .bind(row.packed.as_slice())
+            .bind(row.raw_bytes)
+            .bind(row.received_at);
+    }
+    let rows = query.fetch_all(&mut *tx.inner).await.map_err(sql("insert deliveries"))?;
+    for row in &rows {
+        new.insert(RowReader::new(row, "inbox", "id").text("id")?);
+    }
+    Ok(())
 }
 
 async fn pack(raw: bytes::Bytes) -> Result<Vec<u8>, StoreError> {
@@ -224,6 +260,7 @@ async fn pack(raw: bytes::Bytes) -> Result<Vec<u8>, StoreError> {
 }
 
 /// Stores a delivery; when this returns `New` it is on stable storage.
+#[tracing::instrument(level = "debug", skip_all)]
 pub async fn insert(store: &Store, delivery: NewDelivery) -> Result<Inserted, StoreError> {
     let stopped = || {
         sql("hand a delivery to the inbox writer")(sqlx::Error::Io(std::io::Error::other(

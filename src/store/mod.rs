@@ -132,6 +132,7 @@ impl Store {
     }
 
     /// Begins a write transaction (`BEGIN IMMEDIATE` on SQLite, where those who write at the same time share a commit).
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn write_tx(&self) -> Result<Tx, StoreError> {
         self.writers.begin().await
     }
@@ -189,6 +190,7 @@ fn free_bytes(folder: &Path) -> Option<u64> {
 
 impl Tx {
     /// Makes the changes durable.
+    #[tracing::instrument(level = "debug", skip_all)]
     pub async fn commit(self) -> Result<(), StoreError> {
         self.inner.commit().await
     }

@@ -10,11 +10,14 @@
 
 mod broker;
 mod figures;
+mod growth;
 mod ingest;
+mod jobs;
 mod live;
 mod load;
 mod machine;
 mod peers;
+mod queue;
 mod report;
 mod server;
 mod service;
@@ -81,8 +84,10 @@ const GROUPS: &[Group] = &[
         by_default: true,
         measure: ingest::measure,
     },
-    Group { name: "workspace", goals: &["G8", "G9", "G10"], by_default: true, measure: workspace::measure },
     Group { name: "start", goals: &["G11", "G12", "G13", "G16"], by_default: true, measure: start::measure },
+    Group { name: "workspace", goals: &["G8", "G9", "G10"], by_default: true, measure: workspace::measure },
+    Group { name: "queue", goals: &["G6", "G7"], by_default: true, measure: queue::measure },
+    Group { name: "growth", goals: &["G17"], by_default: true, measure: growth::measure },
     Group { name: "service", goals: &["G14"], by_default: true, measure: service::measure },
     Group { name: "live", goals: &["G15"], by_default: true, measure: live::measure },
     Group { name: "broker", goals: &["B1"], by_default: true, measure: broker::measure },

@@ -27,7 +27,7 @@ const POLL_MS: u64 = 1000;
 /// Chunks that are read at one time.
 pub(super) const FRAME_CHUNKS: i64 = 100;
 /// Frames that a reader may be behind; then it reads the store.
-const FRAMES_KEPT: usize = 64;
+const FRAMES_KEPT: usize = 16;
 /// Seconds of silence after which a comment keeps proxies from closing a stream.
 const KEEP_ALIVE_SECONDS: u64 = 15;
 
@@ -203,6 +203,8 @@ impl Follower {
         if self.after.is_none() {
             self.last = store::logs::last_seq(&app.store, &self.run).await?;
             self.after = Some(self.last);
+            // From here on: whoever has read less of the store reads on.
+            self.send(Frame::Log { after: self.last, last: self.last, text: Bytes::new() });
         }
         if self.told.as_ref() != Some(&facts) {
             self.flush();

@@ -18,8 +18,13 @@ pub const AT_ONCE: usize = 16;
 const CLAIM_TRIES: u32 = 8;
 /// A run whose row cannot be read is set aside for so long, so that it does not stop all others.
 pub(super) const SET_ASIDE: Duration = Duration::from_secs(600);
-/// How many of the oldest queued runs of a priority are looked at, besides one for each that is wanted.
-const LOOKED_AT: usize = 16;
+/// How many of the oldest queued runs of a priority are looked at. It stands in the statement: with a bound number of
+/// rows SQLite would plan it anew each time.
+macro_rules! looked_at {
+    () => {
+        32
+    };
+}
 
 /// A live run that an earlier boot of the owner's node left, see `inherit_leases`.
 macro_rules! left_to {
@@ -192,7 +197,7 @@ async fn next(
     if limit == 0 {
         return Ok(lost);
     }
-    let queued = look_at_queued(tx, owner, now, limit).await?;
+    let queued = look_at_queued(tx, owner, now).await?;
     let mut chosen = match choose(&live, &queued, None, caps, millis(now), limit) {
         Some(chosen) => chosen,
         None => {
@@ -411,7 +416,9 @@ macro_rules! oldest {
             candidate!(concat!("CASE WHEN ", is_ready!("q"), " THEN 1 ELSE 0 END")),
             "WHERE q.state = 'queued' AND q.priority = ",
             $priority,
-            " ORDER BY q.created_at, q.id LIMIT $3) p",
+            " ORDER BY q.created_at, q.id LIMIT ",
+            looked_at!(),
+            ") p",
             $priority
         )
     };
@@ -419,17 +426,10 @@ macro_rules! oldest {
 
 const LOOK_AT_QUEUED: &str = concat!(oldest!("0"), " UNION ALL ", oldest!("1"), " UNION ALL ", oldest!("2"));
 
-async fn look_at_queued(
-    tx: &mut Tx,
-    owner: &str,
-    now: DateTime<Utc>,
-    limit: usize,
-) -> Result<Vec<Looked>, StoreError> {
-    let most = LOOKED_AT + limit;
+async fn look_at_queued(tx: &mut Tx, owner: &str, now: DateTime<Utc>) -> Result<Vec<Looked>, StoreError> {
     let rows = sqlx::query(LOOK_AT_QUEUED)
         .bind(millis(now))
         .bind(node_of(owner))
-        .bind(i64::try_from(most).unwrap_or(i64::MAX))
         .fetch_all(&mut *tx.inner)
         .await
         .map_err(sql("look at the oldest queued runs"))?;
@@ -438,7 +438,7 @@ async fn look_at_queued(
         let run = read_candidate(row)?;
         looked.entry(run.priority).or_default().push(run);
     }
-    Ok(looked.into_values().map(|runs| Looked { is_all: runs.len() < most, runs }).collect())
+    Ok(looked.into_values().map(|runs| Looked { is_all: runs.len() < looked_at!(), runs }).collect())
 }
 
 macro_rules! first_after {
@@ -450,13 +450,17 @@ macro_rules! first_after {
         )
     };
 }
+
 macro_rules! live_of {
-    ($condition:literal) => {
-        concat!("(SELECT COUNT(*) FROM live v WHERE v.remote = x.remote AND ", $condition, ")")
+    ($run:literal, $condition:literal) => {
+        concat!("(SELECT COUNT(*) FROM live v WHERE v.remote = ", $run, ".remote AND ", $condition, ")")
     };
 }
+
+/// Caps of the repository and of its account are looked at once for each repository: all behind its first run may wait
+/// for them.
 const LOOK_AT_HEADS: &str = concat!(
-    "WITH RECURSIVE live AS (SELECT remote, repo_id, owner, requester FROM runs WHERE state IN ",
+    "WITH RECURSIVE live AS MATERIALIZED (SELECT remote, repo_id, owner, requester FROM runs WHERE state IN ",
     live_states!(),
     "), first_ones (id) AS (",
     first_after!(""),
@@ -466,14 +470,14 @@ const LOOK_AT_HEADS: &str = concat!(
     candidate!("1"),
     "JOIN (SELECT (SELECT x.id FROM runs x WHERE x.state = 'queued' AND x.priority = h.priority \
          AND x.remote = h.remote AND x.repo_id = h.repo_id AND ",
-    live_of!("v.repo_id = x.repo_id"),
-    " < $3 AND ",
-    live_of!("v.requester = x.requester"),
+    live_of!("x", "v.requester = x.requester"),
     " < $4 AND ",
-    live_of!("v.owner = x.owner AND v.owner <> ''"),
-    " < $5 AND ",
     is_ready!("x"),
-    " ORDER BY x.created_at, x.id LIMIT 1) AS id FROM first_ones i JOIN runs h ON h.id = i.id) e ON e.id = q.id"
+    " ORDER BY x.created_at, x.id LIMIT 1) AS id FROM first_ones i JOIN runs h ON h.id = i.id WHERE ",
+    live_of!("h", "v.repo_id = h.repo_id"),
+    " < $3 AND ",
+    live_of!("h", "v.owner = h.owner AND v.owner <> ''"),
+    " < $5) e ON e.id = q.id"
 );
 
 /// For each priority and repository that has queued runs the oldest that may go: from one to the next in the index,
