@@ -473,7 +473,7 @@ mod tests {
         assert_eq!(trash().len(), 1, "a run is being prepared");
         drop(preparing);
         world.git.sweep(&[]).await.unwrap();
-        assert_eq!(trash(), [PathBuf::new(); 0]);
+        assert_eq!(trash(), Vec::<PathBuf>::new());
         assert!(outside.is_file());
     }
 
@@ -491,7 +491,7 @@ mod tests {
         }
         age(&world.git.root.join("trash/run_9"), TRASH_REST + Duration::from_secs(60));
         world.git.sweep(&[]).await.unwrap();
-        assert_eq!(entries(&world.git.root.join("trash")), [PathBuf::new(); 0]);
+        assert_eq!(entries(&world.git.root.join("trash")), Vec::<PathBuf>::new());
         assert_eq!(std::fs::read_to_string(target.join("file")).unwrap(), "safe");
     }
 
