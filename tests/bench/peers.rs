@@ -108,7 +108,7 @@ pub fn probot(bench: &Bench, folder: &Path, redis: Option<SocketAddr>) -> anyhow
     if let Some(redis) = redis {
         command.env("BULLMQ_PORT", redis.port().to_string());
     }
-    Process::start(&command, Some(SERVER_CORE), address, &folder.join("probot.log"))
+    Process::start(&command, Some(SERVER_CORE), address, &folder.join("probot.log"))?.answering()
 }
 
 /// A live log with Node's http module.
@@ -120,7 +120,7 @@ pub fn fanout(bench: &Bench, folder: &Path) -> anyhow::Result<Process> {
         .arg(programs.join("fanout.mjs"))
         .env("NODE_ENV", "production")
         .env("PORT", address.port().to_string());
-    Process::start(&command, Some(SERVER_CORE), address, &folder.join("fanout.log"))
+    Process::start(&command, Some(SERVER_CORE), address, &folder.join("fanout.log"))?.answering()
 }
 
 /// A PostgreSQL server of our own with its defaults, in an empty folder. It refuses to run as root: then as `postgres`.

@@ -2,6 +2,7 @@
 
 use super::machine;
 use anyhow::{Context, bail};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -22,7 +23,8 @@ pub const SECRET: &str = "the webhook secret of the bench";
 pub struct Process {
     child: Child,
     pub address: SocketAddr,
-    /// From the start of the program until its port was open.
+    begun: Instant,
+    /// From the start of the program until its port was open; of one that was asked, until it answered.
     pub opened_in: Duration,
 }
 
@@ -66,7 +68,7 @@ impl Process {
         let mut child = started.spawn().with_context(|| format!("start {:?}", command.get_program()))?;
         loop {
             if TcpStream::connect(address).is_ok() {
-                return Ok(Self { child, address, opened_in: begin.elapsed() });
+                return Ok(Self { child, address, begun: begin, opened_in: begin.elapsed() });
             }
             if let Some(status) = child.try_wait()? {
                 let said = std::fs::read_to_string(log).unwrap_or_default();
@@ -78,6 +80,16 @@ impl Process {
             }
             std::thread::sleep(TRY_EVERY);
         }
+    }
+
+    /// Waits for an answer over HTTP, whichever: a port may be open before anybody serves it.
+    pub fn answering(mut self) -> anyhow::Result<Self> {
+        let mut stream = TcpStream::connect(self.address)?;
+        stream.set_read_timeout(Some(START_LIMIT))?;
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
+        stream.read_exact(&mut [0; 12])?;
+        self.opened_in = self.begun.elapsed();
+        Ok(self)
     }
 
     /// It and the processes that it started.
@@ -139,7 +151,7 @@ pub fn zeblit(options: &Options<'_>) -> anyhow::Result<Process> {
     for name in ["ZEBLIT_LOG", "RUST_LOG", "ZEBLIT_CONFIG"] {
         command.env_remove(name);
     }
-    Process::start(&command, options.core, address, &options.folder.join("serve.log"))
+    Process::start(&command, options.core, address, &options.folder.join("serve.log"))?.answering()
 }
 
 /// What a command of the program prints, for a server that was started in this folder.

@@ -1,4 +1,4 @@
-//! G14: what the whole service takes while nothing happens, and how soon it listens.
+//! G14: what the whole service takes while nothing happens, and how soon it answers.
 
 use super::machine::{SERVER_CORE, rss_mib};
 use super::report::{Measured, Ratio};
@@ -37,7 +37,7 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Vec<Measured>> {
         },
         Measured {
             goal: "G14",
-            what: "start to port open".into(),
+            what: "start to the first answer".into(),
             ours: ours.opened,
             peer: peer.opened,
             peer_name: "Probot",
