@@ -111,6 +111,7 @@ impl World {
             sockets: Arc::new(move |slot| {
                 sockets.join(slot.as_str().split('-').next_back().unwrap_or_default())
             }),
+            ids: Arc::new(RandomIds),
         }))
     }
 

@@ -8,7 +8,7 @@ use super::{Git, GitError, TemporaryFolder, seed};
 use crate::mount;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// How the workspaces of runs are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
