@@ -30,6 +30,7 @@ use anyhow::{Context, bail, ensure};
 use report::Measured;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use zeblit::mount;
 
 /// Rounds of each measurement, unless `--rounds` says otherwise.
 const ROUNDS: usize = 3;
@@ -60,6 +61,14 @@ impl Bench {
     pub fn fresh(&self, name: &str) -> anyhow::Result<PathBuf> {
         let folder = self.folder.join("state").join(name);
         if folder.exists() {
+            // A server leaves what it mounted for its containers.
+            let mounts: Vec<_> = mount::of_process(i64::from(std::process::id()))
+                .into_iter()
+                .filter(|mounted| mounted.point.starts_with(&folder))
+                .collect();
+            for mounted in mounts.iter().rev() {
+                mount::unmount(&mounted.point)?;
+            }
             std::fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
         }
         std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
