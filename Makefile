@@ -33,7 +33,7 @@ build: ## the release binary, target/release/zeblit
 	$(CARGO) build --release --bin zeblit
 
 install: build ## install to $(PREFIX)/bin (default /usr/local)
-	install -m 0755 target/release/zeblit $(or $(PREFIX),/usr/local)/bin/zeblit
+	install --strip -m 0755 target/release/zeblit $(or $(PREFIX),/usr/local)/bin/zeblit
 
 image: ## the agent image, from a registry or from this machine's own packages
 	deploy/agent/build-image.sh

@@ -324,19 +324,23 @@ async fn a_warm_slot_that_cannot_be_entered_gives_way_to_a_cold_one() {
     }
     let world = World::new();
     let (sandbox, class) = (world.warm_sandbox(1), world.class());
-    sandbox.tend(&class).await;
-    let slot = sandbox.take(&class).unwrap();
-    // Its objects have no read-only view: nothing may be mounted from there.
-    let mut spec = world.in_slot(slot, "git log --format=%s; echo two >>a.txt");
     git(world.folder.path(), &["clone", "-q", "--bare", "seed", "other.git"]);
-    spec.objects = world.at("other.git/objects");
-    sandbox.start(&spec).await.unwrap();
-    let (lines, status) = until_end(&sandbox, &spec.slot, 0).await;
-    assert_eq!(status, Status::Exited { code: 0, out_of_memory: false }, "{lines:?}");
-    assert_eq!(texts(&lines, LineSource::Stdout), ["base"]);
-    let listed = sandbox.list().await.unwrap();
-    assert_eq!(listed[0].run, Some(RunId::new("run-1")), "it was made for this run");
-    sandbox.remove(&spec.slot).await.unwrap();
+    for _ in 0..3 {
+        sandbox.tend(&class).await;
+        let slot = sandbox.take(&class).unwrap();
+        // Its objects have no read-only view: nothing may be mounted from there.
+        let mut spec = world.in_slot(slot, "git log --format=%s");
+        spec.objects = world.at("other.git/objects");
+        sandbox.start(&spec).await.unwrap();
+        let (lines, status) = until_end(&sandbox, &spec.slot, 0).await;
+        assert_eq!(status, Status::Exited { code: 0, out_of_memory: false }, "{lines:?}");
+        assert_eq!(texts(&lines, LineSource::Stdout), ["base"]);
+        let listed = sandbox.list().await.unwrap();
+        assert_eq!(listed[0].run, Some(RunId::new("run-1")), "it was made for this run");
+        sandbox.remove(&spec.slot).await.unwrap();
+    }
+    sandbox.tend(&class).await;
+    assert_eq!((sandbox.take(&class), sandbox.waiting()), (None, Vec::new()), "it is of no use here");
     sandbox.retire().await;
 }
 

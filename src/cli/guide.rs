@@ -99,6 +99,11 @@ Disk        `sandbox.disk = \"watch\"` measures workspace, output and home twice
             `sandbox.disk = \"loop\"` gives each run an ext4 file system of that size: the kernel refuses the first byte
             too many. Needs root, loop devices, e2fsprogs. 64 MiB beside the limit are kept back, so that the partial
             work of a full disk can be collected. The disk is removed with the run.
+Workspace   An overlay on a checkout that is prepared ahead, in milliseconds and without a copy; needs root and ext4, xfs
+            or btrfs. `sandbox.workspace = \"checkout\"` gives each run a checkout of its own, which takes seconds for
+            large repositories. `sandbox.cache_mib` bounds mirrors and checkouts: what was not used for longest goes.
+Warm slots  Up to `sandbox.warm_slots` containers are started ahead, as many as the recent starts ask for, each for one
+            run; a run enters one in milliseconds, else it starts cold. Needs root; 0 turns it off.
 gVisor      `sandbox.runtime = \"runsc\"`: needs `runsc install -- --host-uds=open`; the start and `zeblit doctor` open
             the socket from inside and say so.
 Shell       `zeblit shell RUN` opens a shell in a running container, on the server's machine; it is in the audit log.

@@ -315,6 +315,9 @@ fn parse_at_most(markdown: &str, max: usize) -> Vec<Result<Command, CommandError
         end -= 1;
     }
     let source = markdown.get(..end).unwrap_or_default();
+    if !may_address(source) {
+        return Vec::new();
+    }
     let mut occurrences: HashMap<String, u32> = HashMap::new();
     let mut found = Vec::new();
     for lines in addressed(source) {
@@ -346,6 +349,14 @@ struct Block {
     starts: Vec<usize>,
     end: usize,
     hidden: Vec<Range<usize>>,
+}
+
+/// Whether the bot's name stands anywhere: in most comments it does not, and nothing needs to be parsed.
+fn may_address(source: &str) -> bool {
+    source.match_indices('/').any(|(start, _)| {
+        let word = start.checked_add(PREFIX.len()).and_then(|end| source.get(start..end));
+        word.is_some_and(|word| word.eq_ignore_ascii_case(PREFIX))
+    })
 }
 
 /// The lines that are addressed to the bot, by the Markdown rules that GitHub renders with.

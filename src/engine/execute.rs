@@ -345,6 +345,16 @@ pub async fn advance(
     match pause {
         Some(pause) => {
             tracing::warn!(run.id = %run.id, error = %error, "the step is tried again");
+            // Its first steps go without a report; now there is time to look.
+            if run.state == RunState::Preparing
+                && !matches!(error, EngineError::Store(_))
+                && let Err(error) = save(app, run, Urgency::State).await
+            {
+                if matches!(error, EngineError::Store(StoreError::Fenced { .. })) {
+                    return Err(error);
+                }
+                tracing::warn!(run.id = %run.id, error = %error, "the run cannot be shown as it is");
+            }
             Ok(Step::Wait(pause))
         }
         None => {

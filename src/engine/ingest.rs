@@ -78,10 +78,11 @@ async fn together(app: &App, deliveries: Vec<Delivery>) -> Result<(), EngineErro
     }
     let now = app.clock.now();
     let mut tx = app.store.write_tx().await?;
-    for delivery in &deliveries {
-        let deaths = i32::try_from(delivery.taken).unwrap_or(i32::MAX);
-        store::inbox::begun(&mut tx, &delivery.id, now + AFTER_DEATH * deaths).await?;
-    }
+    // Of those that somebody died of, each comes alone.
+    let deaths = deliveries.iter().map(|delivery| delivery.taken).max().unwrap_or(0);
+    let ids: Vec<InboxId> = deliveries.iter().map(|delivery| delivery.id.clone()).collect();
+    let again = now + AFTER_DEATH * i32::try_from(deaths).unwrap_or(i32::MAX);
+    store::inbox::begun(&mut tx, &ids, again).await?;
     tx.commit().await?;
     let done = all(app, &deliveries).await;
     if let Err(EngineError::Store(_)) = &done {
@@ -106,8 +107,13 @@ async fn all(app: &App, deliveries: &[Delivery]) -> Result<(), EngineError> {
     flush(app, &mut batch, ended).await?;
     if !ended.is_empty() {
         let mut tx = app.store.write_tx().await?;
-        for (id, state, verdict) in ended {
-            store::inbox::finish(&mut tx, id, *state, verdict).await?;
+        let mut alike: BTreeMap<(&str, &str), (InboxState, Vec<InboxId>)> = BTreeMap::new();
+        for (id, state, verdict) in ended.iter() {
+            let same = alike.entry((state.as_str(), verdict)).or_insert((*state, Vec::new()));
+            same.1.push(id.clone());
+        }
+        for ((_, verdict), (state, ids)) in alike {
+            store::inbox::finish(&mut tx, &ids, state, verdict).await?;
         }
         tx.commit().await?;
     }
@@ -133,7 +139,7 @@ async fn give_up_deadly(app: &App, delivery: &Delivery) -> Result<(), EngineErro
     let why = wording::deadly_delivery(MAX_DEATHS);
     tracing::error!(delivery.id = %delivery.delivery_id, inbox.id = %delivery.id, "{why}");
     let mut tx = app.store.write_tx().await?;
-    store::inbox::finish(&mut tx, &delivery.id, InboxState::Failed, &why).await?;
+    store::inbox::finish(&mut tx, std::slice::from_ref(&delivery.id), InboxState::Failed, &why).await?;
     audit(app, &mut tx, None, "dead_letter", &delivery.delivery_id, &why).await?;
     tx.commit().await?;
     metrics::counter!(telemetry::DEAD_LETTERS, "what" => "delivery").increment(1);
@@ -165,6 +171,9 @@ async fn settle(
     }
     Ok(())
 }
+
+/// Before the forge was asked who we are.
+const NOBODY: Own = Own { user_id: 0, app_id: 0 };
 
 /// What became of a delivery.
 enum Taken {
@@ -276,7 +285,10 @@ async fn take(
         Decoded::NotYetHandled(reason) => Taken::Ended(InboxState::NotYetHandled, reason),
         Decoded::Unreadable(reason) => Taken::Ended(InboxState::Failed, reason),
         Decoded::Event(mut event) => {
-            if let EventKind::Comment(comment) = &mut event.kind {
+            // Of what is not for us nothing is kept, and most is not.
+            if let EventKind::Comment(comment) = &mut event.kind
+                && let Interest::Commands(_) = plan::interest(comment, event.sender.as_ref(), NOBODY)
+            {
                 hide_secrets(app, comment);
             }
             match handle(app, delivery, &event, batch).await {
@@ -329,7 +341,13 @@ async fn put_off(
     } else if !passing && !matches!(error, RemoteError::Protocol { .. }) {
         // The App cannot see this repository, or may not: saying so there would be refused as well.
         tracing::warn!(error = %error, "the forge refused; the delivery ends");
-        store::inbox::finish(&mut tx, &delivery.id, InboxState::Failed, &error.to_string()).await?;
+        store::inbox::finish(
+            &mut tx,
+            std::slice::from_ref(&delivery.id),
+            InboxState::Failed,
+            &error.to_string(),
+        )
+        .await?;
     } else {
         tracing::error!(error = %error, "the forge did not answer what must be known; the command is refused");
         if let (EventKind::Comment(comment), Some(repo)) = (&event.kind, &event.repo) {
@@ -341,7 +359,13 @@ async fn put_off(
             let key = format!("reply:{}:unanswered", comment.node_id);
             put_reply(app, &mut tx, repo, comment, key, &body).await?;
         }
-        store::inbox::finish(&mut tx, &delivery.id, InboxState::Failed, &error.to_string()).await?;
+        store::inbox::finish(
+            &mut tx,
+            std::slice::from_ref(&delivery.id),
+            InboxState::Failed,
+            &error.to_string(),
+        )
+        .await?;
     }
     tx.commit().await?;
     app.wakeup.notify(Topic::Effects);
@@ -555,7 +579,7 @@ async fn pull_pushed(
     let superseded = head_moved(app, &mut tx, &seen, &void, &runs).await?;
     store::inbox::finish(
         &mut tx,
-        &delivery.id,
+        std::slice::from_ref(&delivery.id),
         InboxState::Done,
         &checked.unwrap_or_else(|| {
             let void = void.len();
@@ -682,8 +706,13 @@ async fn rerequested(
     )
     .await?;
     if !granted {
-        store::inbox::finish(&mut tx, &delivery.id, InboxState::Ignored, "the sender may not start runs")
-            .await?;
+        store::inbox::finish(
+            &mut tx,
+            std::slice::from_ref(&delivery.id),
+            InboxState::Ignored,
+            "the sender may not start runs",
+        )
+        .await?;
         tx.commit().await?;
         return Ok(Taken::Stored);
     }
@@ -692,7 +721,7 @@ async fn rerequested(
         Some(id) => format!("re-run as {id}"),
         None => "this re-run was asked for before".into(),
     };
-    store::inbox::finish(&mut tx, &delivery.id, InboxState::Done, &verdict).await?;
+    store::inbox::finish(&mut tx, std::slice::from_ref(&delivery.id), InboxState::Done, &verdict).await?;
     tx.commit().await?;
     app.wakeup.notify(Topic::Runs);
     app.wakeup.notify(Topic::Effects);
@@ -756,8 +785,7 @@ async fn commented(
     let ignored = |why: &str| Ok(Taken::Ended(InboxState::Ignored, why.to_owned()));
     let Some(repo) = &event.repo else { return ignored("names no repository") };
     // Cheap and pure first: most comments are not for us and cost no call.
-    let nobody = Own { user_id: 0, app_id: 0 };
-    if let Interest::Ignore(why) = plan::interest(comment, event.sender.as_ref(), nobody) {
+    if let Interest::Ignore(why) = plan::interest(comment, event.sender.as_ref(), NOBODY) {
         return ignored(why);
     }
     let own = app.forge.own_identity().await?;
@@ -1165,7 +1193,13 @@ async fn refuse_all(
     if heard {
         put_reply(app, &mut tx, repo, comment, format!("reply:{}:all", comment.node_id), text).await?;
     }
-    store::inbox::finish(&mut tx, &delivery.id, InboxState::Done, "refused: see the reply").await?;
+    store::inbox::finish(
+        &mut tx,
+        std::slice::from_ref(&delivery.id),
+        InboxState::Done,
+        "refused: see the reply",
+    )
+    .await?;
     tx.commit().await?;
     app.wakeup.notify(Topic::Effects);
     Ok(Taken::Stored)
@@ -1275,7 +1309,7 @@ async fn store_plan(app: &App, tx: &mut Tx, planned: &Planned) -> Result<bool, E
     for (action, detail) in &plan.audit {
         audit(app, tx, Some(&comment.author), action, &subject, detail).await?;
     }
-    store::inbox::finish(tx, &delivery.id, InboxState::Done, &plan.verdict).await?;
+    store::inbox::finish(tx, std::slice::from_ref(&delivery.id), InboxState::Done, &plan.verdict).await?;
     Ok(true)
 }
 
@@ -1372,7 +1406,7 @@ pub async fn next_due(app: &App) -> Result<Option<DateTime<Utc>>, EngineError> {
 
 async fn give_up(app: &App, id: &InboxId, why: &str) -> Result<(), EngineError> {
     let mut tx = app.store.write_tx().await?;
-    store::inbox::finish(&mut tx, id, InboxState::Failed, why).await?;
+    store::inbox::finish(&mut tx, std::slice::from_ref(id), InboxState::Failed, why).await?;
     tx.commit().await?;
     Ok(())
 }

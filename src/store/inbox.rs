@@ -249,6 +249,30 @@ pub async fn insert(store: &Store, delivery: NewDelivery) -> Result<Inserted, St
     result.await.map_err(|_| stopped())?
 }
 
+/// Deliveries that one statement changes: each statement costs more than what it does to a row.
+const SEVERAL: usize = 16;
+
+/// The pending ones of `SEVERAL` ids, which are the parameters from $3 on.
+macro_rules! these {
+    () => {
+        "state = 'pending' AND id IN ("
+    };
+}
+
+macro_rules! more {
+    () => {
+        ", $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
+    };
+}
+
+/// Ids by `SEVERAL`; what lacks in the last of them is its last one again.
+fn several(ids: &[InboxId]) -> impl Iterator<Item = [&InboxId; SEVERAL]> {
+    ids.chunks(SEVERAL).filter_map(|some| {
+        let last = some.last()?;
+        Some(std::array::from_fn(|n| some.get(n).unwrap_or(last)))
+    })
+}
+
 macro_rules! select {
     ($rest:literal) => {
         concat!(
@@ -306,7 +330,7 @@ pub async fn pending(store: &Store, now: DateTime<Utc>, limit: i64) -> Result<Ve
                 let id = InboxId::new(RowReader::new(row, "inbox", "id").text("id")?);
                 tracing::error!(%error, delivery = %id, "a delivery cannot be read and is marked as failed");
                 let mut tx = store.write_tx().await?;
-                finish(&mut tx, &id, InboxState::Failed, &error.to_string()).await?;
+                finish(&mut tx, &[id], InboxState::Failed, &error.to_string()).await?;
                 tx.commit().await?;
             }
             Err(error) => return Err(error),
@@ -354,15 +378,20 @@ pub async fn is_pending(tx: &mut Tx, id: &InboxId) -> Result<bool, StoreError> {
     Ok(row.is_some())
 }
 
-/// Ends a pending delivery; one that has ended stays as it is.
-pub async fn finish(tx: &mut Tx, id: &InboxId, state: InboxState, verdict: &str) -> Result<(), StoreError> {
-    sqlx::query("UPDATE inbox SET state = $2, verdict = $3 WHERE id = $1 AND state = 'pending'")
-        .bind(id.as_str())
-        .bind(state.as_str())
-        .bind(plain(verdict).as_ref())
-        .execute(&mut *tx.inner)
-        .await
-        .map_err(sql("finish a delivery"))?;
+/// Ends pending deliveries; one that has ended stays as it is.
+pub async fn finish(
+    tx: &mut Tx,
+    ids: &[InboxId],
+    state: InboxState,
+    verdict: &str,
+) -> Result<(), StoreError> {
+    for some in several(ids) {
+        let query =
+            sqlx::query(concat!("UPDATE inbox SET state = $1, verdict = $2 WHERE ", these!(), "$3", more!()));
+        let query = query.bind(state.as_str()).bind(plain(verdict).into_owned());
+        let query = some.iter().fold(query, |query, id| query.bind(id.as_str()));
+        query.execute(&mut *tx.inner).await.map_err(sql("finish deliveries"))?;
+    }
     Ok(())
 }
 
@@ -386,14 +415,19 @@ pub async fn defer(
     Ok(())
 }
 
-/// Counts that a delivery is begun now. If whoever does it dies, it is not looked at before a time.
-pub async fn begun(tx: &mut Tx, id: &InboxId, not_before: DateTime<Utc>) -> Result<(), StoreError> {
-    sqlx::query("UPDATE inbox SET taken = taken + 1, not_before = $2 WHERE id = $1 AND state = 'pending'")
-        .bind(id.as_str())
-        .bind(millis(not_before))
-        .execute(&mut *tx.inner)
-        .await
-        .map_err(sql("begin a delivery"))?;
+/// Counts that deliveries are begun now. If whoever does it dies, they are not looked at before a time.
+pub async fn begun(tx: &mut Tx, ids: &[InboxId], not_before: DateTime<Utc>) -> Result<(), StoreError> {
+    for some in several(ids) {
+        let query = sqlx::query(concat!(
+            "UPDATE inbox SET taken = taken + $1, not_before = $2 WHERE ",
+            these!(),
+            "$3",
+            more!()
+        ));
+        let query = query.bind(1_i64).bind(millis(not_before));
+        let query = some.iter().fold(query, |query, id| query.bind(id.as_str()));
+        query.execute(&mut *tx.inner).await.map_err(sql("begin deliveries"))?;
+    }
     Ok(())
 }
 
@@ -612,10 +646,10 @@ mod tests {
             let first = InboxId::new("inbox-0001");
             let mut tx = store.write_tx().await.unwrap();
             defer(&mut tx, &first, at(60), "no answer").await.unwrap();
-            finish(&mut tx, &InboxId::new("inbox-0002"), InboxState::Done, "run 1").await.unwrap();
-            finish(&mut tx, &InboxId::new("inbox-0002"), InboxState::Failed, "twice").await.unwrap();
-            finish(&mut tx, &InboxId::new("inbox-0003"), InboxState::Ignored, "bot").await.unwrap();
-            finish(&mut tx, &InboxId::new("inbox-0004"), InboxState::NotYetHandled, "").await.unwrap();
+            finish(&mut tx, &[InboxId::new("inbox-0002")], InboxState::Done, "run 1").await.unwrap();
+            finish(&mut tx, &[InboxId::new("inbox-0002")], InboxState::Failed, "twice").await.unwrap();
+            finish(&mut tx, &[InboxId::new("inbox-0003")], InboxState::Ignored, "bot").await.unwrap();
+            finish(&mut tx, &[InboxId::new("inbox-0004")], InboxState::NotYetHandled, "").await.unwrap();
             tx.commit().await.unwrap();
             assert_eq!(ids(59, 10).await, Vec::<String>::new());
             assert_eq!(next_due(store).await.unwrap(), Some(at(60)));
@@ -651,8 +685,8 @@ mod tests {
             let id = InboxId::new("inbox-0001");
             let taken = async || get(store, "inbox-0001").await.unwrap().unwrap().taken;
             let mut tx = store.write_tx().await.unwrap();
-            begun(&mut tx, &id, at(0)).await.unwrap();
-            begun(&mut tx, &id, at(30)).await.unwrap();
+            begun(&mut tx, std::slice::from_ref(&id), at(0)).await.unwrap();
+            begun(&mut tx, std::slice::from_ref(&id), at(30)).await.unwrap();
             tx.commit().await.unwrap();
             assert_eq!(taken().await, 2);
             assert!(pending(store, at(29), 9).await.unwrap().is_empty());
@@ -666,9 +700,9 @@ mod tests {
             tx.commit().await.unwrap();
             assert_eq!(taken().await, 0);
             let mut tx = store.write_tx().await.unwrap();
-            begun(&mut tx, &id, at(0)).await.unwrap();
-            finish(&mut tx, &id, InboxState::Failed, "it killed us").await.unwrap();
-            begun(&mut tx, &id, at(0)).await.unwrap();
+            begun(&mut tx, std::slice::from_ref(&id), at(0)).await.unwrap();
+            finish(&mut tx, std::slice::from_ref(&id), InboxState::Failed, "it killed us").await.unwrap();
+            begun(&mut tx, std::slice::from_ref(&id), at(0)).await.unwrap();
             tx.commit().await.unwrap();
             assert_eq!(taken().await, 1, "one that has ended is not begun");
             let mut tx = store.write_tx().await.unwrap();

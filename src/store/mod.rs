@@ -48,15 +48,6 @@ pub enum DatabaseKind {
 /// What must be free for new deliveries: runs and effects that are under way write, too, and so do checkpoints.
 const LEAST_FREE_BYTES: u64 = 64 * 1024 * 1024;
 
-/// What a commit on SQLite waits for; a server's always waits for the disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
-    /// `synchronous=FULL`: the disk has it.
-    Full,
-    /// `synchronous=NORMAL`: a power cut may lose it. Only to show the difference.
-    Lost,
-}
-
 /// What can go wrong with the database.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -113,12 +104,7 @@ pub struct Tx {
 impl Store {
     /// `sqlite:PATH` (created when missing), `sqlite::memory:` is refused; `postgres://…`. Applies migrations.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
-        open::open(url, Durability::Full).await
-    }
-
-    /// As `open`, for measuring what durability costs.
-    pub async fn open_for_measuring(url: &str, durability: Durability) -> Result<Self, StoreError> {
-        open::open(url, durability).await
+        open::open(url).await
     }
 
     /// Brings a database up to this program's schema: every migration with its name, and whether it was applied now.

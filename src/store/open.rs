@@ -2,7 +2,7 @@
 
 use super::rows::sql;
 use super::writer::{TURN_TIMEOUT, Writers};
-use super::{DatabaseKind, Durability, Migrated, Store, StoreError, inbox};
+use super::{DatabaseKind, Migrated, Store, StoreError, inbox};
 use sqlx::any::AnyPoolOptions;
 use sqlx::migrate::Migrator;
 use sqlx::{AnyConnection, AnyPool, Connection, Row};
@@ -50,14 +50,13 @@ enum Use {
 #[derive(Debug)]
 pub(super) struct WriterAddress {
     url: String,
-    durability: Durability,
 }
 
 impl WriterAddress {
     pub(super) async fn connect(&self) -> Result<AnyConnection, StoreError> {
         const OPERATION: &str = "open the database for writing";
         let mut connection = AnyConnection::connect(&self.url).await.map_err(sql(OPERATION))?;
-        pragmas(&mut connection, Use::Write, self.durability).await.map_err(sql(OPERATION))?;
+        pragmas(&mut connection, Use::Write).await.map_err(sql(OPERATION))?;
         Ok(connection)
     }
 }
@@ -67,10 +66,10 @@ enum Address {
     Postgres { url: String },
 }
 
-pub(super) async fn open(url: &str, durability: Durability) -> Result<Store, StoreError> {
+pub(super) async fn open(url: &str) -> Result<Store, StoreError> {
     DRIVERS.call_once(sqlx::any::install_default_drivers);
     match parse(url)? {
-        Address::Sqlite { path } => open_sqlite(&path, durability).await,
+        Address::Sqlite { path } => open_sqlite(&path).await,
         Address::Postgres { url } => open_postgres(&url).await,
     }
 }
@@ -98,7 +97,7 @@ pub(super) async fn migrate(url: &str) -> Result<Vec<Migrated>, StoreError> {
         Address::Sqlite { path } => versions(&sqlite_url(&path)?).await?,
         Address::Postgres { url } => versions(&url).await?,
     };
-    open(url, Durability::Full).await?.close().await;
+    open(url).await?.close().await;
     let all = MIGRATIONS.iter().map(|migration| Migrated {
         version: migration.version,
         name: migration.description.to_string(),
@@ -176,7 +175,7 @@ fn sqlite_url(path: &Path) -> Result<String, StoreError> {
     Ok(url)
 }
 
-async fn open_sqlite(path: &Path, durability: Durability) -> Result<Store, StoreError> {
+async fn open_sqlite(path: &Path) -> Result<Store, StoreError> {
     let unusable = |detail: String| StoreError::Url { url: format!("sqlite:{}", path.display()), detail };
     let folder = path.parent().ok_or_else(|| unusable("has no folder".to_owned()))?;
     DirBuilder::new()
@@ -192,14 +191,14 @@ async fn open_sqlite(path: &Path, durability: Durability) -> Result<Store, Store
     }
     let url = sqlite_url(path)?;
     set_up_sqlite(&url).await?;
-    let writers = Writers::in_turn(WriterAddress { url: url.clone(), durability }).await?;
+    let writers = Writers::in_turn(WriterAddress { url: url.clone() }).await?;
     let pool = AnyPoolOptions::new()
         .acquire_timeout(TURN_TIMEOUT)
         .idle_timeout(None)
         .max_lifetime(None)
         .test_before_acquire(false)
         .max_connections(SQLITE_READERS)
-        .after_connect(|connection, _| Box::pin(pragmas(connection, Use::Read, Durability::Full)))
+        .after_connect(|connection, _| Box::pin(pragmas(connection, Use::Read)))
         .connect(&url)
         .await
         .map_err(sql("open the database for reading"))?;
@@ -230,7 +229,7 @@ async fn set_up_sqlite(url: &str) -> Result<(), StoreError> {
 
 async fn try_set_up_sqlite(url: &str) -> Result<(), StoreError> {
     let mut connection = AnyConnection::connect(url).await.map_err(sql("open the database"))?;
-    pragmas(&mut connection, Use::Write, Durability::Full).await.map_err(sql("set up the database"))?;
+    pragmas(&mut connection, Use::Write).await.map_err(sql("set up the database"))?;
     // One transaction around all migrations: two processes that start together do not both apply them.
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.map_err(sql("begin the migrations"))?;
     MIGRATIONS.run(&mut *tx).await?;
@@ -259,11 +258,7 @@ fn is_busy_code(error: &sqlx::Error) -> bool {
 }
 
 /// Sets the pragmas and reads each back; the error names the one that did not take.
-async fn pragmas(
-    connection: &mut AnyConnection,
-    purpose: Use,
-    durability: Durability,
-) -> Result<(), sqlx::Error> {
+async fn pragmas(connection: &mut AnyConnection, purpose: Use) -> Result<(), sqlx::Error> {
     let pages = read_pragma(connection, "PRAGMA page_count").await?;
     if pages == "0" && purpose == Use::Write {
         // Only works before the first page is written.
@@ -278,10 +273,7 @@ async fn pragmas(
     )
     .await?;
     set_pragma(connection, "PRAGMA journal_mode", "PRAGMA journal_mode = WAL", "wal").await?;
-    let (set, wanted) = match durability {
-        Durability::Full => ("PRAGMA synchronous = FULL", "2"),
-        Durability::Lost => ("PRAGMA synchronous = NORMAL", "1"),
-    };
+    let (set, wanted) = ("PRAGMA synchronous = FULL", "2");
     set_pragma(connection, "PRAGMA synchronous", set, wanted).await?;
     set_pragma(connection, "PRAGMA foreign_keys", "PRAGMA foreign_keys = OFF", "0").await?;
     match purpose {
@@ -383,7 +375,7 @@ impl Checkpoints {
             .idle_timeout(None)
             .max_lifetime(None)
             .max_connections(1)
-            .after_connect(|connection, _| Box::pin(pragmas(connection, Use::Write, Durability::Full)))
+            .after_connect(|connection, _| Box::pin(pragmas(connection, Use::Write)))
             .connect(url)
             .await
             .map_err(sql("open the database for checkpoints"))?;
@@ -445,7 +437,7 @@ mod tests {
             ("sqlite:file.db?mode=ro", "takes no options"),
             ("postgres://me:hunter2@[bad/db", "invalid IPv6"),
         ] {
-            let error = open(url, Durability::Full).await.unwrap_err();
+            let error = open(url).await.unwrap_err();
             assert!(matches!(error, StoreError::Url { .. }), "{url}: {error}");
             let text = error.to_string();
             assert!(text.contains(part), "{url}: {text}");
@@ -456,9 +448,7 @@ mod tests {
     #[tokio::test]
     async fn a_password_is_not_in_the_error_of_a_server_that_does_not_answer() {
         // Port 1 of the loopback: nothing listens there.
-        let error = open("postgres://me:hunter2@127.0.0.1:1/db?password=hunter2", Durability::Full)
-            .await
-            .unwrap_err();
+        let error = open("postgres://me:hunter2@127.0.0.1:1/db?password=hunter2").await.unwrap_err();
         let shown = format!("{error} {error:?} {:?}", std::error::Error::source(&error));
         assert!(!shown.contains("hunter2"), "{shown}");
     }
@@ -467,7 +457,7 @@ mod tests {
     async fn a_new_file_has_its_folder_its_pragmas_and_one_reader_of_its_secrets() {
         let folder = tempfile::tempdir().unwrap();
         let (path, url) = file(&folder, "deep/er/with space % # ü.db");
-        let store = open(&url, Durability::Full).await.unwrap();
+        let store = open(&url).await.unwrap();
         assert_eq!(store.folder(), path.parent());
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let mut tx = store.write_tx().await.unwrap();
@@ -496,7 +486,7 @@ mod tests {
     async fn a_pragma_that_does_not_take_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let (path, url) = file(&folder, "zeblit.db");
-        let _store = open(&url, Durability::Full).await.unwrap();
+        let _store = open(&url).await.unwrap();
         let mut connection = AnyConnection::connect(&sqlite_url(&path).unwrap()).await.unwrap();
         let error = set_pragma(&mut connection, "PRAGMA synchronous", "PRAGMA synchronous = NORMAL", "2")
             .await
@@ -509,7 +499,7 @@ mod tests {
     async fn what_was_stored_is_there_after_a_reopening() {
         let folder = tempfile::tempdir().unwrap();
         let (path, url) = file(&folder, "zeblit.db");
-        let store = open(&url, Durability::Full).await.unwrap();
+        let store = open(&url).await.unwrap();
         let delivery = inbox::NewDelivery {
             id: InboxId::new("inbox"),
             source: Source::Github,
@@ -524,11 +514,11 @@ mod tests {
         let (copy, copy_url) = file(&folder, "copy.db");
         std::fs::copy(&path, &copy).unwrap();
         std::fs::copy(path.with_extension("db-wal"), copy.with_extension("db-wal")).unwrap();
-        let copied = open(&copy_url, Durability::Full).await.unwrap();
+        let copied = open(&copy_url).await.unwrap();
         assert!(inbox::get(&copied, "inbox").await.unwrap().is_some());
         copied.close().await;
         store.close().await;
-        let again = open(&url, Durability::Full).await.unwrap();
+        let again = open(&url).await.unwrap();
         assert!(inbox::get(&again, "inbox").await.unwrap().is_some());
     }
 
@@ -536,7 +526,7 @@ mod tests {
     async fn two_processes_may_create_the_database_at_the_same_time() {
         let folder = tempfile::tempdir().unwrap();
         let (_, url) = file(&folder, "zeblit.db");
-        let opened = futures_util::future::join_all((0..4).map(|_| open(&url, Durability::Full))).await;
+        let opened = futures_util::future::join_all((0..4).map(|_| open(&url))).await;
         for store in opened {
             store.unwrap().ping().await.unwrap();
         }
@@ -548,16 +538,16 @@ mod tests {
         let (path, url) = file(&folder, "zeblit.db");
         std::fs::write(&path, "this is no database, and longer than a header of a hundred bytes ".repeat(9))
             .unwrap();
-        assert!(matches!(open(&url, Durability::Full).await, Err(StoreError::Sql { .. })));
+        assert!(matches!(open(&url).await, Err(StoreError::Sql { .. })));
         let (_, inside_a_file) = file(&folder, "zeblit.db/below.db");
-        assert!(matches!(open(&inside_a_file, Durability::Full).await, Err(StoreError::Url { .. })));
+        assert!(matches!(open(&inside_a_file).await, Err(StoreError::Url { .. })));
     }
 
     #[tokio::test]
     async fn a_checkpoint_empties_the_log_without_the_writer() {
         let folder = tempfile::tempdir().unwrap();
         let (path, url) = file(&folder, "zeblit.db");
-        let store = open(&url, Durability::Full).await.unwrap();
+        let store = open(&url).await.unwrap();
         store.ping().await.unwrap();
         let before = std::fs::metadata(&path).unwrap().len();
         let mut tx = store.write_tx().await.unwrap();
@@ -580,7 +570,7 @@ mod tests {
     async fn the_checkpoint_task_ends_with_the_last_store() {
         let folder = tempfile::tempdir().unwrap();
         let (_, url) = file(&folder, "zeblit.db");
-        let store = open(&url, Durability::Full).await.unwrap();
+        let store = open(&url).await.unwrap();
         let task = store.checkpoints.as_ref().unwrap().task.clone();
         let clone = store.clone();
         drop(store);

@@ -18,6 +18,7 @@ use std::collections::HashSet;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -32,6 +33,9 @@ const VIEW: &str = ".view-";
 const BOOT_LIMIT: Duration = Duration::from_secs(30);
 /// The run that took a slot goes first: refilling costs the engine a quarter of a second of processor time.
 const REFILL_DELAY: Duration = Duration::from_millis(50);
+/// After so many slots in a row that could not be entered, none is started any more: the engine does not see the
+/// server's mounts, or the server not the engine's processes.
+const MAX_REFUSED: u32 = 3;
 /// Without a start, the pool is looked after this often.
 const TEND_EVERY: Duration = Duration::from_secs(5);
 
@@ -82,12 +86,25 @@ pub(super) struct Warm {
     pool: Mutex<Pool<Slot>>,
     changed: Notify,
     ready: tokio::sync::OnceCell<()>,
+    /// Slots in a row that could not be entered.
+    refused: AtomicU32,
 }
 
 impl Warm {
     pub fn new(options: WarmOptions) -> Self {
         let pool = Mutex::new(Pool::new(options.most));
-        Self { options, pool, changed: Notify::new(), ready: tokio::sync::OnceCell::new() }
+        Self {
+            options,
+            pool,
+            changed: Notify::new(),
+            ready: tokio::sync::OnceCell::new(),
+            refused: AtomicU32::new(0),
+        }
+    }
+
+    /// Here slots cannot be entered: starting them is of no use.
+    fn is_given_up(&self) -> bool {
+        self.refused.load(Ordering::Relaxed) >= MAX_REFUSED
     }
 
     fn folder(&self, slot: &SlotId) -> PathBuf {
@@ -234,7 +251,7 @@ fn make_slot(folder: &Path) -> io::Result<()> {
 
 impl DockerSandbox {
     pub(super) fn take_warm(&self, class: &SlotClass) -> Option<SlotId> {
-        let warm = self.warm.as_ref()?;
+        let warm = self.warm.as_ref().filter(|warm| !warm.is_given_up())?;
         let taken = lock(&warm.pool).take(class, Instant::now(), Slot::is_good);
         warm.changed.notify_one();
         taken
@@ -257,12 +274,19 @@ impl DockerSandbox {
         })?;
         match entered {
             Ok(()) => {
+                warm.refused.store(0, Ordering::Relaxed);
                 slot.gate.give(job.to_vec());
                 lock(&self.gates).insert(spec.slot.clone(), slot.gate);
                 Ok(Some(slot.container))
             }
             Err(detail) => {
                 tracing::warn!(slot = %spec.slot, detail, "a warm slot cannot be entered: the run starts cold");
+                if warm.refused.fetch_add(1, Ordering::Relaxed) + 1 == MAX_REFUSED {
+                    tracing::error!(
+                        "no slot can be entered here: every run starts cold until the next start of the server"
+                    );
+                    warm.changed.notify_one();
+                }
                 self.remove_named(&container_name(&spec.slot)?).await?;
                 drop(slot);
                 warm.clear(&spec.slot);
@@ -283,6 +307,11 @@ impl DockerSandbox {
                 return;
             }
             self.clear_leftovers(warm).await;
+        }
+        if warm.is_given_up() {
+            let waiting = lock(&warm.pool).clear();
+            join_all(waiting.iter().map(|slot| self.remove_warm(slot))).await;
+            return;
         }
         loop {
             let surplus = lock(&warm.pool).surplus(usual, Instant::now(), Slot::is_good);
