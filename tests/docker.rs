@@ -281,8 +281,8 @@ async fn a_warm_slot_runs_one_job_as_a_cold_one_would_and_is_gone() {
     assert_eq!((listed.len(), listed[0].running, listed[0].run.clone()), (1, true, None));
 
     let slot = sandbox.take(&class).unwrap();
-    assert_eq!(waiting, [slot.clone()]);
-    assert_eq!(sandbox.waiting(), [slot.clone()], "until it is started");
+    assert_eq!(waiting, std::slice::from_ref(&slot));
+    assert_eq!(sandbox.waiting(), std::slice::from_ref(&slot), "until it is started");
     let script = "cat ~/.note; echo two >>a.txt; git status --short; id -u; pwd; \
         for d in objects sockets slot ''; do touch /zeblit/$d/x 2>/dev/null && echo wrote $d; done; \
         ls /zeblit; grep -c ' /zeblit' /proc/self/mountinfo";
