@@ -276,8 +276,8 @@ async fn lend(
 ) -> Ended {
     let (end, ended) = oneshot::channel();
     let turn = Turn { connection: Arc::clone(connection).lock_owned().await, end };
-    // Somebody who waits no longer drops the turn at once.
-    let _gone = asked.send(Ok(turn));
+    // What is not taken comes back, and must go at once: nobody else would ever end this turn.
+    drop(asked.send(Ok(turn)));
     match ended.await {
         Ok(committer) => Ended::Committed(committer),
         Err(_) => Ended::GivenUp,
