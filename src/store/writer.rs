@@ -296,7 +296,7 @@ mod tests {
     use super::super::{Store, settings};
     use super::*;
     use futures_util::future::join_all;
-    use sqlx::Row;
+    use sqlx::{Connection, Row};
 
     async fn set(tx: &mut Tx, key: &str) {
         settings::set(tx, key, Some("kept"), at(0)).await.unwrap();
@@ -319,6 +319,18 @@ mod tests {
         let url = format!("sqlite:{}", folder.path().join("zeblit.db").display());
         let store = Store::open(&url).await.unwrap();
         (folder, url, store)
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_comes_too_late_is_given_up() {
+        let (_folder, url, store) = sqlite().await;
+        let connection = AnyConnection::connect(&url).await.unwrap();
+        let connection = Arc::new(Mutex::new(connection));
+        let (asked, turn) = oneshot::channel();
+        drop(turn);
+        let lent = tokio::time::timeout(Duration::from_secs(20), lend(&connection, asked)).await;
+        assert!(matches!(lent, Ok(Ended::GivenUp)), "it would be waited for without end");
+        write(&store, "key").await.unwrap();
     }
 
     #[tokio::test]
