@@ -13,10 +13,8 @@ use crate::domain::secrets::SecretScan;
 use crate::engine::execute::Live;
 use crate::engine::load::Loads;
 use crate::git::{Cache, Disk, Git, Layout, Workspaces};
-use crate::queue::Wakeup;
 use crate::queue::local::LocalWakeup;
-use crate::queue::postgres::PostgresWakeup;
-use crate::queue::redis::RedisWakeup;
+use crate::queue::{self, Wakeup};
 use crate::remote::github::{GithubForge, GithubSettings};
 use crate::remote::jira::Jira;
 use crate::remote::local::LocalForge;
@@ -246,13 +244,13 @@ pub fn disk(config: &Config) -> Disk {
 fn wakeup(config: &Config, database: DatabaseKind) -> anyhow::Result<Arc<dyn Wakeup>> {
     match (&config.redis.url, database) {
         (Some(url), _) => {
-            let wakeup = RedisWakeup::start(url.expose_secret());
+            let wakeup = queue::redis::start(url.expose_secret());
             // The URL may hold a password: the error names the key only.
             Ok(Arc::new(wakeup.ok().context("redis.url: is not a Redis URL")?))
         }
         (None, DatabaseKind::Sqlite) => Ok(Arc::new(LocalWakeup::default())),
         (None, DatabaseKind::Postgres) => {
-            let wakeup = PostgresWakeup::start(config.database_url().expose_secret());
+            let wakeup = queue::postgres::start(config.database_url().expose_secret());
             Ok(Arc::new(wakeup.ok().context("database.url: is not a Postgres URL")?))
         }
     }

@@ -113,7 +113,7 @@ async fn all(app: &App, deliveries: &[Delivery]) -> Result<(), EngineError> {
             same.1.push(id.clone());
         }
         for ((_, verdict), (state, ids)) in alike {
-            store::inbox::finish(&mut tx, &ids, state, verdict).await?;
+            store::inbox::finish_all(&mut tx, &ids, state, verdict).await?;
         }
         tx.commit().await?;
     }
@@ -139,7 +139,7 @@ async fn give_up_deadly(app: &App, delivery: &Delivery) -> Result<(), EngineErro
     let why = wording::deadly_delivery(MAX_DEATHS);
     tracing::error!(delivery.id = %delivery.delivery_id, inbox.id = %delivery.id, "{why}");
     let mut tx = app.store.write_tx().await?;
-    store::inbox::finish(&mut tx, std::slice::from_ref(&delivery.id), InboxState::Failed, &why).await?;
+    store::inbox::finish(&mut tx, &delivery.id, InboxState::Failed, &why).await?;
     audit(app, &mut tx, None, "dead_letter", &delivery.delivery_id, &why).await?;
     tx.commit().await?;
     metrics::counter!(telemetry::DEAD_LETTERS, "what" => "delivery").increment(1);
@@ -341,13 +341,7 @@ async fn put_off(
     } else if !passing && !matches!(error, RemoteError::Protocol { .. }) {
         // The App cannot see this repository, or may not: saying so there would be refused as well.
         tracing::warn!(error = %error, "the forge refused; the delivery ends");
-        store::inbox::finish(
-            &mut tx,
-            std::slice::from_ref(&delivery.id),
-            InboxState::Failed,
-            &error.to_string(),
-        )
-        .await?;
+        store::inbox::finish(&mut tx, &delivery.id, InboxState::Failed, &error.to_string()).await?;
     } else {
         tracing::error!(error = %error, "the forge did not answer what must be known; the command is refused");
         if let (EventKind::Comment(comment), Some(repo)) = (&event.kind, &event.repo) {
@@ -359,13 +353,7 @@ async fn put_off(
             let key = format!("reply:{}:unanswered", comment.node_id);
             put_reply(app, &mut tx, repo, comment, key, &body).await?;
         }
-        store::inbox::finish(
-            &mut tx,
-            std::slice::from_ref(&delivery.id),
-            InboxState::Failed,
-            &error.to_string(),
-        )
-        .await?;
+        store::inbox::finish(&mut tx, &delivery.id, InboxState::Failed, &error.to_string()).await?;
     }
     tx.commit().await?;
     app.wakeup.notify(Topic::Effects);
@@ -579,7 +567,7 @@ async fn pull_pushed(
     let superseded = head_moved(app, &mut tx, &seen, &void, &runs).await?;
     store::inbox::finish(
         &mut tx,
-        std::slice::from_ref(&delivery.id),
+        &delivery.id,
         InboxState::Done,
         &checked.unwrap_or_else(|| {
             let void = void.len();
@@ -706,13 +694,8 @@ async fn rerequested(
     )
     .await?;
     if !granted {
-        store::inbox::finish(
-            &mut tx,
-            std::slice::from_ref(&delivery.id),
-            InboxState::Ignored,
-            "the sender may not start runs",
-        )
-        .await?;
+        store::inbox::finish(&mut tx, &delivery.id, InboxState::Ignored, "the sender may not start runs")
+            .await?;
         tx.commit().await?;
         return Ok(Taken::Stored);
     }
@@ -721,7 +704,7 @@ async fn rerequested(
         Some(id) => format!("re-run as {id}"),
         None => "this re-run was asked for before".into(),
     };
-    store::inbox::finish(&mut tx, std::slice::from_ref(&delivery.id), InboxState::Done, &verdict).await?;
+    store::inbox::finish(&mut tx, &delivery.id, InboxState::Done, &verdict).await?;
     tx.commit().await?;
     app.wakeup.notify(Topic::Runs);
     app.wakeup.notify(Topic::Effects);
@@ -1193,13 +1176,7 @@ async fn refuse_all(
     if heard {
         put_reply(app, &mut tx, repo, comment, format!("reply:{}:all", comment.node_id), text).await?;
     }
-    store::inbox::finish(
-        &mut tx,
-        std::slice::from_ref(&delivery.id),
-        InboxState::Done,
-        "refused: see the reply",
-    )
-    .await?;
+    store::inbox::finish(&mut tx, &delivery.id, InboxState::Done, "refused: see the reply").await?;
     tx.commit().await?;
     app.wakeup.notify(Topic::Effects);
     Ok(Taken::Stored)
@@ -1309,7 +1286,7 @@ async fn store_plan(app: &App, tx: &mut Tx, planned: &Planned) -> Result<bool, E
     for (action, detail) in &plan.audit {
         audit(app, tx, Some(&comment.author), action, &subject, detail).await?;
     }
-    store::inbox::finish(tx, std::slice::from_ref(&delivery.id), InboxState::Done, &plan.verdict).await?;
+    store::inbox::finish(tx, &delivery.id, InboxState::Done, &plan.verdict).await?;
     Ok(true)
 }
 
@@ -1406,7 +1383,7 @@ pub async fn next_due(app: &App) -> Result<Option<DateTime<Utc>>, EngineError> {
 
 async fn give_up(app: &App, id: &InboxId, why: &str) -> Result<(), EngineError> {
     let mut tx = app.store.write_tx().await?;
-    store::inbox::finish(&mut tx, std::slice::from_ref(id), InboxState::Failed, why).await?;
+    store::inbox::finish(&mut tx, id, InboxState::Failed, why).await?;
     tx.commit().await?;
     Ok(())
 }

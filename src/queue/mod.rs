@@ -4,6 +4,7 @@
 pub mod local;
 pub mod postgres;
 pub mod redis;
+pub mod shared;
 
 use async_trait::async_trait;
 use std::collections::BTreeMap;

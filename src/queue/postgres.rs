@@ -5,8 +5,8 @@
 //! database tells the rest. Lines that are too long for a notification are not told: their readers hear of `Logs`.
 
 use super::local::LocalWakeup;
-use super::{Following, LogLines, Pending, Topic, Wakeup};
-use async_trait::async_trait;
+use super::shared::SharedWakeup;
+use super::{LogLines, Pending, Topic, Wakeup};
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions};
 use sqlx::{ConnectOptions, Row};
@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio_util::task::AbortOnDropHandle;
 
 /// The channel that carries the topics' names.
 const CHANNEL: &str = "zeblit_wake";
@@ -25,9 +24,6 @@ const LINES: &str = "zeblit_log";
 
 /// Longest message, in bytes: Postgres refuses 8 000.
 const MESSAGE_BYTES: usize = 7_900;
-
-/// Lines that may wait for being told; more are dropped, because their readers look by themselves.
-const BACKLOG: usize = 256;
 
 /// Between two tries to connect.
 const RECONNECT: Duration = Duration::from_secs(1);
@@ -39,16 +35,6 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// none.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// Local wake-ups, also told to and by the other processes on the same database.
-#[derive(Debug)]
-pub struct PostgresWakeup {
-    local: Arc<LocalWakeup>,
-    pending: Arc<Pending>,
-    publish: mpsc::Sender<LogLines>,
-    #[expect(dead_code, reason = "held for their drop: the tasks end with this")]
-    tasks: [AbortOnDropHandle<()>; 2],
-}
-
 /// Lines as they are told.
 #[derive(Debug, Serialize, Deserialize)]
 struct Message {
@@ -57,47 +43,16 @@ struct Message {
     text: Arc<str>,
 }
 
-impl PostgresWakeup {
-    /// Starts telling and listening; the server need not be there yet. The error is a URL that is none.
-    pub fn start(url: &str) -> Result<Self, sqlx::Error> {
-        let options = PgConnectOptions::from_str(url)?;
-        let (local, pending) = (Arc::new(LocalWakeup::default()), Arc::new(Pending::default()));
-        let (publish, lines) = mpsc::channel(BACKLOG);
-        // The process of the server that tells for us: what it tells was heard here already.
-        let own = Arc::new(AtomicU32::new(0));
-        let tasks = [
-            AbortOnDropHandle::new(tokio::spawn(tell(
-                options.clone(),
-                Arc::clone(&pending),
-                lines,
-                Arc::clone(&own),
-            ))),
-            AbortOnDropHandle::new(tokio::spawn(listen(options, Arc::clone(&local), own))),
-        ];
-        Ok(Self { local, pending, publish, tasks })
-    }
-}
-
-#[async_trait]
-impl Wakeup for PostgresWakeup {
-    fn notify(&self, topic: Topic) {
-        self.local.notify(topic);
-        self.pending.add(topic);
-    }
-
-    async fn wait(&self, topic: Topic, at_most: Duration) {
-        self.local.wait(topic, at_most).await;
-    }
-
-    fn lines(&self, lines: LogLines) {
-        self.local.lines(lines.clone());
-        // Full or closed: readers look by themselves soon enough.
-        let _dropped = self.publish.try_send(lines);
-    }
-
-    fn follow(&self, run: &str) -> Following {
-        self.local.follow(run)
-    }
+/// Starts telling and listening; the server need not be there yet. The error is a URL that is none.
+pub fn start(url: &str) -> Result<SharedWakeup, sqlx::Error> {
+    let options = PgConnectOptions::from_str(url)?;
+    // The process of the server that tells for us: what it tells was heard here already.
+    let own = Arc::new(AtomicU32::new(0));
+    let (teller, told) = (options.clone(), Arc::clone(&own));
+    Ok(SharedWakeup::start(
+        move |pending, lines| tell(teller, pending, lines, told),
+        move |local| listen(options, local, own),
+    ))
 }
 
 /// The answer in time, or an error as if the connection had broken.
@@ -216,7 +171,7 @@ mod tests {
     }
 
     /// Notified again and again, `there` hears it in time.
-    async fn hears(here: &PostgresWakeup, there: &PostgresWakeup, topic: Topic) {
+    async fn hears(here: &SharedWakeup, there: &SharedWakeup, topic: Topic) {
         let begin = Instant::now();
         loop {
             let waited = Instant::now();
@@ -232,7 +187,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn one_process_wakes_another_also_after_its_connections_were_cut() {
         let Some(url) = url() else { return };
-        let (here, there) = (PostgresWakeup::start(&url).unwrap(), PostgresWakeup::start(&url).unwrap());
+        let (here, there) = (start(&url).unwrap(), start(&url).unwrap());
         hears(&here, &there, Topic::RunsHigh).await;
         let mut other = PgConnectOptions::from_str(&url).unwrap().connect().await.unwrap();
         let cut = sqlx::query(
@@ -250,7 +205,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn lines_reach_another_process_unless_they_are_too_long() {
         let Some(url) = url() else { return };
-        let (here, there) = (PostgresWakeup::start(&url).unwrap(), PostgresWakeup::start(&url).unwrap());
+        let (here, there) = (start(&url).unwrap(), start(&url).unwrap());
         let run = format!("run-{}", uuid::Uuid::now_v7().simple());
         let mut following = there.follow(&run);
         let begin = Instant::now();
@@ -270,7 +225,7 @@ mod tests {
     #[tokio::test]
     async fn without_a_server_it_is_a_local_wake_up() {
         // Port 9 (discard): nothing answers there.
-        let wakeup = PostgresWakeup::start("postgres://127.0.0.1:9/none").unwrap();
+        let wakeup = start("postgres://127.0.0.1:9/none").unwrap();
         wakeup.notify(Topic::Runs);
         let begin = Instant::now();
         wakeup.wait(Topic::Runs, Duration::from_secs(30)).await;
@@ -279,6 +234,6 @@ mod tests {
 
     #[tokio::test]
     async fn a_wrong_url_is_an_error() {
-        assert!(PostgresWakeup::start("nothing").is_err());
+        assert!(start("nothing").is_err());
     }
 }

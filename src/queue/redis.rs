@@ -5,24 +5,20 @@
 //! topic once, and is told when Redis is back, urgent runs first; lines are dropped.
 
 use super::local::LocalWakeup;
-use super::{Following, LogLines, Pending, Topic, Wakeup};
-use async_trait::async_trait;
+use super::shared::SharedWakeup;
+use super::{LogLines, Pending, Topic, Wakeup};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio_util::task::AbortOnDropHandle;
 
 /// The channel that carries the topics' names.
 const CHANNEL: &str = "zeblit:wake";
 
 /// What comes before the run in the name of a channel of lines.
 const LINES: &str = "zeblit:log:";
-
-/// Lines that may wait for being published; more are dropped, because their readers look by themselves.
-const BACKLOG: usize = 256;
 
 /// Between two tries to reach Redis.
 const RECONNECT: Duration = Duration::from_secs(1);
@@ -33,16 +29,6 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two questions whether the connection that listens still lives: a network that swallows everything closes none.
 const PING_EVERY: Duration = Duration::from_secs(5);
 
-/// Local wake-ups, also told to and by the other processes on the same Redis.
-#[derive(Debug)]
-pub struct RedisWakeup {
-    local: Arc<LocalWakeup>,
-    pending: Arc<Pending>,
-    publish: mpsc::Sender<LogLines>,
-    #[expect(dead_code, reason = "held for their drop: the tasks end with this")]
-    tasks: [AbortOnDropHandle<()>; 2],
-}
-
 /// Lines as they are published.
 #[derive(Debug, Serialize, Deserialize)]
 struct Message {
@@ -50,40 +36,14 @@ struct Message {
     text: Arc<str>,
 }
 
-impl RedisWakeup {
-    /// Starts publishing and listening; Redis need not be there yet. The error is a URL that is none.
-    pub fn start(url: &str) -> Result<Self, redis::RedisError> {
-        let client = redis::Client::open(url)?;
-        let (local, pending) = (Arc::new(LocalWakeup::default()), Arc::new(Pending::default()));
-        let (publish, lines) = mpsc::channel(BACKLOG);
-        let tasks = [
-            AbortOnDropHandle::new(tokio::spawn(tell(client.clone(), Arc::clone(&pending), lines))),
-            AbortOnDropHandle::new(tokio::spawn(listen(client, Arc::clone(&local)))),
-        ];
-        Ok(Self { local, pending, publish, tasks })
-    }
-}
-
-#[async_trait]
-impl Wakeup for RedisWakeup {
-    fn notify(&self, topic: Topic) {
-        self.local.notify(topic);
-        self.pending.add(topic);
-    }
-
-    async fn wait(&self, topic: Topic, at_most: Duration) {
-        self.local.wait(topic, at_most).await;
-    }
-
-    fn lines(&self, lines: LogLines) {
-        self.local.lines(lines.clone());
-        // Full or closed: readers look by themselves soon enough.
-        let _dropped = self.publish.try_send(lines);
-    }
-
-    fn follow(&self, run: &str) -> Following {
-        self.local.follow(run)
-    }
+/// Starts publishing and listening; Redis need not be there yet. The error is a URL that is none.
+pub fn start(url: &str) -> Result<SharedWakeup, redis::RedisError> {
+    let client = redis::Client::open(url)?;
+    let teller = client.clone();
+    Ok(SharedWakeup::start(
+        move |pending, lines| tell(teller, pending, lines),
+        move |local| listen(client, local),
+    ))
 }
 
 /// Publishes what is pending, for as long as this process can add to it.
@@ -212,7 +172,7 @@ mod tests {
     #[tokio::test]
     async fn one_process_wakes_another() {
         let Some(url) = url() else { return };
-        let (here, there) = (RedisWakeup::start(&url).unwrap(), RedisWakeup::start(&url).unwrap());
+        let (here, there) = (start(&url).unwrap(), start(&url).unwrap());
         // The first wake-up is the one of having connected.
         there.wait(Topic::Inbox, Duration::from_secs(10)).await;
         let begin = Instant::now();
@@ -279,7 +239,7 @@ mod tests {
     }
 
     /// Notified again and again, `there` hears it in time.
-    async fn hears(here: &RedisWakeup, there: &RedisWakeup, topic: Topic) {
+    async fn hears(here: &SharedWakeup, there: &SharedWakeup, topic: Topic) {
         let begin = Instant::now();
         loop {
             let waited = Instant::now();
@@ -296,7 +256,7 @@ mod tests {
     async fn a_way_that_was_cut_or_swallowed_everything_is_found_again() {
         let Some(url) = url() else { return };
         let way = Way::to(&url).await;
-        let (here, there) = (RedisWakeup::start(&url).unwrap(), RedisWakeup::start(&way.url()).unwrap());
+        let (here, there) = (start(&url).unwrap(), start(&way.url()).unwrap());
         hears(&here, &there, Topic::RunsHigh).await;
         for trouble in [WayState::Cut, WayState::Swallows] {
             way.state.send_replace(trouble);
@@ -319,7 +279,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn lines_of_a_followed_run_reach_another_process() {
         let Some(url) = url() else { return };
-        let (here, there) = (RedisWakeup::start(&url).unwrap(), RedisWakeup::start(&url).unwrap());
+        let (here, there) = (start(&url).unwrap(), start(&url).unwrap());
         let run = format!("run-{}", uuid::Uuid::now_v7().simple());
         let mut following = there.follow(&run);
         let begin = Instant::now();
@@ -339,7 +299,7 @@ mod tests {
     #[tokio::test]
     async fn without_redis_it_is_a_local_wake_up() {
         // Port 9 (discard): nothing answers there.
-        let wakeup = RedisWakeup::start("redis://127.0.0.1:9/").unwrap();
+        let wakeup = start("redis://127.0.0.1:9/").unwrap();
         wakeup.notify(Topic::Runs);
         let begin = Instant::now();
         wakeup.wait(Topic::Runs, Duration::from_secs(30)).await;
@@ -348,6 +308,6 @@ mod tests {
 
     #[tokio::test]
     async fn a_wrong_url_is_an_error() {
-        assert!(RedisWakeup::start("mysql://nothing").is_err());
+        assert!(start("mysql://nothing").is_err());
     }
 }

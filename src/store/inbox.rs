@@ -330,7 +330,7 @@ pub async fn pending(store: &Store, now: DateTime<Utc>, limit: i64) -> Result<Ve
                 let id = InboxId::new(RowReader::new(row, "inbox", "id").text("id")?);
                 tracing::error!(%error, delivery = %id, "a delivery cannot be read and is marked as failed");
                 let mut tx = store.write_tx().await?;
-                finish(&mut tx, &[id], InboxState::Failed, &error.to_string()).await?;
+                finish(&mut tx, &id, InboxState::Failed, &error.to_string()).await?;
                 tx.commit().await?;
             }
             Err(error) => return Err(error),
@@ -378,8 +378,13 @@ pub async fn is_pending(tx: &mut Tx, id: &InboxId) -> Result<bool, StoreError> {
     Ok(row.is_some())
 }
 
-/// Ends pending deliveries; one that has ended stays as it is.
-pub async fn finish(
+/// Ends a pending delivery; one that has ended stays as it is.
+pub async fn finish(tx: &mut Tx, id: &InboxId, state: InboxState, verdict: &str) -> Result<(), StoreError> {
+    finish_all(tx, std::slice::from_ref(id), state, verdict).await
+}
+
+/// Ends pending deliveries in the same way.
+pub async fn finish_all(
     tx: &mut Tx,
     ids: &[InboxId],
     state: InboxState,
@@ -646,10 +651,10 @@ mod tests {
             let first = InboxId::new("inbox-0001");
             let mut tx = store.write_tx().await.unwrap();
             defer(&mut tx, &first, at(60), "no answer").await.unwrap();
-            finish(&mut tx, &[InboxId::new("inbox-0002")], InboxState::Done, "run 1").await.unwrap();
-            finish(&mut tx, &[InboxId::new("inbox-0002")], InboxState::Failed, "twice").await.unwrap();
-            finish(&mut tx, &[InboxId::new("inbox-0003")], InboxState::Ignored, "bot").await.unwrap();
-            finish(&mut tx, &[InboxId::new("inbox-0004")], InboxState::NotYetHandled, "").await.unwrap();
+            finish(&mut tx, &InboxId::new("inbox-0002"), InboxState::Done, "run 1").await.unwrap();
+            finish(&mut tx, &InboxId::new("inbox-0002"), InboxState::Failed, "twice").await.unwrap();
+            finish(&mut tx, &InboxId::new("inbox-0003"), InboxState::Ignored, "bot").await.unwrap();
+            finish(&mut tx, &InboxId::new("inbox-0004"), InboxState::NotYetHandled, "").await.unwrap();
             tx.commit().await.unwrap();
             assert_eq!(ids(59, 10).await, Vec::<String>::new());
             assert_eq!(next_due(store).await.unwrap(), Some(at(60)));
@@ -671,6 +676,37 @@ mod tests {
                 counts(store).await.unwrap(),
                 [("ignored".to_owned(), 1), ("not_yet_handled".to_owned(), 1), ("pending".to_owned(), 2)]
             );
+        })
+        .await;
+    }
+
+    /// More than one statement takes, a full one, one, none.
+    #[tokio::test]
+    async fn many_are_begun_and_ended_together_and_others_are_not() {
+        each_database(async |database| {
+            let store = &database.store;
+            for n in 1..=40 {
+                insert(store, delivery(n)).await.unwrap();
+            }
+            let ids = |from: i64, count: usize| -> Vec<InboxId> {
+                (from..).take(count).map(|n| InboxId::new(format!("inbox-{n:04}"))).collect()
+            };
+            let mut tx = store.write_tx().await.unwrap();
+            for (from, count) in [(1, 17), (18, 16), (34, 1), (35, 0)] {
+                begun(&mut tx, &ids(from, count), at(0)).await.unwrap();
+                finish_all(&mut tx, &ids(from, count), InboxState::Ignored, "not for us").await.unwrap();
+            }
+            tx.commit().await.unwrap();
+            for delivery in list(store, 100).await.unwrap() {
+                let is_ended = delivery.id.as_str() <= "inbox-0034";
+                let wanted = if is_ended {
+                    (InboxState::Ignored, 1, "not for us")
+                } else {
+                    (InboxState::Pending, 0, "")
+                };
+                let found = (delivery.state, delivery.taken, delivery.verdict.as_str());
+                assert_eq!(found, wanted, "{}", delivery.id);
+            }
         })
         .await;
     }
@@ -701,7 +737,7 @@ mod tests {
             assert_eq!(taken().await, 0);
             let mut tx = store.write_tx().await.unwrap();
             begun(&mut tx, std::slice::from_ref(&id), at(0)).await.unwrap();
-            finish(&mut tx, std::slice::from_ref(&id), InboxState::Failed, "it killed us").await.unwrap();
+            finish(&mut tx, &id, InboxState::Failed, "it killed us").await.unwrap();
             begun(&mut tx, std::slice::from_ref(&id), at(0)).await.unwrap();
             tx.commit().await.unwrap();
             assert_eq!(taken().await, 1, "one that has ended is not begun");

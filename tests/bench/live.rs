@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use zeblit::queue::redis::RedisWakeup;
+use zeblit::queue::redis;
+use zeblit::queue::shared::SharedWakeup;
 use zeblit::queue::{LogLines, Wakeup};
 
 const READERS: usize = 1000;
@@ -41,7 +42,7 @@ trait Tell {
 }
 
 struct OverRedis {
-    wakeup: RedisWakeup,
+    wakeup: SharedWakeup,
     run: String,
     seq: i64,
 }
@@ -187,7 +188,7 @@ pub fn ours(bench: &Bench, readers: usize) -> anyhow::Result<Round> {
     let path = page.split_once("/runs/").context("the page's address")?.1.replacen('?', "/events?", 1);
     let id = run.get("id").and_then(|id| id.as_str()).context("the run has an id")?.to_owned();
     let round = pinned(CLIENT_CORE, || async {
-        let side = OverRedis { wakeup: RedisWakeup::start(&url)?, run: id, seq: 0 };
+        let side = OverRedis { wakeup: redis::start(&url)?, run: id, seq: 0 };
         measure_side(&service, &format!("/runs/{path}"), readers, side).await
     })?;
     service.stop()?;

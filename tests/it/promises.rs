@@ -258,7 +258,7 @@ async fn a_delivery_ends_once() {
         let stored = store::inbox::get(&w.app.store, &ping.id).await.unwrap().unwrap();
         let mut tx = w.app.store.write_tx().await.unwrap();
         let id = InboxId::new(stored.id.as_str());
-        store::inbox::finish(&mut tx, &[id], InboxState::Failed, "late").await.unwrap();
+        store::inbox::finish(&mut tx, &id, InboxState::Failed, "late").await.unwrap();
         tx.commit().await.unwrap();
         let now = store::inbox::get(&w.app.store, &ping.id).await.unwrap().unwrap();
         assert_eq!((now.state, now.verdict), (InboxState::Done, "the hook works".to_owned()));
