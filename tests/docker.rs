@@ -311,10 +311,33 @@ async fn a_warm_slot_runs_one_job_as_a_cold_one_would_and_is_gone() {
     assert!(!world.at("slots").join(spec.slot.as_str()).exists());
     assert!(world.at("workspace/a.txt").is_file(), "what was mounted there stays");
 
+    // Asked whether it works, it says so and leaves everything as it was.
+    let checks = sandbox.self_check().await;
+    let check = checks.iter().find(|check| check.name == "warm slots").unwrap();
+    assert!(check.ok && check.found.contains("entered"), "{check:?}");
+
     // The mounts go with the server, and what waits goes, too.
     sandbox.retire().await;
     assert_eq!((sandbox.list().await.unwrap().len(), sandbox.waiting().len()), (0, 0));
     assert_eq!(zeblit::mount::below(world.folder.path()), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn looking_whether_slots_can_be_warm_leaves_nothing() {
+    if !docker_is_wanted() {
+        return;
+    }
+    let world = World::new();
+    let sandbox = world.warm_sandbox(1);
+    let checks = sandbox.self_check().await;
+    let check = checks.iter().find(|check| check.name == "warm slots").unwrap();
+    assert!(check.ok && check.found.contains("entered"), "{check:?}");
+    assert_eq!(sandbox.list().await.unwrap().len(), 0);
+    assert_eq!(zeblit::mount::below(world.folder.path()), Vec::<PathBuf>::new());
+    // And it works after that.
+    sandbox.tend(&world.class()).await;
+    assert!(sandbox.take(&world.class()).is_some());
+    sandbox.retire().await;
 }
 
 #[tokio::test]

@@ -7,12 +7,12 @@
 
 use super::{DockerSandbox, container_name, lock};
 use crate::clock::{IdKind, Ids};
-use crate::domain::ids::SlotId;
+use crate::domain::ids::{RunId, SlotId};
 use crate::mount::{self, Access};
 use crate::sandbox::gate::Gate;
 use crate::sandbox::pool::Pool;
 use crate::sandbox::profile::{Setting, Shape};
-use crate::sandbox::{Check, SandboxError, SandboxSpec, SlotClass, paths};
+use crate::sandbox::{Check, Duty, Job, Limits, SandboxError, SandboxSpec, SlotClass, paths};
 use futures_util::future::join_all;
 use std::collections::HashSet;
 use std::io;
@@ -33,6 +33,9 @@ const VIEW: &str = ".view-";
 const BOOT_LIMIT: Duration = Duration::from_secs(30);
 /// The run that took a slot goes first: refilling costs the engine a quarter of a second of processor time.
 const REFILL_DELAY: Duration = Duration::from_millis(50);
+/// Of a slot that is only tried.
+const PROBE_LIMITS: Limits =
+    Limits { memory_bytes: 256 << 20, millicpus: 1000, pids: 64, log_bytes: 1 << 20 };
 /// After so many slots in a row that could not be entered, none is started any more: the engine does not see the
 /// server's mounts, or the server not the engine's processes.
 const MAX_REFUSED: u32 = 3;
@@ -436,16 +439,23 @@ impl DockerSandbox {
         Ok(Slot { gate, container, pid: pid.ok_or_else(|| failed("it has no process"))? })
     }
 
-    /// Whether slots can be kept warm here: by making the folder, as serving does.
+    /// Whether slots can be kept warm here: one is started and entered, and everything goes again.
     pub(super) async fn warm_check(&self) -> Option<Check> {
         let warm = self.warm.as_ref()?;
         let most = warm.options.most;
-        let (ok, found) = match warm.set_up().await {
-            _ if most == 0 => (true, "off (`sandbox.warm_slots = 0`)".to_owned()),
-            Ok(()) => (true, format!("at most {most}")),
-            Err(error) => (false, error.to_string()),
+        // A server that works here has it mounted, and goes on with it.
+        let is_used = mount::flags_at(&warm.options.folder).is_some();
+        let (ok, found) = match most {
+            0 => (true, "off (`sandbox.warm_slots = 0`)".to_owned()),
+            _ => match self.try_warm(warm).await {
+                Ok(()) => (true, format!("at most {most}; one was started and entered")),
+                Err(problem) => (false, problem),
+            },
         };
-        let fix = "every run starts cold, which takes a quarter of a second longer: run `zeblit serve` as root on the engine's own host, or set `sandbox.warm_slots = 0`";
+        if !is_used && let Err(error) = mount::unmount_below(&warm.options.folder) {
+            tracing::warn!(%error, "mounts of the check stay");
+        }
+        let fix = "every run starts cold, which takes a quarter of a second longer: run `zeblit serve` as root on the engine's own host and in its mount namespace, or set `sandbox.warm_slots = 0`";
         Some(Check {
             name: "warm slots".into(),
             ok,
@@ -453,5 +463,43 @@ impl DockerSandbox {
             found,
             fix: if ok { String::new() } else { fix.into() },
         })
+    }
+
+    async fn try_warm(&self, warm: &Warm) -> Result<(), String> {
+        make_folder(&warm.options).map_err(|error| format!("{}: {error}", warm.options.folder.display()))?;
+        let slot = SlotId::new(warm.options.ids.next(IdKind::Slot));
+        let class = SlotClass { image: self.options.image.clone(), limits: PROBE_LIMITS };
+        let entered = match self.boot(warm, &class, &slot).await {
+            Ok(made) => self.try_entry(warm, &made, &slot, &class),
+            Err(error) => Err(error.to_string()),
+        };
+        self.remove_warm(&slot).await;
+        entered
+    }
+
+    /// Mounts folders of nobody into a slot, as a run's would be.
+    fn try_entry(&self, warm: &Warm, made: &Slot, slot: &SlotId, class: &SlotClass) -> Result<(), String> {
+        let folder = self.options.shim_folder.join(format!("probe-{slot}"));
+        let objects = warm.options.views.first().cloned().unwrap_or_default();
+        let spec = SandboxSpec {
+            slot: slot.clone(),
+            run: RunId::new("probe"),
+            image: class.image.clone(),
+            limits: class.limits.clone(),
+            duty: Duty::Agent(Job::default()),
+            workspace: folder.join("workspace"),
+            output: folder.join("output"),
+            home: folder.join("home"),
+            sockets: None,
+            objects,
+            cache: None,
+        };
+        let prepared =
+            [&spec.workspace, &spec.output, &spec.home].into_iter().try_for_each(std::fs::create_dir_all);
+        let entered = prepared.map_err(|error| error.to_string()).and_then(|()| warm.mount_in(made, &spec));
+        // The mounts first: nothing is deleted through one.
+        warm.clear(slot);
+        let _ = std::fs::remove_dir_all(&folder);
+        entered
     }
 }
