@@ -359,6 +359,21 @@ fn may_address(source: &str) -> bool {
     })
 }
 
+/// Whether a command may stand in any text of a JSON object, whatever way its characters are written there; cheap, for
+/// bytes that nobody has read yet. Bytes of another form may hold anything.
+pub fn may_stand_in_json(raw: &[u8]) -> bool {
+    if raw.first() != Some(&b'{') {
+        return true;
+    }
+    memchr::memchr2_iter(b'/', b'\\', raw).any(|at| {
+        let rest = raw.get(at..).unwrap_or_default();
+        let is_name =
+            rest.get(..PREFIX.len()).is_some_and(|word| word.eq_ignore_ascii_case(PREFIX.as_bytes()));
+        // A letter of ours as an escape: `\u002fzeblit`.
+        is_name || rest.starts_with(br"\u00")
+    })
+}
+
 /// The lines that are addressed to the bot, by the Markdown rules that GitHub renders with.
 fn addressed(source: &str) -> Vec<Addressed> {
     let options = Options::ENABLE_TABLES
@@ -1626,6 +1641,28 @@ mod tests {
         assert!(parse(&format!("{}/zeblit fix", "ä\n\n".repeat(100_000))).is_empty());
     }
 
+    #[test]
+    fn bytes_that_nobody_has_read_hold_no_command_only_when_that_is_certain() {
+        for maybe in [
+            &br#"{"body":"a /zeblit fix"}"#[..],
+            br#"{"body":"/ZeBlit fix"}"#,
+            br#"{"body":"\/zeblit fix"}"#,
+            br#"{"body":"\u002fzeblit fix"}"#,
+            br#"{"body":"/zebli\u0074 fix"}"#,
+            br#"{"body":"/ze\u0000blit fix"}"#,
+            b"payload=%7B%22body%22%3A%22%2Fzeblit+fix%22%7D",
+            b" {}",
+            b"",
+        ] {
+            assert!(may_stand_in_json(maybe), "{}", String::from_utf8_lossy(maybe));
+        }
+        for never in
+            [&br#"{"body":"zeblit / zebli"}"#[..], br#"{"a":"\n\u2028","url":"https://a/b"}"#, b"{", b"{/"]
+        {
+            assert!(!may_stand_in_json(never), "{}", String::from_utf8_lossy(never));
+        }
+    }
+
     /// Pieces of Markdown that a comment could be made of.
     fn soup() -> impl Strategy<Value = String> {
         let piece = prop_oneof![
@@ -1652,6 +1689,32 @@ mod tests {
             let _ = parse(&text);
             let _ = parse(&soup);
             let _ = added(&text, &soup);
+        }
+
+        #[test]
+        fn no_way_to_write_a_command_in_json_hides_it(
+            soup in soup(), escapes in proptest::collection::vec(0u8..12, 1..40),
+        ) {
+            // Any letter may be an escape, and a slash has two.
+            let mut escapes = escapes.iter().cycle();
+            let mut json = String::from("{\"body\":\"");
+            for c in soup.chars() {
+                match (escapes.next(), c) {
+                    (Some(0), '/') => json.push_str("\\/"),
+                    (Some(1), c) if (c as u32) < 0x1_0000 => json.push_str(&format!("\\u{:04x}", c as u32)),
+                    _ => {
+                        let written = serde_json::to_string(&c).unwrap();
+                        json.push_str(written.trim_matches('"'));
+                        if c == '"' {
+                            json.push('"');
+                        }
+                    }
+                }
+            }
+            json.push_str("\"}");
+            let read: serde_json::Value = serde_json::from_str(&json).unwrap();
+            prop_assert_eq!(read["body"].as_str(), Some(soup.as_str()));
+            prop_assert!(parse(&soup).is_empty() || may_stand_in_json(json.as_bytes()), "{}", json);
         }
 
         #[test]

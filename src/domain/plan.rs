@@ -38,7 +38,7 @@ pub fn interest(comment: &Comment, sender: Option<&Actor>, own: Own) -> Interest
         CommentAction::Edited { before: Some(before) } => command::added(before, &comment.body),
     };
     if commands.is_empty() {
-        return Interest::Ignore("no command in it");
+        return Interest::Ignore(wording::NO_COMMAND);
     }
     if comment.author.id == own.user_id || (own.app_id != 0 && comment.app_id == Some(own.app_id)) {
         return Interest::Ignore("written by this bot");

@@ -173,6 +173,9 @@ pub fn approval_is_void(head: &Sha) -> String {
     )
 }
 
+/// Why a comment leads to nothing.
+pub const NO_COMMAND: &str = "no command in it";
+
 /// Why a change that nobody approved was dropped; stands where otherwise a person's name does.
 pub const NOT_APPROVED: &str = "not approved in time";
 

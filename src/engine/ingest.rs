@@ -77,7 +77,7 @@ async fn together(app: &App, deliveries: Vec<Delivery>) -> Result<(), EngineErro
         return Ok(());
     }
     let now = app.clock.now();
-    let mut tx = app.store.write_tx().await?;
+    let mut tx = app.store.lazy_tx().await?;
     // Of those that somebody died of, each comes alone.
     let deaths = deliveries.iter().map(|delivery| delivery.taken).max().unwrap_or(0);
     let ids: Vec<InboxId> = deliveries.iter().map(|delivery| delivery.id.clone()).collect();
@@ -106,7 +106,7 @@ async fn all(app: &App, deliveries: &[Delivery]) -> Result<(), EngineError> {
     }
     flush(app, &mut batch, ended).await?;
     if !ended.is_empty() {
-        let mut tx = app.store.write_tx().await?;
+        let mut tx = app.store.lazy_tx().await?;
         let mut alike: BTreeMap<(&str, &str), (InboxState, Vec<InboxId>)> = BTreeMap::new();
         for (id, state, verdict) in ended.iter() {
             let same = alike.entry((state.as_str(), verdict)).or_insert((*state, Vec::new()));
@@ -123,7 +123,7 @@ async fn all(app: &App, deliveries: &[Delivery]) -> Result<(), EngineError> {
 /// The database failed, not a delivery. Where it fails here, too, they are begun one by one next time, that is all.
 async fn nobody_died(app: &App, deliveries: &[Delivery]) {
     let undone = async {
-        let mut tx = app.store.write_tx().await?;
+        let mut tx = app.store.lazy_tx().await?;
         for delivery in deliveries {
             store::inbox::not_begun(&mut tx, &delivery.id, app.clock.now()).await?;
         }
@@ -245,7 +245,7 @@ async fn flush(app: &App, batch: &mut Batch, ended: &mut Ended) -> Result<(), En
     if planned.is_empty() {
         return Ok(());
     }
-    let mut tx = app.store.write_tx().await?;
+    let mut tx = app.store.lazy_tx().await?;
     let mut stored = true;
     for one in &planned {
         stored = stored && store_plan(app, &mut tx, one).await?;
@@ -363,7 +363,7 @@ async fn put_off(
 /// A transaction in which the delivery is still pending: `None` when another process has ended it meanwhile. Whatever a
 /// delivery leads to is written in one of these, so that two readers of the inbox do it once.
 async fn begin(app: &App, id: &InboxId) -> Result<Option<Tx>, EngineError> {
-    let mut tx = app.store.write_tx().await?;
+    let mut tx = app.store.lazy_tx().await?;
     if store::inbox::is_pending(&mut tx, id).await? {
         return Ok(Some(tx));
     }
@@ -1185,7 +1185,7 @@ async fn refuse_all(
 /// One transaction: task, runs, cancels, replies, reactions, audit and the delivery's verdict. False, and nothing is
 /// stored, when somebody made the subject's task meanwhile.
 async fn commit(app: &App, planned: Planned) -> Result<bool, EngineError> {
-    let mut tx = app.store.write_tx().await?;
+    let mut tx = app.store.lazy_tx().await?;
     if !store_plan(app, &mut tx, &planned).await? {
         return Ok(false);
     }

@@ -1,4 +1,5 @@
-//! Purpose: `POST /webhooks/{source}`: verify the signature over the raw bytes, store, then answer. Nothing is parsed here.
+//! Purpose: `POST /webhooks/{source}`: verify the signature over the raw bytes, store, then answer. Nothing is parsed here;
+//! what cannot be for us whatever it says is stored as ignored at once.
 //!
 //! - A 2xx is only ever given for a delivery that is on stable storage.
 //! - Nothing that was not verified is stored.
@@ -10,6 +11,7 @@ use crate::clock::IdKind;
 use crate::config::Config;
 use crate::domain::event::Source;
 use crate::domain::ids::InboxId;
+use crate::intake;
 use crate::intake::signature::{self, VerifiedBody};
 use crate::queue::Topic;
 use crate::store::inbox::{self, Inserted, NewDelivery};
@@ -167,15 +169,18 @@ async fn take(http: &Http, source: Source, request: Request) -> Result<(Verdict,
     };
     let (envelope, body) = verify(app, source, &parts.headers, body).await?;
     let id = InboxId::new(app.ids.next(IdKind::Inbox));
+    let raw = body.into_bytes();
     let delivery = NewDelivery {
         id: id.clone(),
         source,
         delivery_id: envelope.delivery_id,
+        ignored: intake::unread(source, &envelope.event, &raw),
         event: envelope.event,
         headers: kept_headers(&parts.headers),
-        raw: body.into_bytes(),
+        raw,
         received_at: app.clock.now(),
     };
+    let is_work = delivery.ignored.is_none();
     let (delivery_id, event) = (delivery.delivery_id.clone(), delivery.event.clone());
     // The permit is held until the delivery is stored, also when its sender has given up: the body is in memory for that
     // long.
@@ -184,7 +189,7 @@ async fn take(http: &Http, source: Source, request: Request) -> Result<(Verdict,
         async move {
             let stored = inbox::insert(&app.store, delivery).await;
             drop(held);
-            if matches!(stored, Ok(Inserted::New)) {
+            if is_work && matches!(stored, Ok(Inserted::New)) {
                 app.wakeup.notify(Topic::Inbox);
             }
             stored

@@ -1,11 +1,12 @@
 //! GitHub payloads: only the fields we use, optional wherever GitHub may drop them.
 
-use crate::domain::command::Verb;
+use crate::domain::command::{self, Verb};
 use crate::domain::event::{
     Actor, ActorKind, Comment, CommentAction, Decoded, Event, EventKind, PullHead, Repo, Source, Subject,
     SubjectKind, Surface,
 };
 use crate::domain::ids::{BranchName, RepoName, Sha};
+use crate::domain::wording;
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -181,23 +182,33 @@ fn missing(field: &str) -> Refused {
 
 /// Which actions of an event are acted on. Every other one is ignored before its payload is read:
 /// its shape is none of our business.
-fn is_used(event: &str, action: &str) -> bool {
+fn used_actions(event: &str) -> &'static [&'static str] {
     match event {
-        "issue_comment" | "pull_request_review_comment" => matches!(action, "created" | "edited"),
-        "issues" => matches!(action, "opened" | "edited" | "closed" | "reopened" | "labeled"),
-        "pull_request" => {
-            matches!(action, "opened" | "edited" | "closed" | "reopened" | "synchronize" | "labeled")
-        }
-        "pull_request_review" => matches!(action, "submitted" | "edited"),
-        "check_run" => action == "rerequested",
-        "installation" => {
-            matches!(action, "created" | "deleted" | "suspend" | "unsuspend" | "new_permissions_accepted")
-        }
-        "installation_repositories" => matches!(action, "added" | "removed"),
-        "repository" => matches!(action, "renamed" | "transferred" | "deleted"),
-        "push" | "ping" => action.is_empty(),
-        _ => false,
+        "issue_comment" | "pull_request_review_comment" => &["created", "edited"],
+        "issues" => &["opened", "edited", "closed", "reopened", "labeled"],
+        "pull_request" => &["opened", "edited", "closed", "reopened", "synchronize", "labeled"],
+        "pull_request_review" => &["submitted", "edited"],
+        "check_run" => &["rerequested"],
+        "installation" => &["created", "deleted", "suspend", "unsuspend", "new_permissions_accepted"],
+        "installation_repositories" => &["added", "removed"],
+        "repository" => &["renamed", "transferred", "deleted"],
+        "push" | "ping" => &[""],
+        _ => &[],
     }
+}
+
+/// See [`super::unread`].
+pub(super) fn unread(event: &str, raw: &[u8]) -> Option<String> {
+    if used_actions(event).is_empty() {
+        return Some(super::reason(&nothing_done_on(event)));
+    }
+    // Whatever else these do, they do it by a command.
+    let by_command = matches!(event, "issue_comment" | "pull_request_review_comment" | "pull_request_review");
+    (by_command && !command::may_stand_in_json(raw)).then(|| wording::NO_COMMAND.to_owned())
+}
+
+fn nothing_done_on(name: &str) -> String {
+    format!("nothing is done on GitHub `{name}`")
 }
 
 pub(super) fn decode(event: &str, raw: &[u8]) -> Decoded {
@@ -222,9 +233,9 @@ fn json_of(raw: &[u8]) -> Cow<'_, [u8]> {
 fn event_of(event: &str, raw: &[u8]) -> Result<Event, Refused> {
     let Kind { action } = super::read(raw).map_err(Refused::Unreadable)?;
     let action = action.unwrap_or_default();
-    if !is_used(event, &action) {
+    if !used_actions(event).contains(&action.as_str()) {
         let name = if action.is_empty() { event.to_owned() } else { format!("{event}.{action}") };
-        return Err(ignored(format!("nothing is done on GitHub `{name}`")));
+        return Err(ignored(nothing_done_on(&name)));
     }
     let mut payload: Payload = super::read(raw).map_err(Refused::Unreadable)?;
     let installation = payload.installation.as_ref().map(|installation| installation.id);

@@ -20,6 +20,15 @@ pub fn decode(source: Source, event: &str, raw: &[u8]) -> Decoded {
     }
 }
 
+/// Why a delivery leads to nothing, where that is certain without reading its JSON: most of what a busy repository sends
+/// is either an event that nobody asked for or a comment in which the bot's name cannot stand.
+pub fn unread(source: Source, event: &str, raw: &[u8]) -> Option<String> {
+    match source {
+        Source::Github => github::unread(event, raw),
+        Source::Jira | Source::Sentry => None,
+    }
+}
+
 /// Reads JSON into `T`; the error names the field. Nesting is limited by serde_json (128), so that no
 /// payload can overflow the stack.
 fn read<T: DeserializeOwned>(raw: &[u8]) -> Result<T, String> {

@@ -401,6 +401,7 @@ mod tests {
             source: Source::Github,
             delivery_id: "delivery".to_owned(),
             event: "ping".to_owned(),
+            ignored: None,
             headers: Vec::new(),
             raw,
             received_at: at(0),

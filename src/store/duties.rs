@@ -32,7 +32,7 @@ pub async fn hold(
     if kept.is_some() {
         return Ok(true);
     }
-    let mut tx = store.write_tx().await?;
+    let mut tx = store.lazy_tx().await?;
     // An end that lies further ahead than anybody writes was written before a clock was set back.
     let done = sqlx::query(
         "INSERT INTO duties (name, owner, until) VALUES ($1, $2, $3) \

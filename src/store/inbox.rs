@@ -1,12 +1,14 @@
 //! Deliveries as received. Inserts of many requests share one commit (group commit).
 
 use super::rows::{self, RowReader, for_each_of_them, json, lone_time, millis, plain, row_limit, sql};
-use super::writer::Writers;
+use super::writer::{Flush, Writers};
 use super::{DatabaseKind, Store, StoreError, Tx};
 use crate::domain::event::Source;
 use crate::domain::ids::InboxId;
 use chrono::{DateTime, Utc};
+use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
+use std::sync::LazyLock;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -68,6 +70,8 @@ pub struct NewDelivery {
     pub headers: Vec<(String, String)>,
     pub raw: bytes::Bytes,
     pub received_at: DateTime<Utc>,
+    /// Why it leads to nothing, where that was certain before it was read: it is stored as ended.
+    pub ignored: Option<String>,
 }
 
 /// A delivery as stored.
@@ -118,6 +122,8 @@ struct NewRow {
     packed: Vec<u8>,
     raw_bytes: i64,
     received_at: i64,
+    state: InboxState,
+    verdict: String,
 }
 
 impl Writer {
@@ -174,10 +180,16 @@ async fn store_each(writers: &Writers, group: Vec<Job>) {
 }
 
 async fn try_group(writers: &Writers, group: &[Job]) -> Result<Vec<Inserted>, GroupError> {
-    let mut tx = writers.begin().await.map_err(GroupError::Database)?;
+    let mut tx = writers.begin(Flush::Now).await.map_err(GroupError::Database)?;
     let mut inserted = Vec::with_capacity(group.len());
-    for job in group {
-        inserted.push(insert_row(&mut tx, &job.row).await.map_err(GroupError::Row)?);
+    let mut rest = group;
+    while let Some((some, text)) = INSERTS
+        .iter()
+        .find_map(|(rows, text)| rest.split_at_checked(*rows).map(|(some, _)| (some, text)))
+        .filter(|_| !rest.is_empty())
+    {
+        inserted.extend(insert_rows(&mut tx, text, some).await.map_err(GroupError::Row)?);
+        rest = rest.get(some.len()..).unwrap_or_default();
     }
     tx.commit().await.map_err(GroupError::Database)?;
     Ok(inserted)
@@ -194,24 +206,69 @@ fn fail_all(jobs: impl IntoIterator<Item = Job>, error: StoreError) {
     }
 }
 
-async fn insert_row(tx: &mut Tx, row: &NewRow) -> Result<Inserted, StoreError> {
-    let done = sqlx::query(
-        "INSERT INTO inbox (id, source, delivery_id, event, headers, raw, raw_bytes, received_at, state, verdict, \
-         not_before, tries) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'pending', '', 0, 0) \
-         ON CONFLICT (delivery_id, source) DO NOTHING",
+/// Statements that insert so many rows, longest first: each statement costs more than what it does to a row.
+static INSERTS: LazyLock<[(usize, String); 3]> =
+    LazyLock::new(|| [16, 4, 1].map(|rows| (rows, insert_text(rows))));
+
+fn insert_text(rows: usize) -> String {
+    const COLUMNS: [&str; 10] = [
+        "id",
+        "source",
+        "delivery_id",
+        "event",
+        "headers",
+        "raw",
+        "raw_bytes",
+        "received_at",
+        "state",
+        "verdict",
+    ];
+    let mut next = 1..;
+    let values: Vec<String> = (0..rows)
+        .map(|_| {
+            let own: Vec<String> = next.by_ref().take(COLUMNS.len()).map(|n| format!("${n}")).collect();
+            format!("({}, 0, 0)", own.join(", "))
+        })
+        .collect();
+    format!(
+        "INSERT INTO inbox ({}, not_before, tries) VALUES {} ON CONFLICT (delivery_id, source) DO NOTHING",
+        COLUMNS.join(", "),
+        values.join(", ")
     )
-    .bind(row.id.as_str())
-    .bind(row.source.as_str())
-    .bind(&row.delivery_id)
-    .bind(&row.event)
-    .bind(&row.headers)
-    .bind(row.packed.as_slice())
-    .bind(row.raw_bytes)
-    .bind(row.received_at)
-    .execute(&mut *tx.inner)
-    .await
-    .map_err(sql("insert a delivery"))?;
-    Ok(if done.rows_affected() == 1 { Inserted::New } else { Inserted::Duplicate })
+}
+
+/// Inserts as many rows as the statement takes.
+async fn insert_rows(tx: &mut Tx, text: &'static str, jobs: &[Job]) -> Result<Vec<Inserted>, StoreError> {
+    let query = jobs.iter().map(|job| &job.row).fold(sqlx::query(AssertSqlSafe(text)), |query, row| {
+        query
+            .bind(row.id.as_str())
+            .bind(row.source.as_str())
+            .bind(&row.delivery_id)
+            .bind(&row.event)
+            .bind(&row.headers)
+            .bind(row.packed.as_slice())
+            .bind(row.raw_bytes)
+            .bind(row.received_at)
+            .bind(row.state.as_str())
+            .bind(&row.verdict)
+    });
+    let done = query.execute(&mut *tx.inner).await.map_err(sql("insert deliveries"))?;
+    let mut inserted = vec![Inserted::New; jobs.len()];
+    if done.rows_affected() == jobs.len() as u64 {
+        return Ok(inserted);
+    }
+    // Of those that came before, or twice here, the row has another id.
+    for (inserted, job) in inserted.iter_mut().zip(jobs) {
+        let row = sqlx::query("SELECT id FROM inbox WHERE id = $1")
+            .bind(job.row.id.as_str())
+            .fetch_optional(&mut *tx.inner)
+            .await
+            .map_err(sql("look which deliveries are new"))?;
+        if row.is_none() {
+            *inserted = Inserted::Duplicate;
+        }
+    }
+    Ok(inserted)
 }
 
 async fn pack(raw: bytes::Bytes) -> Result<Vec<u8>, StoreError> {
@@ -240,6 +297,8 @@ pub async fn insert(store: &Store, delivery: NewDelivery) -> Result<Inserted, St
         raw_bytes: i64::try_from(delivery.raw.len()).unwrap_or(i64::MAX),
         packed: pack(delivery.raw).await?,
         received_at: millis(delivery.received_at),
+        state: if delivery.ignored.is_some() { InboxState::Ignored } else { InboxState::Pending },
+        verdict: delivery.ignored.as_deref().map(plain).unwrap_or_default().into_owned(),
     };
     let (answer, result) = oneshot::channel();
     store.inbox.queue.try_send(Job { row, answer }).map_err(|error| match error {
@@ -507,6 +566,7 @@ mod tests {
             source: Source::Github,
             delivery_id: format!("delivery-{n}"),
             event: "issue_comment".to_owned(),
+            ignored: None,
             headers: vec![("x-github-event".to_owned(), "issue_comment".to_owned())],
             raw: bytes::Bytes::from(format!("{{\"n\":{n}}}").repeat(n % 7 + 1)),
             received_at: at(i64::try_from(n).unwrap()),
@@ -549,6 +609,26 @@ mod tests {
             let sentry = NewDelivery { id: InboxId::new("sentry"), source: Source::Sentry, ..delivery(1) };
             assert_eq!(insert(store, sentry).await.unwrap(), Inserted::New);
             assert_eq!(counts(store).await.unwrap(), [("pending".to_owned(), 2)]);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn what_leads_to_nothing_is_stored_as_ended_and_can_be_replayed() {
+        each_database(async |database| {
+            let store = &database.store;
+            let new = NewDelivery { ignored: Some("no command in it".into()), ..delivery(1) };
+            assert_eq!(insert(store, new.clone()).await.unwrap(), Inserted::New);
+            let again = NewDelivery { id: InboxId::new("other"), ..new };
+            assert_eq!(insert(store, again).await.unwrap(), Inserted::Duplicate);
+            let found = get(store, "inbox-0001").await.unwrap().unwrap();
+            assert_eq!((found.state, found.verdict.as_str()), (InboxState::Ignored, "no command in it"));
+            assert!(pending(store, at(9), 9).await.unwrap().is_empty());
+            let mut tx = store.write_tx().await.unwrap();
+            assert!(replay(&mut tx, &found.id, at(9)).await.unwrap());
+            tx.commit().await.unwrap();
+            let due = pending(store, at(9), 9).await.unwrap();
+            assert_eq!(due.first().unwrap().raw, found.raw);
         })
         .await;
     }

@@ -120,7 +120,15 @@ impl Store {
     /// Begins a write transaction (`BEGIN IMMEDIATE` on SQLite, where those who write at the same time share a commit).
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn write_tx(&self) -> Result<Tx, StoreError> {
-        self.writers.begin().await
+        self.writers.begin(writer::Flush::Now).await
+    }
+
+    /// A write transaction whose commit may be lost when the machine stops (never when the process does), and with it all
+    /// that were begun later. For what nobody outside this machine learns of before a commit of `write_tx`: all who acted
+    /// on it stopped with the machine. On Postgres it is as durable as any.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn lazy_tx(&self) -> Result<Tx, StoreError> {
+        self.writers.begin(writer::Flush::Later).await
     }
 
     /// A write and a read go through: for `/readyz` and `doctor`.
@@ -175,7 +183,7 @@ fn free_bytes(folder: &Path) -> Option<u64> {
 }
 
 impl Tx {
-    /// Makes the changes durable.
+    /// Makes the changes durable, or only visible when the transaction is a lazy one.
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn commit(self) -> Result<(), StoreError> {
         self.inner.commit().await

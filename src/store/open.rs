@@ -505,6 +505,7 @@ mod tests {
             source: Source::Github,
             delivery_id: "delivery".to_owned(),
             event: "ping".to_owned(),
+            ignored: None,
             headers: Vec::new(),
             raw: bytes::Bytes::from_static(b"{}"),
             received_at: at(0),

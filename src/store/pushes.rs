@@ -54,6 +54,7 @@ mod tests {
                     source,
                     delivery_id: id.to_owned(),
                     event: event.to_owned(),
+                    ignored: None,
                     headers: Vec::new(),
                     raw: b"{}".to_vec().into(),
                     received_at: at(seconds),

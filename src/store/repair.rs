@@ -328,6 +328,7 @@ mod tests {
                 source: Source::Github,
                 delivery_id: "d".into(),
                 event: "push".into(),
+                ignored: None,
                 headers: Vec::new(),
                 raw: bytes::Bytes::from_static(b"{}"),
                 received_at: at(86_400),

@@ -184,6 +184,7 @@ mod tests {
                     source: Source::Github,
                     delivery_id: id.to_owned(),
                     event: "ping".to_owned(),
+                    ignored: None,
                     headers: Vec::new(),
                     raw: bytes::Bytes::from_static(b"{}"),
                     received_at: at(second),

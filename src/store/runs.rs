@@ -294,7 +294,7 @@ pub async fn heartbeat(
     fence: i64,
     until: DateTime<Utc>,
 ) -> Result<Option<String>, StoreError> {
-    let mut tx = store.write_tx().await?;
+    let mut tx = store.lazy_tx().await?;
     let row = sqlx::query(concat!(
         "UPDATE runs SET lease_until = $3 WHERE id = $1 AND fence = $2 AND state IN ",
         working!(),

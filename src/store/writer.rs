@@ -4,6 +4,10 @@
 //! A task owns the connection that writes. It begins a transaction, lends the connection to one writer after the other,
 //! and commits when nobody waits any more; each writer after the first is a savepoint, so that what it gives up takes
 //! nothing else with it. `commit` returns when the disk has the commit of all, and its failure is everybody's.
+//!
+//! A group of lazy writers commits without waiting for the disk (`synchronous=NORMAL`). A process that dies loses nothing
+//! by it. A machine that stops loses the end of the log and never its middle: the next commit that waits flushes what was
+//! written before it, too.
 
 use super::open::WriterAddress;
 use super::rows::{for_each_of_them, sql};
@@ -29,12 +33,22 @@ pub(super) enum Writers {
     InTurn { queue: mpsc::UnboundedSender<Asked>, commits: Arc<AtomicU64> },
 }
 
+/// Whether a commit waits for the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flush {
+    Now,
+    Later,
+}
+
 /// What the task is asked for.
 #[derive(Debug)]
 pub(super) enum Asked {
-    Turn(oneshot::Sender<Result<Turn, StoreError>>),
+    Turn(Flush, Lent),
     Close(oneshot::Sender<()>),
 }
+
+/// Takes the connection to whoever asked for it.
+type Lent = oneshot::Sender<Result<Turn, StoreError>>;
 
 /// The connection, for the time of one transaction. Dropped without an `end`, it is rolled back.
 #[derive(Debug)]
@@ -95,12 +109,14 @@ impl Writers {
         let (queue, asked) = mpsc::unbounded_channel();
         let commits = Arc::new(AtomicU64::new(0));
         tokio::spawn(
-            Lender { address, asked, connection: None, commits: Arc::clone(&commits) }.run(connection),
+            Lender { address, asked, connection: None, flush: Flush::Now, commits: Arc::clone(&commits) }
+                .run(connection),
         );
         Ok(Self::InTurn { queue, commits })
     }
 
-    pub(super) async fn begin(&self) -> Result<Tx, StoreError> {
+    /// Postgres always waits: its server can stop alone, and whoever acted on what it lost would go on.
+    pub(super) async fn begin(&self, flush: Flush) -> Result<Tx, StoreError> {
         const OPERATION: &str = "begin a transaction";
         match self {
             Self::Many(pool) => {
@@ -110,7 +126,7 @@ impl Writers {
             Self::InTurn { queue, .. } => {
                 let closed = || sql(OPERATION)(sqlx::Error::PoolClosed);
                 let (asked, turn) = oneshot::channel();
-                queue.send(Asked::Turn(asked)).map_err(|_| closed())?;
+                queue.send(Asked::Turn(flush, asked)).map_err(|_| closed())?;
                 let turn = tokio::time::timeout(TURN_TIMEOUT, turn)
                     .await
                     .map_err(|_| sql(OPERATION)(sqlx::Error::PoolTimedOut))?
@@ -155,6 +171,8 @@ struct Lender {
     asked: mpsc::UnboundedReceiver<Asked>,
     /// None: it broke, and the next one connects again.
     connection: Option<Arc<Mutex<AnyConnection>>>,
+    /// How the connection commits; as it is opened, each commit waits.
+    flush: Flush,
     commits: Arc<AtomicU64>,
 }
 
@@ -164,8 +182,8 @@ impl Lender {
         let mut next = self.asked.recv().await;
         while let Some(asked) = next {
             match asked {
-                Asked::Turn(first) => {
-                    next = match self.group(first).await {
+                Asked::Turn(flush, first) => {
+                    next = match self.group(flush, first).await {
                         Some(asked) => Some(asked),
                         None => self.asked.recv().await,
                     };
@@ -182,14 +200,14 @@ impl Lender {
     }
 
     /// One transaction, and everybody who writes in it. Gives back what was asked for and is none of it.
-    async fn group(&mut self, first: oneshot::Sender<Result<Turn, StoreError>>) -> Option<Asked> {
+    async fn group(&mut self, flush: Flush, first: Lent) -> Option<Asked> {
         if first.is_closed() {
             return None;
         }
-        let connection = match self.begin().await {
+        let connection = match self.begin(flush).await {
             Ok(connection) => connection,
             Err(error) => {
-                self.connection = None;
+                self.broke();
                 let _gone = first.send(Err(error));
                 return None;
             }
@@ -206,7 +224,14 @@ impl Lender {
                 waiting.push(committer);
             }
             let next = self.next_of_group(waiting.len(), began);
-            let goes_on = matches!(next, Some(Asked::Turn(_))) && !(given_up && waiting.is_empty());
+            let joins = match (&next, flush) {
+                (Some(Asked::Turn(..)), Flush::Now) | (Some(Asked::Turn(Flush::Later, _)), Flush::Later) => {
+                    true
+                }
+                // Who waits for the disk is no member of a group that does not.
+                (Some(Asked::Turn(Flush::Now, _)), Flush::Later) | (Some(Asked::Close(_)) | None, _) => false,
+            };
+            let goes_on = joins && !(given_up && waiting.is_empty());
             let text = match (given_up, goes_on) {
                 // The first one: there is nothing else in the transaction.
                 (true, _) if waiting.is_empty() => "ROLLBACK",
@@ -220,17 +245,17 @@ impl Lender {
             drop(locked);
             if let Err(error) = done {
                 // Also when SQLite ended the transaction itself (a full disk): nothing of it is there.
-                self.connection = None;
+                self.broke();
                 tell_all(waiting, sql("commit a transaction")(error));
                 return next;
             }
             match next {
-                Some(Asked::Turn(next)) if goes_on => {
+                Some(Asked::Turn(_, next)) if goes_on => {
                     is_savepoint = true;
                     asked = next;
                 }
                 next => {
-                    if !waiting.is_empty() {
+                    if !waiting.is_empty() && flush == Flush::Now {
                         self.commits.fetch_add(1, Ordering::Relaxed);
                     }
                     for committer in waiting {
@@ -242,17 +267,26 @@ impl Lender {
         }
     }
 
-    async fn begin(&mut self) -> Result<Arc<Mutex<AnyConnection>>, StoreError> {
+    async fn begin(&mut self, flush: Flush) -> Result<Arc<Mutex<AnyConnection>>, StoreError> {
         let connection = match &self.connection {
             Some(connection) => Arc::clone(connection),
             None => Arc::new(Mutex::new(self.address.connect().await?)),
         };
-        sqlx::query("BEGIN IMMEDIATE")
-            .execute(&mut *connection.lock().await)
-            .await
-            .map_err(sql("begin a transaction"))?;
+        let text = match (self.flush, flush) {
+            (Flush::Now, Flush::Later) => "PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE",
+            (Flush::Later, Flush::Now) => "PRAGMA synchronous = FULL; BEGIN IMMEDIATE",
+            (Flush::Now, Flush::Now) | (Flush::Later, Flush::Later) => "BEGIN IMMEDIATE",
+        };
+        sqlx::query(text).execute(&mut *connection.lock().await).await.map_err(sql("begin a transaction"))?;
+        self.flush = flush;
         self.connection = Some(Arc::clone(&connection));
         Ok(connection)
+    }
+
+    /// The next group connects again.
+    fn broke(&mut self) {
+        self.connection = None;
+        self.flush = Flush::Now;
     }
 
     /// Who waits already, if the group may grow.
@@ -262,7 +296,7 @@ impl Lender {
         }
         loop {
             match self.asked.try_recv().ok()? {
-                Asked::Turn(asked) if asked.is_closed() => {}
+                Asked::Turn(_, asked) if asked.is_closed() => {}
                 asked => return Some(asked),
             }
         }
@@ -270,10 +304,7 @@ impl Lender {
 }
 
 /// Lends the connection until its borrower commits or drops it.
-async fn lend(
-    connection: &Arc<Mutex<AnyConnection>>,
-    asked: oneshot::Sender<Result<Turn, StoreError>>,
-) -> Ended {
+async fn lend(connection: &Arc<Mutex<AnyConnection>>, asked: Lent) -> Ended {
     let (end, ended) = oneshot::channel();
     let turn = Turn { connection: Arc::clone(connection).lock_owned().await, end };
     // What is not taken comes back, and must go at once: nobody else would ever end this turn.
@@ -451,6 +482,64 @@ mod tests {
         }
         third.unwrap();
         assert_eq!(keys(&store).await, ["before", "third"]);
+    }
+
+    /// 1: NORMAL, 2: FULL.
+    async fn synchronous(tx: &mut Tx) -> i64 {
+        sqlx::query("PRAGMA synchronous").fetch_one(&mut *tx.inner).await.unwrap().try_get(0).unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_a_lazy_commit_does_not_wait_for_the_disk() {
+        let (_folder, _, store) = sqlite().await;
+        let before = store.commits();
+        for (n, is_lazy) in [false, true, true, false, true, false, false].into_iter().enumerate() {
+            let mut tx = if is_lazy { store.lazy_tx().await } else { store.write_tx().await }.unwrap();
+            assert_eq!(synchronous(&mut tx).await, if is_lazy { 1 } else { 2 }, "{n}");
+            set(&mut tx, &format!("key {n}")).await;
+            tx.commit().await.unwrap();
+            assert_eq!(keys(&store).await.len(), n + 1, "seen at once");
+        }
+        assert_eq!(store.commits() - before, 4);
+        // A connection that broke while it was lazy is opened as one that waits.
+        let mut tx = store.lazy_tx().await.unwrap();
+        sqlx::query("ROLLBACK").execute(&mut *tx.inner).await.unwrap();
+        assert!(tx.commit().await.is_err());
+        let mut tx = store.write_tx().await.unwrap();
+        assert_eq!(synchronous(&mut tx).await, 2);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_the_disk_is_in_no_lazy_group_and_lazy_ones_are_in_any() {
+        let (_folder, _, store) = sqlite().await;
+        let mut first = store.lazy_tx().await.unwrap();
+        set(&mut first, "first").await;
+        let mut second = Box::pin(store.lazy_tx());
+        assert!(futures_util::poll!(second.as_mut()).is_pending());
+        let mut third = Box::pin(store.write_tx());
+        assert!(futures_util::poll!(third.as_mut()).is_pending());
+        let mut fourth = Box::pin(store.lazy_tx());
+        assert!(futures_util::poll!(fourth.as_mut()).is_pending());
+        let mut told = Box::pin(first.commit());
+        assert!(futures_util::poll!(told.as_mut()).is_pending());
+        let mut second = second.await.unwrap();
+        assert!(futures_util::poll!(told.as_mut()).is_pending(), "one commit for both");
+        set(&mut second, "second").await;
+        let (told, second) = tokio::join!(told, second.commit());
+        told.unwrap();
+        second.unwrap();
+        assert_eq!(keys(&store).await, ["first", "second"], "the third is of another group");
+
+        let mut third = third.await.unwrap();
+        assert_eq!(synchronous(&mut third).await, 2);
+        let mut told = Box::pin(third.commit());
+        assert!(futures_util::poll!(told.as_mut()).is_pending());
+        let mut fourth = fourth.await.unwrap();
+        assert!(futures_util::poll!(told.as_mut()).is_pending());
+        assert_eq!(synchronous(&mut fourth).await, 2, "what joins those who wait waits with them");
+        let (told, fourth) = tokio::join!(told, fourth.commit());
+        told.unwrap();
+        fourth.unwrap();
     }
 
     #[tokio::test]

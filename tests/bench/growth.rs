@@ -70,6 +70,7 @@ impl Side {
                 source: Source::Github,
                 delivery_id: format!("delivery-{}", self.deliveries),
                 event: "issue_comment".to_owned(),
+                ignored: None,
                 headers: vec![("x-github-event".to_owned(), "issue_comment".to_owned())],
                 raw: raw.clone(),
                 received_at: SystemClock.now(),

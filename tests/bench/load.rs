@@ -44,18 +44,25 @@ impl Asked {
 
     /// The recorded comment as GitHub delivers it; `longer` times as long, by a longer text.
     pub fn comment(longer: usize) -> anyhow::Result<Self> {
-        let mut payload: serde_json::Value = serde_json::from_str(RECORDED)?;
-        if longer > 1 {
-            let text = prose(RECORDED.len() * (longer - 1));
-            *payload.pointer_mut("/comment/body").context("the fixture has a comment")? = text.into();
-        }
-        let body = if longer > 1 { serde_json::to_vec(&payload)? } else { RECORDED.as_bytes().to_vec() };
+        let body = match longer {
+            0 | 1 => RECORDED.as_bytes().to_vec(),
+            _ => with_text(&prose(RECORDED.len() * (longer - 1)))?,
+        };
+        Self::delivery(&body)
+    }
+
+    /// The recorded comment with a text that speaks of the bot and asks it for nothing, which only its reader can tell.
+    pub fn about_the_bot() -> anyhow::Result<Self> {
+        Self::delivery(&with_text("What does `/zeblit fix` do when the tests are red already?")?)
+    }
+
+    fn delivery(body: &[u8]) -> anyhow::Result<Self> {
         let mut head = String::from(
             "POST /webhooks/github HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: */*\r\nuser-agent: GitHub-Hookshot/0000000\r\n",
         );
         head.push_str("x-github-hook-id: 1\r\nx-github-hook-installation-target-id: 1\r\nx-github-hook-installation-target-type: integration\r\n");
         for (name, value) in
-            signature::sign(Source::Github, &SecretString::from(SECRET), ID, "issue_comment", &body)
+            signature::sign(Source::Github, &SecretString::from(SECRET), ID, "issue_comment", body)
         {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -82,6 +89,13 @@ impl Asked {
         let at = id_at + ID.len() - id.len();
         self.bytes[at..at + id.len()].copy_from_slice(id.as_bytes());
     }
+}
+
+/// The recorded comment with this text.
+fn with_text(text: &str) -> anyhow::Result<Vec<u8>> {
+    let mut payload: serde_json::Value = serde_json::from_str(RECORDED)?;
+    *payload.pointer_mut("/comment/body").context("the fixture has a comment")? = text.into();
+    Ok(serde_json::to_vec(&payload)?)
 }
 
 /// Words as people use them, always the same: a text that compresses like one.

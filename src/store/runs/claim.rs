@@ -103,7 +103,7 @@ pub async fn claim_some(
     caps: Caps,
     limit: usize,
 ) -> Result<Vec<Run>, StoreError> {
-    let mut tx = store.write_tx().await?;
+    let mut tx = store.lazy_tx().await?;
     exclusive(&mut tx, "claim").await?;
     let until = later(now, lease);
     for _ in 0..CLAIM_TRIES {
@@ -140,7 +140,7 @@ fn later(now: DateTime<Utc>, time: Duration) -> i64 {
 
 /// Takes a run that cannot be read out of the way: a newer version may be able to read it.
 async fn set_aside(store: &Store, id: &str, until: i64) -> Result<(), StoreError> {
-    let mut tx = store.write_tx().await?;
+    let mut tx = store.lazy_tx().await?;
     sqlx::query(
         "UPDATE runs SET not_before = CASE WHEN state = 'queued' THEN $2 ELSE not_before END, \
          lease_until = CASE WHEN state = 'queued' THEN lease_until ELSE $2 END WHERE id = $1",
