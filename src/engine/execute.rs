@@ -491,7 +491,7 @@ async fn is_out_of_reach(app: &App, run: &Run) -> Result<bool, EngineError> {
 async fn begin_elsewhere(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     tracing::warn!(run.id = %run.id, state = run.state.as_str(), "its node is gone: the run begins anew here");
     run.apply(&RunInput::Moved, app.clock.now())?;
-    let mut tx = app.store.write_tx().await?;
+    let mut tx = app.store.lazy_tx().await?;
     if let Some(attempt) = store::attempts::latest_tx(&mut tx, &run.id).await? {
         store::attempts::end(&mut tx, &attempt.slot, app.clock.now()).await?;
     }
@@ -505,7 +505,7 @@ async fn begin_elsewhere(app: &App, run: &mut Run) -> Result<Step, EngineError> 
 /// Stores the run as it is, with its report, in one transaction.
 #[tracing::instrument(level = "debug", skip_all)]
 pub(super) async fn save(app: &App, run: &Run, urgency: Urgency) -> Result<(), EngineError> {
-    let mut tx = app.store.write_tx().await?;
+    let mut tx = app.store.lazy_tx().await?;
     store::runs::save(&mut tx, run).await?;
     report::report(app, &mut tx, run, urgency).await?;
     tx.commit().await?;
@@ -713,7 +713,7 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
         node: app.node.id.clone(),
     };
     let known = serde_json::to_vec(&spec.context).map_err(|error| EngineError::Defect(error.to_string()))?;
-    let mut tx = app.store.write_tx().await?;
+    let mut tx = app.store.lazy_tx().await?;
     store::attempts::insert(&mut tx, &attempt).await?;
     if spec.needs_model {
         store::artifacts::put(&mut tx, &run.id, tools::CONTEXT_PART, &known, now).await?;
@@ -729,7 +729,7 @@ async fn prepare(app: &App, run: &mut Run) -> Result<Step, EngineError> {
     tracing::info!(run.id = %run.id, attempt = run.attempts, container, "agent started");
     run.progress.phase = Some(if is_setup { Phase::Setup } else { Phase::Agent });
     run.apply(&RunInput::AgentStarted, app.clock.now())?;
-    let mut tx = app.store.write_tx().await?;
+    let mut tx = app.store.lazy_tx().await?;
     store::attempts::set_container(&mut tx, &slot, &container).await?;
     store::runs::save(&mut tx, run).await?;
     report::report(app, &mut tx, run, Urgency::State).await?;
@@ -755,7 +755,7 @@ async fn note_in_log(app: &App, tx: &mut store::Tx, run: &Run, notes: &[String])
 
 /// Writes that an attempt has ended, which only who holds the run may.
 async fn end_attempt(app: &App, run: &Run, slot: &SlotId) -> Result<(), EngineError> {
-    let mut tx = app.store.write_tx().await?;
+    let mut tx = app.store.lazy_tx().await?;
     store::runs::check_fence(&mut tx, run).await?;
     store::attempts::end(&mut tx, slot, app.clock.now()).await?;
     tx.commit().await?;
@@ -1116,7 +1116,7 @@ async fn watch(app: &App, run: &mut Run, patience: Duration) -> Result<Step, Eng
             if app.live.report_is_due(&run.id, app.clock.now(), every) {
                 count_money(app, run).await?;
                 take_checklist(app, run).await?;
-                let mut tx = app.store.write_tx().await?;
+                let mut tx = app.store.lazy_tx().await?;
                 store::runs::save_progress(&mut tx, run).await?;
                 report::report(app, &mut tx, run, Urgency::Progress).await?;
                 tx.commit().await?;
@@ -1177,7 +1177,7 @@ async fn next_container(
     attempt: &Attempt,
     now: DateTime<Utc>,
 ) -> Result<Step, EngineError> {
-    let mut tx = app.store.write_tx().await?;
+    let mut tx = app.store.lazy_tx().await?;
     store::attempts::end(&mut tx, &attempt.slot, now).await?;
     store::runs::save(&mut tx, run).await?;
     tx.commit().await?;
@@ -1246,7 +1246,7 @@ async fn take_lines(app: &App, run: &mut Run, attempt: &Attempt, polled: &Polled
     }
     run.progress.result = app.secrets.mask(&run.progress.result);
     run.progress.last = app.secrets.mask(&run.progress.last);
-    let mut tx = app.store.write_tx().await?;
+    let mut tx = app.store.lazy_tx().await?;
     let seq = match text.is_empty() {
         true => None,
         false => Some(store::logs::append(&mut tx, &run.id, attempt.n, &text, app.clock.now()).await?),
