@@ -195,7 +195,7 @@ fn open_bundle(output: &Path, cap: u64) -> Result<Option<(std::fs::File, Header)
     Ok(Some((file, header)))
 }
 
-/// A fresh bare repository that borrows the mirror's objects.
+/// A fresh bare repository that borrows the mirror's objects: only what Git takes for one.
 fn fresh_repository(
     git: &Git,
     mirror: &Mirror,
@@ -203,19 +203,23 @@ fn fresh_repository(
 ) -> Result<(TemporaryFolder, PathBuf), GitError> {
     let folder = TemporaryFolder(git.fresh_folder(&git.root.join("tmp"), prefix)?);
     let path = folder.0.join("repository.git");
-    let mut options = git2::RepositoryInitOptions::new();
-    options.bare(true).no_reinit(true).external_template(false).initial_head("refs/heads/main");
-    git2::Repository::init_opts(&path, &options).map_err(object_error("make a repository"))?;
-    let alternates = path.join("objects").join("info").join("alternates");
-    let write = || -> io::Result<()> {
-        std::fs::create_dir_all(path.join("objects").join("info"))?;
-        std::fs::write(&alternates, format!("{}\n", mirror.objects().display()))
+    let io_error = |path: &Path| {
+        let path = path.to_owned();
+        move |source| GitError::Io { operation: "make a repository", path, source }
     };
-    write().map_err(|source| GitError::Io {
-        operation: "make a repository",
-        path: alternates.clone(),
-        source,
-    })?;
+    for part in ["objects/info", "objects/pack", "refs"] {
+        let part = path.join(part);
+        std::fs::create_dir_all(&part).map_err(io_error(&part))?;
+    }
+    let alternates = format!("{}\n", mirror.objects().display());
+    for (file, text) in [
+        ("HEAD", "ref: refs/heads/main\n"),
+        ("config", "[core]\n\trepositoryformatversion = 0\n\tbare = true\n"),
+        ("objects/info/alternates", alternates.as_str()),
+    ] {
+        let file = path.join(file);
+        std::fs::write(&file, text).map_err(io_error(&file))?;
+    }
     Ok((folder, path))
 }
 
@@ -224,6 +228,8 @@ async fn unpack(git: &Git, repository: &Path, pack: Input, cap: u64) -> Result<(
     let finished = Call::local(IMPORT, &git.root)
         .git_dir(repository)
         .args(["-c", "pack.threads=1", "-c", "core.deltaBaseCacheLimit=32m"])
+        // The repository does not outlive this process, nor is it read backwards.
+        .args(["-c", "core.fsync=none", "-c", "pack.writeReverseIndex=false"])
         .args(["index-pack", "--stdin", "--fix-thin", "--strict", "--fsck-objects", "--threads=1"])
         .arg(format!("--max-input-size={cap}"))
         .input(pack)
@@ -251,14 +257,18 @@ pub(crate) async fn import(
     rewrite: &Rewrite,
     caps: ImportCaps,
 ) -> Result<Option<Imported>, GitError> {
-    let path = output.to_owned();
-    let opened = blocking(IMPORT, move || open_bundle(&path, caps.bundle_bytes)).await?;
-    let Some((file, header)) = opened else { return Ok(None) };
-    check_prerequisites(mirror, &header, start).await?;
-    if header.tip == *start {
-        return Ok(None);
-    }
-    let (_folder, repository) = fresh_repository(git, mirror, "import-")?;
+    let opened = {
+        let (git, mirror, output, start) = (git.clone(), mirror.clone(), output.to_owned(), start.clone());
+        blocking(IMPORT, move || {
+            let Some((file, header)) = open_bundle(&output, caps.bundle_bytes)? else { return Ok(None) };
+            check_prerequisites(&mirror, &header, &start)?;
+            if header.tip == start {
+                return Ok(None);
+            }
+            fresh_repository(&git, &mirror, "import-").map(|fresh| Some((file, header, fresh)))
+        })
+    };
+    let Some((file, header, (_folder, repository))) = opened.await? else { return Ok(None) };
     // The cap again while reading: the file may grow under a hostile hand that is not stopped.
     unpack(git, &repository, Input::File(tokio::fs::File::from_std(file)), caps.bundle_bytes).await?;
 
@@ -276,52 +286,56 @@ pub(crate) async fn import(
         }
     };
     let Some((changeset, diff, dropped)) = rewritten else { return Ok(None) };
-    let bundle = create_bundle(git, &repository, start, caps).await?;
+    let bundle = create_bundle(git, &repository, start, &changeset.head, caps).await?;
     Ok(Some(Imported { changeset, bundle, diff, dropped }))
 }
 
 /// Each prerequisite is the start commit or one of its ancestors; there is at least one.
-async fn check_prerequisites(mirror: &Mirror, header: &Header, start: &Sha) -> Result<(), GitError> {
+fn check_prerequisites(mirror: &Mirror, header: &Header, start: &Sha) -> Result<(), GitError> {
     if header.prerequisites.is_empty() {
         return Err(rejected("the bundle does not build on the pinned commit: it names no prerequisite"));
     }
-    let (path, prerequisites, start) = (mirror.path.clone(), header.prerequisites.clone(), start.clone());
-    blocking(IMPORT, move || {
-        let repository = mirror::open(IMPORT, &path)?;
-        let start_id = mirror::oid(IMPORT, &start)?;
-        for sha in prerequisites.iter().filter(|sha| **sha != start) {
-            let id = mirror::oid(IMPORT, sha)?;
-            if !repository.graph_descendant_of(start_id, id).unwrap_or(false) {
-                return Err(rejected(format!(
-                    "the bundle builds on {}, which is not in the history of the pinned commit {}",
-                    sha.short(),
-                    start.short()
-                )));
-            }
+    if header.prerequisites.iter().all(|sha| sha == start) {
+        return Ok(());
+    }
+    let repository = mirror::open(IMPORT, &mirror.path)?;
+    let start_id = mirror::oid(IMPORT, start)?;
+    for sha in header.prerequisites.iter().filter(|sha| *sha != start) {
+        let id = mirror::oid(IMPORT, sha)?;
+        if !repository.graph_descendant_of(start_id, id).unwrap_or(false) {
+            return Err(rejected(format!(
+                "the bundle builds on {}, which is not in the history of the pinned commit {}",
+                sha.short(),
+                start.short()
+            )));
         }
-        Ok(())
-    })
-    .await
+    }
+    Ok(())
 }
 
-/// The bundle that is kept: made by us, from commits made by us.
+/// The bundle that is kept: made by us, from commits made by us. `git bundle create` would start another Git for the pack.
 async fn create_bundle(
     git: &Git,
     repository: &Path,
     start: &Sha,
+    head: &Sha,
     caps: ImportCaps,
 ) -> Result<Vec<u8>, GitError> {
+    let header = format!("# v2 git bundle\n-{start} \n{head} {RESULT_REF}\n\n");
+    let cap = usize::try_from(caps.bundle_bytes).unwrap_or(usize::MAX).saturating_sub(header.len());
     let finished = Call::local("make the bundle", &git.root)
         .git_dir(repository)
-        .args(["-c", "pack.threads=1", "bundle", "create", "-q", "--version=2", "-", RESULT_REF])
-        .arg(format!("^{start}"))
-        .output_cap(usize::try_from(caps.bundle_bytes).unwrap_or(usize::MAX))
+        .args(["pack-objects", "--revs", "--stdout", "--thin", "--delta-base-offset", "--threads=1", "-q"])
+        .input(Input::Bytes(format!("{head}\n^{start}\n").into_bytes()))
+        .output_cap(cap)
         .run_checked()
         .await?;
     if finished.truncated {
         return Err(rejected(format!("the rewritten bundle has more than {} bytes", caps.bundle_bytes)));
     }
-    Ok(finished.stdout)
+    let mut bundle = finished.stdout;
+    bundle.splice(0..0, header.into_bytes());
+    Ok(bundle)
 }
 
 /// One side of a change.
@@ -541,7 +555,7 @@ impl Reader<'_> {
     }
 }
 
-/// Rewrites the chain, stores the result under `RESULT_REF` and describes it. `None`: nothing changed.
+/// Rewrites the chain and describes the result. `None`: nothing changed.
 fn rewrite_chain(
     path: &Path,
     tip: &Sha,
@@ -608,7 +622,6 @@ fn rewrite_chain(
     if parent_tree == start_tree {
         return Ok(None);
     }
-    repository.reference(RESULT_REF, parent, true, "").map_err(object_error(IMPORT))?;
     let changes = changes(&mut reader, start_tree, parent_tree, seen)?;
     let diff = diff(&repository, start_tree, parent_tree)?;
     let head = Sha::parse(&parent.to_string())
@@ -953,13 +966,19 @@ pub(crate) async fn push(
             push.new.short()
         )));
     }
-    let (_folder, repository) = fresh_repository(git, mirror, "push-")?;
-    let start = usize::try_from(header.length).unwrap_or(usize::MAX);
-    let pack = bundle.get(start..).unwrap_or_default().to_vec();
-    let cap = u64::try_from(bundle.len()).unwrap_or(u64::MAX);
-    unpack(git, &repository, Input::Bytes(pack), cap).await?;
-    let (path, wanted) = (repository.clone(), push.clone());
-    blocking(PUSH, move || check_fast_forward(&path, &wanted)).await?;
+    let (_folder, repository) = {
+        let (git, mirror, wanted) = (git.clone(), mirror.clone(), push.clone());
+        let start = usize::try_from(header.length).unwrap_or(usize::MAX);
+        let pack = bundle.get(start..).unwrap_or_default().to_vec();
+        blocking(PUSH, move || {
+            let (folder, path) = fresh_repository(&git, &mirror, "push-")?;
+            let repository = mirror::open(PUSH, &path)?;
+            store(&repository, &pack)?;
+            check_fast_forward(&repository, &wanted)?;
+            Ok((folder, path))
+        })
+        .await?
+    };
 
     let full = push.branch.full();
     let lease = push.expected.as_ref().map_or("", Sha::as_str);
@@ -986,9 +1005,18 @@ pub(crate) async fn push(
     Err(error)
 }
 
+/// Stores the pack of a bundle of ours. What the branch gets is named by its id, so that it is what passed the checks of
+/// the way in, and the gate has bounded its size: no other Git has to look at it once more.
+fn store(repository: &git2::Repository, pack: &[u8]) -> Result<(), GitError> {
+    let objects = repository.odb().map_err(object_error(PUSH))?;
+    let mut writer = objects.packwriter().map_err(object_error(PUSH))?;
+    let refused = |error: String| rejected(format!("the stored bundle cannot be read: {error}"));
+    io::Write::write_all(&mut writer, pack).map_err(|error| refused(error.to_string()))?;
+    writer.commit().map(drop).map_err(|error| refused(error.message().to_owned()))
+}
+
 /// A lease allows a forced update: so that it never becomes one, the new commit must build on the old.
-fn check_fast_forward(repository: &Path, push: &BranchPush) -> Result<(), GitError> {
-    let repository = mirror::open(PUSH, repository)?;
+fn check_fast_forward(repository: &git2::Repository, push: &BranchPush) -> Result<(), GitError> {
     let new = mirror::oid(PUSH, &push.new)?;
     repository.find_commit(new).map_err(object_error(PUSH))?;
     let Some(expected) = &push.expected else { return Ok(()) };
@@ -1642,6 +1670,40 @@ mod tests {
         assert_eq!(remote_ref(&world, "zeblit/7-fix-abc"), head.as_str());
         push_it(&world, &imported, &push).await.unwrap();
         assert_eq!(world.git.remote_head(&world.access, &push.branch).await.unwrap(), Some(head));
+    }
+
+    #[tokio::test]
+    async fn the_stored_bundle_is_one_that_git_takes_and_its_damage_is_seen() {
+        let mut world = World::new().await;
+        // A change of a large file is small only as a difference to what the mirror has.
+        let lines: Vec<String> = (0..2000).map(|n| format!("{n} {}\n", "word ".repeat(n % 7))).collect();
+        let person = world.person();
+        write(&person, "large.txt", lines.concat());
+        commit(&person, "Large");
+        git(&person, &["push", "-q", world.remote().to_str().unwrap(), "main"]);
+        let start = Sha::parse(&git(&person, &["rev-parse", "HEAD"])).unwrap();
+        world.git.ensure(REMOTE, REPO, &world.access, std::slice::from_ref(&start), None).await.unwrap();
+        world.start = start;
+        let agent = world.agent();
+        write(&agent, "large.txt", format!("first\n{}", lines.concat()));
+        commit(&agent, "Edit");
+        world.bundle(&agent);
+        let imported = world.import().await.unwrap().unwrap();
+        assert!(imported.bundle.len() < 2000, "{}", imported.bundle.len());
+        let look = unbundled(&world, &imported);
+        git(&look, &["bundle", "verify", "-q", "../stored.bundle"]);
+        git(&look, &["fsck", "--strict", "--full", "result"]);
+
+        let branch = branch_push("zeblit/one", None, &imported.changeset.head);
+        for at in [imported.bundle.len() - 1, imported.bundle.len() - 30] {
+            let mut damaged = imported.clone();
+            damaged.bundle[at] ^= 0x55;
+            let refused = push_it(&world, &damaged, &branch).await;
+            assert!(matches!(refused, Err(GitError::Rejected { .. })), "{refused:?}");
+        }
+        push_it(&world, &imported, &branch).await.unwrap();
+        assert_eq!(remote_ref(&world, "zeblit/one"), imported.changeset.head.as_str());
+        git(&world.remote(), &["fsck", "--strict", "--full"]);
     }
 
     #[tokio::test]

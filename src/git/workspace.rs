@@ -376,19 +376,21 @@ pub(crate) async fn masked_edits(
         let repository = mirror::open(operation, &mirror)?;
         // As they were prepared (the base's), or as the start has them (a setup's settling puts them back so).
         let trusted = masked_files(&repository, &base, &masked)?.files;
-        let as_shown = trusted_files(&repository, &base, &trusted)?;
-        let own = masked_files(&repository, &start, &masked)?.files;
+        let (mut as_shown, mut own) = (BTreeMap::new(), BTreeMap::new());
+        if start != base {
+            as_shown = trusted_files(&repository, &base, &trusted)?;
+            own = masked_files(&repository, &start, &masked)?.files;
+        }
         let left = masked_in_folder(&folders.workspace, &masked);
         let mut edited = BTreeSet::new();
         for (path, file) in &left.files {
             let is_known = |files: &BTreeMap<String, MaskedFile>| {
                 files.get(path).is_some_and(|known| known.mode == file.mode && file.ids.contains(&known.id))
             };
-            let is_shown = start != base
-                && as_shown.get(path).is_some_and(|shown| {
-                    let mode = if shown.is_executable { 0o100_755 } else { 0o100_644 };
-                    file.mode == mode && shown.id.is_some_and(|id| file.ids.contains(&id))
-                });
+            let is_shown = as_shown.get(path).is_some_and(|shown| {
+                let mode = if shown.is_executable { 0o100_755 } else { 0o100_644 };
+                file.mode == mode && shown.id.is_some_and(|id| file.ids.contains(&id))
+            });
             if !is_shown && !is_known(&trusted) && !is_known(&own) {
                 edited.insert(path.clone());
             }

@@ -9,10 +9,10 @@ use super::job::WireJob;
 use super::output::Output;
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Component, Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -39,8 +39,7 @@ const PATHS_AT_ONCE: usize = 200;
 /// Links of an excluded file that are followed, one after the other.
 const LINKS_CAP: usize = 8;
 /// What an interrupted Git leaves that stops the next one.
-const STALE_LOCKS: [&str; 5] =
-    ["index.lock", "HEAD.lock", "config.lock", "packed-refs.lock", "refs/heads/zeblit-result.lock"];
+const STALE_LOCKS: [&str; 4] = ["index.lock", "HEAD.lock", "config.lock", "packed-refs.lock"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Collected {
@@ -50,7 +49,7 @@ pub enum Collected {
 
 /// Makes `<output>/changes.bundle` with `base..result`, or finds that nothing changed.
 pub fn collect(folders: &Folders, job: &WireJob, output: &Output) -> Result<Collected, String> {
-    if job.base.len() != 40 || !job.base.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+    if !is_id(&job.base) {
         return Err(format!("the job's base `{}` is not a full commit id", job.base));
     }
     let exclude = clean_paths(&job.exclude)?;
@@ -80,7 +79,7 @@ fn excludes_file(folders: &Folders, artifacts: &[String]) -> Result<Option<PathB
         return Ok(None);
     }
     let file = folders.output.join("excludes");
-    let at = |error: std::io::Error| format!("{}: {error}", file.display());
+    let at = |error: io::Error| format!("{}: {error}", file.display());
     remove(&file).map_err(at)?;
     fs::OpenOptions::new()
         .write(true)
@@ -147,7 +146,7 @@ fn ignore(folders: &Folders, lines: &str) -> Result<(), String> {
         return Ok(());
     }
     let file = folders.workspace.join(".git/info/exclude");
-    let at = |error: std::io::Error| format!("{}: {error}", file.display());
+    let at = |error: io::Error| format!("{}: {error}", file.display());
     if let Some(parent) = file.parent() {
         fs::create_dir_all(parent).map_err(at)?;
     }
@@ -174,7 +173,7 @@ fn escaped(path: &str) -> String {
 /// Puts the excluded paths as they are in `mask_from`, whatever ran in this workspace before. The workspace's own
 /// repository is not asked: its configuration may be anybody's.
 pub fn mask(folders: &Folders, job: &WireJob) -> Result<(), String> {
-    if job.mask_from.len() != 40 || !job.mask_from.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+    if !is_id(&job.mask_from) {
         return Err(format!("`{}` is not a full commit id", job.mask_from));
     }
     let exclude = clean_paths(&job.exclude)?;
@@ -194,7 +193,7 @@ pub fn mask(folders: &Folders, job: &WireJob) -> Result<(), String> {
 fn remove_everywhere(workspace: &Path, names: &[&str]) -> Result<(), String> {
     let failed = |path: &Path| {
         let path = path.display().to_string();
-        move |error: std::io::Error| format!("{path}: {error}")
+        move |error: io::Error| format!("{path}: {error}")
     };
     let mut open = vec![workspace.to_path_buf()];
     while let Some(folder) = open.pop() {
@@ -308,34 +307,29 @@ impl Repository {
             }
             None => self.unlock()?,
         }
-        let base_tree = self.line(&["rev-parse", "--verify", "--quiet", &format!("{base}^{{tree}}")])?;
+        // These need no index, so that they are looked up while the slow step runs.
+        let asked = self.start(
+            &["cat-file", "--batch-check=%(objectname)"],
+            Before::question(base).as_bytes(),
+            true,
+            Stdio::piped(),
+        )?;
         self.add_all_but(exclude)?;
-        self.put_back_anywhere(base, exclude)?;
-        let tree = self.line(&["write-tree"])?;
-        if tree == base_tree {
-            return Ok(Collected::Nothing);
+        let mut tree = self.line(&["write-tree"])?;
+        let before = Before::read(&asked.end()?, base)?;
+        let checked =
+            if tree == before.tree { None } else { self.start_check_of(exclude, &before.tree, &tree)? };
+        // Meanwhile, because what is excluded is hardly ever in the index with a change.
+        let mut made = self.commit(job, &before, &tree)?;
+        if let Some(checked) = checked
+            && !checked.end()?.is_empty()
+        {
+            self.put_back_anywhere(base, exclude)?;
+            tree = self.line(&["write-tree"])?;
+            made = self.commit(job, &before, &tree)?;
         }
-        let head = self.head_on(base);
-        let result = match head {
-            Some((head, head_tree)) if head_tree == tree => head,
-            head => {
-                let parent = head.map_or_else(|| base.to_owned(), |(head, _)| head);
-                let message = if job.message.trim().is_empty() { DEFAULT_MESSAGE } else { &job.message };
-                self.line_with(&["commit-tree", &tree, "-p", &parent, "-F", "-"], message.as_bytes())?
-            }
-        };
-        self.git(&["update-ref", RESULT_REF, &result], b"")?;
-        let range = format!("{base}..{RESULT_REF}");
-        let commits = self.line(&["rev-list", "--count", &range])?;
-        let commits = commits.parse().map_err(|_| format!("git rev-list --count said `{commits}`"))?;
-        let bundle = folders.output.join(BUNDLE_FILE);
-        let aside = folders.output.join(format!("{BUNDLE_FILE}.tmp"));
-        // The agent may have left anything under these names.
-        for path in [&bundle, &aside] {
-            remove(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        }
-        self.git(&["bundle", "create", "--quiet", &aside.to_string_lossy(), &range], b"")?;
-        fs::rename(&aside, &bundle).map_err(|error| format!("{}: {error}", bundle.display()))?;
+        let Some((result, commits)) = made else { return Ok(Collected::Nothing) };
+        self.bundle(folders, base, &result)?;
         Ok(Collected::Commits(commits))
     }
 
@@ -358,12 +352,57 @@ impl Repository {
         Ok(listed.split('\0').filter(|path| !path.is_empty()).map(str::to_owned).collect())
     }
 
-    /// HEAD and its tree, when HEAD stands on `base`; otherwise the result becomes one commit on `base`.
-    fn head_on(&self, base: &str) -> Option<(String, String)> {
-        let head = self.line(&["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]).ok()?;
-        self.git(&["merge-base", "--is-ancestor", base, &head], b"").ok()?;
-        let tree = self.line(&["rev-parse", "--verify", "--quiet", &format!("{head}^{{tree}}")]).ok()?;
-        Some((head, tree))
+    /// The commit of `tree` and how many there are from the base to it; `None`: the base has the same tree.
+    fn commit(&self, job: &WireJob, before: &Before, tree: &str) -> Result<Option<(String, u64)>, String> {
+        if tree == before.tree {
+            return Ok(None);
+        }
+        let above = before.head.as_ref().and_then(|(head, head_tree)| {
+            let commits = if *head == job.base { 0 } else { self.commits_above(&job.base, head)? };
+            Some((head, head_tree, commits))
+        });
+        let (parent, commits) = match above {
+            Some((head, head_tree, commits)) if head_tree == tree => {
+                return Ok(Some((head.clone(), commits)));
+            }
+            Some((head, _, commits)) => (head.as_str(), commits),
+            // HEAD stands on something else: the result becomes one commit on the base.
+            None => (job.base.as_str(), 0),
+        };
+        let message = if job.message.trim().is_empty() { DEFAULT_MESSAGE } else { &job.message };
+        let made = self.line_with(&["commit-tree", tree, "-p", parent, "-F", "-"], message.as_bytes())?;
+        Ok(Some((made, commits + 1)))
+    }
+
+    /// How many commits `head` has that `base` has not; `None`: it does not stand on `base`.
+    fn commits_above(&self, base: &str, head: &str) -> Option<u64> {
+        let range = format!("{base}...{head}");
+        let counts = self.line(&["rev-list", "--count", "--left-right", &range]).ok()?;
+        let (missing, above) = counts.split_once('\t')?;
+        if missing == "0" { above.parse().ok() } else { None }
+    }
+
+    /// Writes `base..result` as a bundle: `git bundle create` would start two more programs for it, and asks for a ref.
+    fn bundle(&self, folders: &Folders, base: &str, result: &str) -> Result<(), String> {
+        let bundle = folders.output.join(BUNDLE_FILE);
+        let aside = folders.output.join(format!("{BUNDLE_FILE}.tmp"));
+        let at = |path: &Path| {
+            let path = path.display().to_string();
+            move |error: io::Error| format!("{path}: {error}")
+        };
+        // The agent may have left anything under these names.
+        for path in [&bundle, &aside] {
+            remove(path).map_err(at(path))?;
+        }
+        let mut file =
+            fs::OpenOptions::new().write(true).create_new(true).open(&aside).map_err(at(&aside))?;
+        file.write_all(format!("# v2 git bundle\n-{base} \n{result} {RESULT_REF}\n\n").as_bytes())
+            .map_err(at(&aside))?;
+        let revisions = format!("{result}\n^{base}\n");
+        let pack =
+            ["pack-objects", "--revs", "--stdout", "--thin", "--delta-base-offset", "--threads=1", "-q"];
+        self.start(&pack, revisions.as_bytes(), true, file.into())?.end()?;
+        fs::rename(&aside, &bundle).map_err(at(&bundle))
     }
 
     /// Excluded paths look as they do in `base` again, in the index and in the tree.
@@ -425,7 +464,7 @@ impl Repository {
         self.git(&["checkout-index", "-q", "-f", "-z", "--stdin"], &plain)?;
         for (mode, id, path) in &masked {
             let file = self.workspace.join(path);
-            let failed = |error: std::io::Error| format!("{}: {error}", file.display());
+            let failed = |error: io::Error| format!("{}: {error}", file.display());
             let is_memory =
                 path.rsplit('.').next().is_some_and(|end| end.eq_ignore_ascii_case("md")) && mode != "160000";
             let bytes = if mode == "120000" {
@@ -476,6 +515,30 @@ impl Repository {
         Ok(None)
     }
 
+    /// Names what is excluded and differs between the two trees. The tree of the whole index is compared, so that what else
+    /// `add` did there (a file in a folder's place) counts, too.
+    fn start_check_of(&self, exclude: &[String], before: &str, tree: &str) -> Result<Option<Step>, String> {
+        if exclude.is_empty() {
+            return Ok(None);
+        }
+        let mut arguments: Vec<String> = [
+            "diff-tree",
+            "-r",
+            "-z",
+            "--name-only",
+            "--no-renames",
+            "--ignore-submodules=none",
+            before,
+            tree,
+            "--",
+        ]
+        .map(str::to_owned)
+        .into();
+        arguments.extend(patterns(exclude).map(|(magic, pattern)| format!(":({magic}){pattern}")));
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        self.start(&arguments, b"", false, Stdio::piped()).map(Some)
+    }
+
     /// Excluded paths are in the index as `base` has them; excluded names (those without `/`) in every folder.
     fn put_back_anywhere(&self, base: &str, exclude: &[String]) -> Result<(), String> {
         let all: Vec<String> =
@@ -512,6 +575,12 @@ impl Repository {
     }
 
     fn run(&self, arguments: &[&str], stdin: &[u8], literal: bool) -> Result<String, String> {
+        self.start(arguments, stdin, literal, Stdio::piped())?.end()
+    }
+
+    /// The same, still on its way.
+    fn start(&self, arguments: &[&str], stdin: &[u8], literal: bool, stdout: Stdio) -> Result<Step, String> {
+        let name = format!("git {}", arguments.iter().take(3).copied().collect::<Vec<_>>().join(" "));
         let mut command = Command::new("git");
         let excludes = self.excludes.as_deref().unwrap_or(Path::new("/dev/null")).display();
         for setting in [
@@ -547,64 +616,119 @@ impl Repository {
         ] {
             command.env(name, value);
         }
-        let step = format!("git {}", arguments.iter().take(3).copied().collect::<Vec<_>>().join(" "));
-        run_step(command, stdin, STEP_LIMIT).map_err(|detail| format!("{step}: {detail}"))
+        command.stdout(stdout);
+        Step::start(name, command, stdin, STEP_LIMIT)
     }
+}
+
+/// What the base and HEAD hold before anything of the workspace is committed.
+struct Before {
+    /// The tree of the base.
+    tree: String,
+    /// HEAD and its tree, when there is such a commit.
+    head: Option<(String, String)>,
+}
+
+impl Before {
+    /// The question to `cat-file --batch-check=%(objectname)`, one object a line.
+    fn question(base: &str) -> String {
+        format!("{base}^{{tree}}\nHEAD^{{commit}}\nHEAD^{{tree}}\n")
+    }
+
+    /// Its answer: a line that is no id says that there is no such object.
+    fn read(answer: &str, base: &str) -> Result<Self, String> {
+        let mut ids = answer.lines().map(|line| is_id(line).then(|| line.to_owned()));
+        let mut next = || ids.next().flatten();
+        let tree = next().ok_or_else(|| format!("the base {base} is not in the workspace's repository"))?;
+        let (head, head_tree) = (next(), next());
+        Ok(Self { tree, head: head.zip(head_tree) })
+    }
+}
+
+fn is_id(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// What is excluded, as (magic word, pattern): a name in every folder, a path only where it is; both with what is in them.
+/// A name is three patterns, because Git compares the first two far faster than `**/name`, and does so for every file.
 fn patterns(exclude: &[String]) -> impl Iterator<Item = (&'static str, String)> + '_ {
     exclude.iter().flat_map(|path| {
-        if path.contains('/') {
-            vec![("literal", path.clone())]
-        } else {
-            vec![("glob", format!("**/{path}")), ("glob", format!("**/{path}/**"))]
+        let mut patterns = vec![("literal", path.clone())];
+        if !path.contains('/') {
+            let name = escaped(path);
+            patterns.extend([("", format!("*/{name}")), ("", format!("*/{name}/*"))]);
         }
+        patterns
     })
 }
 
-/// Runs a command to its end or to the limit, then kills its group.
-fn run_step(mut command: Command, stdin: &[u8], limit: Duration) -> Result<String, String> {
-    command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => "the program is not in the image (it needs git)".to_owned(),
-        _ => error.to_string(),
-    })?;
-    let out = read_in_background(child.stdout.take());
-    let err = read_in_background(child.stderr.take());
-    if let Some(mut pipe) = child.stdin.take() {
-        let bytes = stdin.to_vec();
-        let _ = std::thread::Builder::new().spawn(move || pipe.write_all(&bytes));
+/// A command on its way. It is killed with its group at its limit, and when nobody waits for it any more.
+struct Step {
+    name: String,
+    pid: i32,
+    deadline: Instant,
+    out: mpsc::Receiver<Vec<u8>>,
+    err: mpsc::Receiver<Vec<u8>>,
+    ended: mpsc::Receiver<io::Result<ExitStatus>>,
+    over: bool,
+}
+
+impl Step {
+    /// Starts a command whose standard output is set already.
+    fn start(name: String, mut command: Command, stdin: &[u8], limit: Duration) -> Result<Self, String> {
+        command.process_group(0).stderr(Stdio::piped());
+        command.stdin(if stdin.is_empty() { Stdio::null() } else { Stdio::piped() });
+        let mut child = command.spawn().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => format!("{name}: the program is not in the image (it needs git)"),
+            _ => format!("{name}: {error}"),
+        })?;
+        let pid = i32::try_from(child.id()).map_err(|error| format!("{name}: {error}"))?;
+        let out = read_in_background(child.stdout.take());
+        let err = read_in_background(child.stderr.take());
+        if let Some(mut pipe) = child.stdin.take() {
+            let bytes = stdin.to_vec();
+            let _ = std::thread::Builder::new().spawn(move || pipe.write_all(&bytes));
+        }
+        let (sender, ended) = mpsc::channel();
+        let step = Self { name, pid, deadline: Instant::now() + limit, out, err, ended, over: false };
+        // A thread that waits sees the end at once: to look now and then costs more than a short step takes.
+        match std::thread::Builder::new().spawn(move || sender.send(child.wait())) {
+            Ok(_) => Ok(step),
+            Err(error) => Err(step.failed(&error.to_string())),
+        }
     }
-    let status = wait_until(&mut child, Instant::now() + limit)?;
-    let text = |from: mpsc::Receiver<Vec<u8>>| {
-        String::from_utf8_lossy(&from.recv_timeout(OUTPUT_PATIENCE).unwrap_or_default()).into_owned()
-    };
-    if status.success() {
-        Ok(text(out))
-    } else {
-        let said: String = text(err).trim().chars().take(600).collect();
-        Err(format!("{status}: {said}"))
+
+    /// Waits for its end: what it wrote, or an error that names the step.
+    fn end(mut self) -> Result<String, String> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let ended = self.ended.recv_timeout(left);
+        self.over = ended.is_ok();
+        let status = match ended {
+            Ok(ended) => ended.map_err(|error| self.failed(&error.to_string()))?,
+            Err(_) => return Err(self.failed("it took too long and was killed")),
+        };
+        let text = |from: &mpsc::Receiver<Vec<u8>>| {
+            String::from_utf8_lossy(&from.recv_timeout(OUTPUT_PATIENCE).unwrap_or_default()).into_owned()
+        };
+        if status.success() {
+            Ok(text(&self.out))
+        } else {
+            let said: String = text(&self.err).trim().chars().take(600).collect();
+            Err(self.failed(&format!("{status}: {said}")))
+        }
+    }
+
+    fn failed(&self, detail: &str) -> String {
+        format!("{}: {detail}", self.name)
     }
 }
 
-fn wait_until(child: &mut Child, deadline: Instant) -> Result<ExitStatus, String> {
-    let mut pause = Duration::from_micros(300);
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) => return Ok(status),
-            Ok(None) if Instant::now() < deadline => {
-                std::thread::sleep(pause);
-                pause = (pause * 2).min(Duration::from_millis(20));
-            }
-            Ok(None) => {
-                if let Ok(pid) = i32::try_from(child.id()) {
-                    let _ = super::signal::send(-pid, super::signal::SIGKILL);
-                }
-                let _ = child.wait();
-                return Err("it took too long and was killed".into());
-            }
-            Err(error) => return Err(error.to_string()),
+impl Drop for Step {
+    fn drop(&mut self) {
+        if !self.over && self.ended.try_recv().is_err() {
+            let _ = super::signal::send(-self.pid, super::signal::SIGKILL);
+            // What comes next must not meet its locks.
+            let _ = self.ended.recv_timeout(OUTPUT_PATIENCE);
         }
     }
 }
@@ -616,7 +740,7 @@ fn read_in_background(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receive
             let mut bytes = Vec::new();
             let _ = Read::by_ref(&mut pipe).take(STEP_OUTPUT_BYTES).read_to_end(&mut bytes);
             // What is past the cap is read too, or the step would block on its output.
-            let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+            let _ = io::copy(&mut pipe, &mut io::sink());
             let _ = sender.send(bytes);
         });
     }
@@ -624,12 +748,12 @@ fn read_in_background(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receive
 }
 
 /// Removes a file, a link (not what it points to) or a folder; no error when there is none.
-pub(super) fn remove(path: &Path) -> std::io::Result<()> {
+pub(super) fn remove(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
         Err(error) => Err(error),
     }
 }
@@ -714,7 +838,7 @@ mod tests {
                 exclude: exclude.iter().map(|path| (*path).to_owned()).collect(),
                 ..WireJob::default()
             };
-            collect(&self.folders(), &job, &Output::new(Box::new(std::io::sink())))
+            collect(&self.folders(), &job, &Output::new(Box::new(io::sink())))
         }
 
         /// The files that differ between base and the bundle's result, with the result fetched into a new repository.
@@ -748,6 +872,41 @@ mod tests {
         fs::write(world.workspace().join("b.txt"), "new\n").unwrap();
         assert_eq!(world.collect(&[]), Ok(Collected::Commits(2)));
         assert_eq!(world.changed(), "M\ta.txt\nA\tb.txt");
+    }
+
+    #[test]
+    fn the_bundle_is_one_that_git_takes_and_holds_only_what_is_new() {
+        let world = World::new();
+        let workspace = world.workspace();
+        let bundle = world.folder.path().join("output").join(BUNDLE_FILE);
+        // A merge does not pass the host, which says so: here it comes along whole.
+        git(&workspace, &["checkout", "-q", "-b", "side"]);
+        fs::write(workspace.join("side.txt"), "side\n").unwrap();
+        git(&workspace, &["add", "-A"]);
+        git(&workspace, &["commit", "-q", "-m", "side"]);
+        git(&workspace, &["checkout", "-q", "main"]);
+        git(&workspace, &["commit", "-q", "--allow-empty", "-m", "other"]);
+        git(&workspace, &["merge", "-q", "--no-ff", "-m", "merge", "side"]);
+        for (edits, commits) in [(false, 3), (true, 4)] {
+            if edits {
+                fs::write(workspace.join("a.txt"), "one\ntwo\n").unwrap();
+            }
+            assert_eq!(world.collect(&[".claude"]), Ok(Collected::Commits(commits)));
+            let path = bundle.to_string_lossy().into_owned();
+            git(&workspace, &["bundle", "verify", "-q", &path]);
+            let heads = git(&workspace, &["bundle", "list-heads", &path]);
+            let (id, name) = heads.split_once(' ').unwrap();
+            assert_eq!(name, RESULT_REF);
+            let above = git(&workspace, &["rev-list", "--count", &format!("{}..{id}", world.base)]);
+            assert_eq!(above, commits.to_string());
+            assert_eq!(world.changed(), if edits { "M\ta.txt\nA\tside.txt" } else { "A\tside.txt" });
+        }
+        let start = fs::read(&bundle).unwrap();
+        let header = format!("# v2 git bundle\n-{} \n", world.base);
+        assert!(start.starts_with(header.as_bytes()));
+        // Four commits, of which two have a tree and a file of their own.
+        let pack = start.windows(4).position(|bytes| bytes == b"PACK").unwrap();
+        assert_eq!(start[pack + 8..pack + 12], 8_u32.to_be_bytes());
     }
 
     #[test]
@@ -810,8 +969,17 @@ mod tests {
         let nested = workspace.join(".claude/worktrees/one");
         fs::create_dir_all(&nested).unwrap();
         git(&nested, &["init", "-q"]);
-        assert_eq!(world.collect(&[".claude", "CLAUDE.md", "deep/er.txt"]), Ok(Collected::Commits(1)));
-        assert_eq!(world.changed(), "A\tsub/kept.txt");
+        let nested = workspace.join("sub/.claude/worktrees/two");
+        fs::create_dir_all(&nested).unwrap();
+        git(&nested, &["init", "-q"]);
+        // Names that only look like excluded ones, and one that looks like a pattern.
+        fs::create_dir(workspace.join("sub/x.claude")).unwrap();
+        for path in ["sub/x.claude/CLAUDE.md.txt", "aXb.md", "sub/a[b] *.md"] {
+            fs::write(workspace.join(path), "x").unwrap();
+        }
+        let exclude = [".claude", "CLAUDE.md", "deep/er.txt", "a?b.md", "a[b] *.md"];
+        assert_eq!(world.collect(&exclude), Ok(Collected::Commits(1)));
+        assert_eq!(world.changed(), "A\taXb.md\nA\tsub/kept.txt\nA\tsub/x.claude/CLAUDE.md.txt");
         for path in ["CLAUDE.md", "sub/CLAUDE.md", ".claude/more.json"] {
             assert_eq!(fs::read_to_string(workspace.join(path)).unwrap(), "obey", "{path}");
         }
@@ -996,9 +1164,17 @@ mod tests {
 
     #[test]
     fn a_step_that_hangs_is_killed() {
-        let mut command = Command::new("sleep");
-        command.arg("1000");
-        let error = run_step(command, b"", Duration::from_millis(50)).unwrap_err();
+        let sleep = |limit| {
+            let mut command = Command::new("sleep");
+            command.arg("1000").stdout(Stdio::piped());
+            Step::start("sleep".into(), command, b"", limit).unwrap()
+        };
+        let error = sleep(Duration::from_millis(50)).end().unwrap_err();
         assert!(error.contains("too long"), "{error}");
+        // Nor does one go on when what it was for has failed.
+        let left = sleep(STEP_LIMIT);
+        let pid = left.pid;
+        drop(left);
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
     }
 }
