@@ -1,5 +1,8 @@
 //! Sends effects: intent first, in order, one at a time per installation, under the rate governor;
 //! after an unclear reply it looks before it sends again, and later takes away what was made twice all the same.
+//!
+//! Each lane (remote and installation) goes by itself: one whose remote does not answer holds up no other. What comes
+//! next in a lane is begun in the transaction that settles what went before, so that a write costs one commit.
 
 use super::EngineError;
 use super::report::{self, Owner, Urgency};
@@ -15,6 +18,9 @@ use crate::remote::{Remote, RemoteError, Retry};
 use crate::store::{self, Tx};
 use chrono::{DateTime, Duration, Utc};
 use futures_util::future::try_join_all;
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::task::{self, JoinSet};
 
 /// An effect that was refused this often for reasons that may pass is given up: after about three days.
 const MAX_TRIES: i64 = 1000;
@@ -38,8 +44,14 @@ const TWINS_AT_ONCE: i64 = 20;
 /// For how long a process has a lane (remote and installation) to itself without asking again.
 const LANE_TIME: std::time::Duration = std::time::Duration::from_secs(20);
 
+/// For how long it goes on in a lane before it asks again whether it has it still: a part of what is left at least.
+const LANE_STRETCH: Duration = Duration::seconds(5);
+
 /// Before a lane that another process has is asked for again.
 const LANE_LATER: Duration = Duration::seconds(5);
+
+/// After an error in one lane (the database is away), before the next try.
+const LANE_ERROR: Duration = Duration::seconds(2);
 
 /// A sending whose intent is older was held up on the way and is not begun: others may reconcile it by then.
 const SEND_WITHIN: Duration = Duration::seconds(30);
@@ -58,7 +70,7 @@ pub struct Ticked {
     pub next: Option<DateTime<Utc>>,
 }
 
-/// Handles at most one effect of each lane (remote and installation), lanes side by side.
+/// Sends what may be sent now, lanes side by side, and waits for all of them.
 #[tracing::instrument(level = "debug", skip_all)]
 pub async fn tick(app: &App) -> Result<Ticked, EngineError> {
     let now = app.clock.now();
@@ -74,6 +86,62 @@ pub async fn tick(app: &App) -> Result<Ticked, EngineError> {
     Ok(Ticked { sent, next: blocked.chain(due).min() })
 }
 
+type LaneKey = (String, i64);
+
+/// The lanes of this process: which are at work, each in a task of its own, and which wait until when.
+#[derive(Debug, Default)]
+pub struct Lanes {
+    tasks: JoinSet<Result<Lane, EngineError>>,
+    at_work: HashMap<task::Id, LaneKey>,
+    waiting: HashMap<LaneKey, DateTime<Utc>>,
+}
+
+impl Lanes {
+    /// Sets every lane to work that has something due and neither works nor waits. Gives when to look again, if no lane
+    /// ends and nothing wakes us earlier.
+    #[tracing::instrument(level = "debug", skip_all)]
+    pub async fn begin(&mut self, app: &Arc<App>) -> Result<Option<DateTime<Utc>>, EngineError> {
+        let now = app.clock.now();
+        self.waiting.retain(|_, until| *until > now);
+        for key in store::effects::due_lanes(&app.store, now).await? {
+            if self.waiting.contains_key(&key) || self.at_work.values().any(|working| *working == key) {
+                continue;
+            }
+            let (app, (remote, installation)) = (Arc::clone(app), key.clone());
+            let task = self.tasks.spawn(async move { lane(&app, &remote, installation).await });
+            self.at_work.insert(task.id(), key);
+        }
+        let due = store::effects::next_due(&app.store).await?.filter(|due| *due > now);
+        Ok(self.waiting.values().copied().chain(due).min())
+    }
+
+    /// Waits until a lane has nothing more to do or has to wait; for ever when none is at work.
+    pub async fn ended(&mut self, app: &App) {
+        let Some(ended) = self.tasks.join_next_with_id().await else { return std::future::pending().await };
+        let (id, result) = match ended {
+            Ok((id, result)) => (id, result),
+            Err(error) => (error.id(), Err(EngineError::Defect(error.to_string()))),
+        };
+        let Some(key) = self.at_work.remove(&id) else { return };
+        match result {
+            Ok(Lane::Worked) => {}
+            Ok(Lane::BlockedUntil(until)) => {
+                self.waiting.insert(key, until);
+            }
+            Err(error) => {
+                tracing::error!(remote = key.0, installation = key.1, error = %error, "a lane failed");
+                self.waiting.insert(key, app.clock.now() + LANE_ERROR);
+            }
+        }
+    }
+
+    /// There may be something that a lane need not wait with.
+    pub fn woken(&mut self) {
+        self.waiting.clear();
+    }
+}
+
+#[derive(Debug)]
 enum Lane {
     Worked,
     BlockedUntil(DateTime<Utc>),
@@ -99,9 +167,26 @@ async fn lane(app: &App, remote: &str, installation: i64) -> Result<Lane, Engine
             reconcile(app, &effect).await?;
             Ok(Lane::Worked)
         }
-        EffectState::Planned => send(app, &effect).await,
+        EffectState::Planned => send_all(app, effect, now + LANE_STRETCH).await,
         EffectState::Confirmed | EffectState::Failed => Ok(Lane::Worked),
     }
+}
+
+/// Sends an effect, and after it what is due in its lane and may be sent, up to a time.
+async fn send_all(app: &App, first: Effect, until: DateTime<Utc>) -> Result<Lane, EngineError> {
+    let mut tx = app.store.write_tx().await?;
+    store::effects::lock_lane(&mut tx, &first.remote, first.repo.installation).await?;
+    let mut begun = match begin(app, &mut tx, first).await? {
+        Begun::Sending(effect) => effect,
+        Begun::BlockedUntil(time) => return Ok(Lane::BlockedUntil(time)),
+        Begun::Changed => return Ok(Lane::Worked),
+    };
+    // The intent, before anything is sent.
+    tx.commit().await?;
+    while let Some(next) = send(app, &begun, until).await? {
+        begun = next;
+    }
+    Ok(Lane::Worked)
 }
 
 /// The governor: `None` when a content write may be sent now, else when to ask again. Exact below the lane's lock.
@@ -143,39 +228,61 @@ async fn may_write(
     Ok(None)
 }
 
-#[tracing::instrument(skip_all, fields(effect.key = %effect.key, kind = effect.payload.kind(), repo = %effect.repo.name))]
-async fn send(app: &App, effect: &Effect) -> Result<Lane, EngineError> {
-    let mut tx = app.store.write_tx().await?;
-    store::effects::lock_lane(&mut tx, &effect.remote, effect.repo.installation).await?;
+enum Begun {
+    /// The intent stands in the transaction; once that is committed, it is to be sent.
+    Sending(Effect),
+    BlockedUntil(DateTime<Utc>),
+    /// Somebody changed it since it was read.
+    Changed,
+}
+
+/// Writes the intent to send an effect, below the lane's lock.
+async fn begin(app: &App, tx: &mut Tx, effect: Effect) -> Result<Begun, EngineError> {
     // Read below the lock: a process that waited for it must not count from before.
     let now = app.clock.now();
-    if let Some(until) = may_write(app, &mut tx, effect, now).await? {
-        return Ok(Lane::BlockedUntil(until));
+    if let Some(until) = may_write(app, tx, &effect, now).await? {
+        return Ok(Begun::BlockedUntil(until));
     }
-    if !store::effects::sending(&mut tx, &effect.id, effect.revision, &app.boot, now).await? {
-        return Ok(Lane::Worked);
+    if !store::effects::sending(tx, &effect.id, effect.revision, &app.boot, now).await? {
+        return Ok(Begun::Changed);
     }
-    store::effects::record_write(&mut tx, &effect.remote, effect.repo.installation, now).await?;
-    tx.commit().await?;
-    let sent = Effect {
+    store::effects::record_write(tx, &effect.remote, effect.repo.installation, now).await?;
+    Ok(Begun::Sending(Effect {
         state: EffectState::Sending,
         intent_at: Some(now),
         sender: Some(app.boot.clone()),
         tries: effect.tries + 1,
-        ..effect.clone()
-    };
-    if app.clock.now() - now > SEND_WITHIN {
+        ..effect
+    }))
+}
+
+/// Sends what was begun, and gives what was begun after it: that of its lane which comes next, up to a time.
+#[tracing::instrument(skip_all, fields(effect.key = %effect.key, kind = effect.payload.kind(), repo = %effect.repo.name))]
+async fn send(app: &App, effect: &Effect, until: DateTime<Utc>) -> Result<Option<Effect>, EngineError> {
+    let now = app.clock.now();
+    if now - effect.intent_at.unwrap_or(now) > SEND_WITHIN {
         let mut tx = app.store.write_tx().await?;
-        store::effects::ambiguous(&mut tx, &sent, "held up before it was sent", app.clock.now()).await?;
+        store::effects::ambiguous(&mut tx, effect, "held up before it was sent", app.clock.now()).await?;
         tx.commit().await?;
-        return Ok(Lane::Worked);
+        return Ok(None);
     }
-    let result = match remote_of(app, &sent) {
-        Ok(remote) => remote.apply(masked(app, &sent).as_ref().unwrap_or(&sent)).await,
+    let result = match remote_of(app, effect) {
+        Ok(remote) => remote.apply(masked(app, effect).as_ref().unwrap_or(effect)).await,
         Err(error) => Err(error),
     };
-    settle(app, &sent, result).await?;
-    Ok(Lane::Worked)
+    settle(app, effect, result, until).await
+}
+
+/// Begins what comes next in the lane of an effect that was just settled.
+async fn begin_next(app: &App, tx: &mut Tx, effect: &Effect) -> Result<Option<Effect>, EngineError> {
+    let (remote, installation) = (&effect.remote, effect.repo.installation);
+    let next = store::effects::next_of_lane_tx(tx, remote, installation, app.clock.now()).await?;
+    // What is to be reconciled is looked for outside of any transaction.
+    let Some(next) = next.filter(|next| next.state == EffectState::Planned) else { return Ok(None) };
+    Ok(match begin(app, tx, next).await? {
+        Begun::Sending(next) => Some(next),
+        Begun::BlockedUntil(_) | Begun::Changed => None,
+    })
 }
 
 /// Where an effect goes. What is not configured now may be so again.
@@ -219,15 +326,18 @@ fn mask_texts(app: &App, value: &mut serde_json::Value) {
     }
 }
 
-/// Records what came of sending.
+/// Records what came of sending, and begins what comes next in the lane, up to a time.
 #[tracing::instrument(level = "debug", skip_all)]
 async fn settle(
     app: &App,
     effect: &Effect,
     result: Result<RemoteRef, RemoteError>,
-) -> Result<(), EngineError> {
-    let now = app.clock.now();
+    until: DateTime<Utc>,
+) -> Result<Option<Effect>, EngineError> {
     let mut tx = app.store.write_tx().await?;
+    // First, as whoever begins an effect of this lane: in another order two of them might wait for each other.
+    store::effects::lock_lane(&mut tx, &effect.remote, effect.repo.installation).await?;
+    let now = app.clock.now();
     match result {
         Ok(remote) => made(app, &mut tx, effect, &remote).await?,
         Err(error) => {
@@ -258,9 +368,10 @@ async fn settle(
             }
         }
     }
+    let next = if now < until { begin_next(app, &mut tx, effect).await? } else { None };
     tx.commit().await?;
     app.wakeup.notify(Topic::Effects);
-    Ok(())
+    Ok(next)
 }
 
 async fn hold(tx: &mut Tx, effect: &Effect, until: DateTime<Utc>, why: &str) -> Result<(), EngineError> {

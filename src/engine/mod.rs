@@ -177,11 +177,14 @@ async fn ingest_loop(app: &App) {
     }
 }
 
-async fn deliver_loop(app: &App) {
+async fn deliver_loop(app: &Arc<App>) {
+    let mut lanes = deliver::Lanes::default();
     loop {
-        match deliver::tick(app).await {
-            Ok(deliver::Ticked { sent: 0, next }) => nap(app, Topic::Effects, next).await,
-            Ok(_) => {}
+        match lanes.begin(app).await {
+            Ok(next) => tokio::select! {
+                () = lanes.ended(app) => {}
+                () = nap(app, Topic::Effects, next) => lanes.woken(),
+            },
             Err(error) => after_error("deliver", &error).await,
         }
     }

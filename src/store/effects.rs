@@ -32,6 +32,16 @@ macro_rules! due {
     };
 }
 
+/// The next due effect of the lane `$3`, `$4`, at `$1` and `$2` as in `due!`.
+fn select_next() -> &'static str {
+    select!(
+        "WHERE ",
+        due!(),
+        " AND remote = $3 AND installation = $4 \
+         ORDER BY CASE WHEN state = 'planned' THEN 1 ELSE 0 END, priority, created_at, id LIMIT 1"
+    )
+}
+
 fn read_effect(row: &AnyRow) -> Result<Effect, StoreError> {
     let row = RowReader::new(row, "effects", "id");
     let priority = row.integer("priority")?;
@@ -185,19 +195,14 @@ pub async fn next_of_lane(
     installation: i64,
     now: DateTime<Utc>,
 ) -> Result<Option<Effect>, StoreError> {
-    let row = sqlx::query(select!(
-        "WHERE ",
-        due!(),
-        " AND remote = $3 AND installation = $4 \
-         ORDER BY CASE WHEN state = 'planned' THEN 1 ELSE 0 END, priority, created_at, id LIMIT 1"
-    ))
-    .bind(millis(now))
-    .bind(millis(now - ORPHAN_AFTER))
-    .bind(remote)
-    .bind(installation)
-    .fetch_optional(&store.pool)
-    .await
-    .map_err(sql("find the next effect"))?;
+    let row = sqlx::query(select_next())
+        .bind(millis(now))
+        .bind(millis(now - ORPHAN_AFTER))
+        .bind(remote)
+        .bind(installation)
+        .fetch_optional(&store.pool)
+        .await
+        .map_err(sql("find the next effect"))?;
     let Some(row) = row else { return Ok(None) };
     match read_effect(&row) {
         Err(error @ StoreError::BadRow { .. }) => {
@@ -215,6 +220,24 @@ pub async fn next_of_lane(
         }
         read => read.map(Some),
     }
+}
+
+/// As `next_of_lane`, within a transaction, which a row that cannot be read does not end: `None` then.
+pub async fn next_of_lane_tx(
+    tx: &mut Tx,
+    remote: &str,
+    installation: i64,
+    now: DateTime<Utc>,
+) -> Result<Option<Effect>, StoreError> {
+    let row = sqlx::query(select_next())
+        .bind(millis(now))
+        .bind(millis(now - ORPHAN_AFTER))
+        .bind(remote)
+        .bind(installation)
+        .fetch_optional(&mut *tx.inner)
+        .await
+        .map_err(sql("find the next effect"))?;
+    Ok(row.and_then(|row| read_effect(&row).ok()))
 }
 
 /// Commits the intent: `planned → sending` by `sender`, counts a try. False when it was not `planned` at this revision.

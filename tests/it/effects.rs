@@ -366,6 +366,136 @@ async fn somebody_elses_comment_with_our_mark_is_not_adopted_at_jira() {
     .await;
 }
 
+// ---------------------------------------------------------------- lanes
+
+async fn state(w: &World, key: &str) -> EffectState {
+    store::effects::by_key(&w.app.store, key).await.unwrap().unwrap().state
+}
+
+/// Labels to add, each an effect of its own name.
+async fn put_labels(w: &World, names: &[(&str, EffectPriority)]) -> i64 {
+    let number = w.issue();
+    for (name, priority) in names {
+        put(w, name, *priority, Payload::Label { number, name: (*name).to_owned(), present: true }).await;
+    }
+    number
+}
+
+#[tokio::test]
+async fn what_follows_in_a_lane_is_begun_with_the_commit_that_settles_what_went_before() {
+    let unhurried = |config: &mut zeblit::config::Config| config.limits.write_spacing_ms = 0;
+    World::run_on_both(unhurried, async |w| {
+        let number = put_labels(
+            w,
+            &[
+                ("third", EffectPriority::Progress),
+                ("second", EffectPriority::Check),
+                ("first", EffectPriority::Final),
+            ],
+        )
+        .await;
+        let before = w.app.store.commits();
+        assert_eq!(deliver::tick(&w.app).await.unwrap().sent, 1, "one lane");
+        assert_eq!(w.hub.issue(REPO, number).labels, ["first", "second", "third"]);
+        // The first intent, and one for each that was sent.
+        let commits = w.app.store.commits() - before;
+        assert!(commits <= 4, "{commits} commits for three writes");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_begun_and_not_sent_is_sent_after_a_death() {
+    let unhurried = |config: &mut zeblit::config::Config| config.limits.write_spacing_ms = 0;
+    World::run_on_both(unhurried, async |w| {
+        for (n, stop) in [Fault::HangBefore, Fault::HangAfter].into_iter().enumerate() {
+            let (first, second) = (case(w, Kind::Sticky, 2 * n), case(w, Kind::Check, 2 * n + 1));
+            let (one, two) = (format!("first {n}"), format!("second {n}"));
+            put(w, &one, EffectPriority::Final, first.payload).await;
+            put(w, &two, EffectPriority::Check, second.payload).await;
+            w.hub.fail_next(second.write, stop);
+            let begun = async {
+                while state(w, &two).await != EffectState::Sending {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::select! {
+                ticked = deliver::tick(&w.app) => panic!("it ended with {ticked:?}"),
+                () = begun => {}
+            }
+            assert_eq!(state(w, &one).await, EffectState::Confirmed);
+            w.restart().await;
+            w.settle().await;
+            for (key, count) in [(&one, (first.count)(&w.hub)), (&two, (second.count)(&w.hub))] {
+                assert_eq!((count, state(w, key).await), (1, EffectState::Confirmed), "{key}");
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_remote_that_does_not_answer_holds_up_no_other() {
+    World::run_on_both(
+        |_| {},
+        async |w| {
+            let mut lanes = deliver::Lanes::default();
+            w.hub.fail_next("POST /repos/*/*/issues/*/labels", Fault::HangBefore);
+            put_labels(w, &[("silent", EffectPriority::Final)]).await;
+            lanes.begin(&w.app).await.unwrap();
+            for n in 0..3 {
+                let key = format!("ticket {n}");
+                put_at(
+                    w,
+                    "jira",
+                    &key,
+                    EffectPriority::Final,
+                    case_at(w, Kind::TicketComment, "jira", n).payload,
+                )
+                .await;
+                lanes.begin(&w.app).await.unwrap();
+                lanes.ended(&w.app).await;
+                assert_eq!(state(w, &key).await, EffectState::Confirmed, "{key}");
+                w.clock.advance(Duration::seconds(2));
+            }
+            assert_eq!(state(w, "silent").await, EffectState::Sending);
+            drop(lanes);
+            w.restart().await;
+            w.settle().await;
+            assert_eq!(state(w, "silent").await, EffectState::Confirmed);
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_lane_that_has_to_wait_is_not_asked_again_until_then_or_a_wake_up() {
+    World::run(async |w| {
+        let mut lanes = deliver::Lanes::default();
+        put_labels(w, &[("one", EffectPriority::Final), ("two", EffectPriority::Final)]).await;
+        assert_eq!(lanes.begin(&w.app).await.unwrap(), None);
+        lanes.ended(&w.app).await;
+        assert_eq!(
+            (state(w, "one").await, state(w, "two").await),
+            (EffectState::Confirmed, EffectState::Planned)
+        );
+        lanes.begin(&w.app).await.unwrap();
+        lanes.ended(&w.app).await;
+        // The governor's second; nothing is at work, so nothing would end.
+        let at = w.clock.now() + Duration::seconds(1);
+        assert_eq!(lanes.begin(&w.app).await.unwrap(), Some(at));
+        assert!(futures_util::FutureExt::now_or_never(lanes.ended(&w.app)).is_none());
+        lanes.woken();
+        assert_eq!(lanes.begin(&w.app).await.unwrap(), None, "it is asked again");
+        lanes.ended(&w.app).await;
+        w.clock.advance_to(at);
+        assert_eq!(lanes.begin(&w.app).await.unwrap(), None);
+        lanes.ended(&w.app).await;
+        assert_eq!(state(w, "two").await, EffectState::Confirmed);
+    })
+    .await;
+}
+
 // ---------------------------------------------------------------- several processes, one governor
 
 #[tokio::test]

@@ -288,8 +288,11 @@ impl Inner {
         match twin {
             Twin::Comment { id, .. } => self.change(operation, |state| {
                 let row = state.repo_mut(repo).ok_or_else(|| not_found(operation))?;
+                let is_it = |comment: &CommentRow| comment.id == *id;
                 for subject in &mut row.subjects {
-                    subject.comments.retain(|comment: &CommentRow| comment.id != *id);
+                    if subject.comments.iter().any(is_it) {
+                        subject.comments.retain(|comment| !is_it(comment));
+                    }
                 }
                 Ok(RemoteRef { id: id.to_string(), ..RemoteRef::default() })
             }),

@@ -1,9 +1,10 @@
 //! A small forge on this machine: bare repositories, issues, comments, pull requests, checks, reactions, and plain web pages.
 //!
 //! It refuses what GitHub refuses where that matters, speaks GitHub's webhook format, and keeps everything in one
-//! folder: `forge.json` and `repos/<owner>/<name>.git`. Branches are read from the repositories whenever somebody
+//! folder: `forge.json`, `forge.log` and `repos/<owner>/<name>.git`. Branches are read from the repositories whenever somebody
 //! asks, so a push by path needs no notice.
 
+mod disk;
 mod effects;
 mod markdown;
 mod pages;
@@ -31,12 +32,15 @@ use crate::domain::event::{Actor, ActorKind, PullHead, Repo, Subject, SubjectKin
 use crate::domain::ids::{BranchName, RepoName, Sha};
 use crate::domain::policy::Role;
 use async_trait::async_trait;
+use disk::Disk;
 use repository::{Bare, RepositoryError};
 use state::{
-    CheckRow, CommentRow, PlaceRow, PullRow, ReactionRow, RepoRow, ReportRow, ReviewRow, State, SubjectRow,
+    CheckRow, CommentRow, PlaceRow, PullRow, ReactionRow, RepoRow, ReportRow, ReviewRow, Shared, State,
+    SubjectRow,
 };
 use std::fs::{self, File};
 use std::io::Read;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -82,6 +86,8 @@ struct Inner {
     web_url: String,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
+    /// Held by who changes the state, until it is on disk; who reads does not wait for that.
+    disk: Mutex<Disk>,
     /// Held (as a file lock) for as long as the forge is open.
     _lock: File,
 }
@@ -154,16 +160,17 @@ impl Inner {
         operation: &'static str,
         change: impl FnOnce(&mut State) -> Result<T, RemoteError>,
     ) -> Result<T, RemoteError> {
-        let mut guard = self.lock();
-        let mut next = guard.clone();
+        let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.lock().clone();
+        let mut next = before.clone();
         let answer = change(&mut next)?;
-        if next != *guard {
-            let file = self.folder.join("forge.json");
-            next.save(&file).map_err(|error| RemoteError::Unavailable {
+        if next != before {
+            next.changes += 1;
+            disk.keep(&before, &next).map_err(|error| RemoteError::Unavailable {
                 operation,
-                detail: format!("{}: {error}", file.display()),
+                detail: format!("{}: {error}", self.folder.join("forge.json").display()),
             })?;
-            *guard = next;
+            *self.lock() = next;
         }
         Ok(answer)
     }
@@ -446,12 +453,8 @@ impl Inner {
                 }
                 // As on GitHub there is no uniqueness: a careless second create makes a twin.
                 None => {
-                    row.checks.push(CheckRow {
-                        id: new,
-                        run: wanted.clone(),
-                        updated_at: now,
-                        reported: None,
-                    });
+                    let check = CheckRow { id: new, run: wanted.clone(), updated_at: now, reported: None };
+                    row.checks.push(check.into());
                     new
                 }
             };
@@ -599,7 +602,7 @@ impl Inner {
             Payload::Pull(wanted) => open_pull(row, fork_id(wanted), &wanted.head, &wanted.base)
                 .or_else(|| {
                     // Made by us and closed by somebody since: it was made all the same.
-                    row.subjects.iter().find(|subject| {
+                    row.subjects.iter().map(Deref::deref).find(|subject| {
                         subject
                             .pull
                             .as_ref()
@@ -693,7 +696,7 @@ fn open_pull<'r>(
     head: &BranchName,
     base: &BranchName,
 ) -> Option<&'r SubjectRow> {
-    row.subjects.iter().find(|subject| {
+    row.subjects.iter().map(Deref::deref).find(|subject| {
         subject.open && subject.pull.as_ref().is_some_and(|pull| is_of(pull, fork, head, base))
     })
 }
@@ -724,10 +727,12 @@ fn reactions_mut<'r>(
         }
         ReactionTarget::Review { node_id } => {
             let id = parse_node_id(operation, node_id)?;
+            let has_it =
+                |subject: &&mut Shared<SubjectRow>| subject.reviews.iter().any(|review| review.id == id);
             row.subjects
                 .iter_mut()
-                .flat_map(|subject| subject.reviews.iter_mut())
-                .find(|review| review.id == id)
+                .find(has_it)
+                .and_then(|subject| subject.reviews.iter_mut().find(|review| review.id == id))
                 .map(|review| &mut review.reactions)
         }
     };
@@ -796,7 +801,7 @@ fn push_subject(
     }
     let number = row.next_number;
     row.next_number += 1;
-    row.subjects.push(SubjectRow {
+    let subject = SubjectRow {
         id,
         number,
         title: title.to_owned(),
@@ -813,7 +818,8 @@ fn push_subject(
         labels: Vec::new(),
         assignees: Vec::new(),
         reviewers: Vec::new(),
-    });
+    };
+    row.subjects.push(subject.into());
     Ok(number)
 }
 
@@ -837,21 +843,15 @@ impl LocalForge {
             }
             fs::TryLockError::Error(error) => unavailable(&lock_path, &error),
         })?;
-        let file = folder.join("forge.json");
-        let state = match State::load(&file).map_err(|error| unavailable(&file, &error))? {
-            Some(state) => state,
-            None => {
-                let state = State::new();
-                state.save(&file).map_err(|error| unavailable(&file, &error))?;
-                state
-            }
-        };
+        let (disk, state) =
+            Disk::open(&folder).map_err(|error| unavailable(&folder.join("forge.json"), &error))?;
         Ok(Self {
             inner: Arc::new(Inner {
                 folder,
                 web_url: web_url.trim_end_matches('/').to_owned(),
                 clock,
                 state: Mutex::new(state),
+                disk: Mutex::new(disk),
                 _lock: lock,
             }),
         })
@@ -1280,7 +1280,7 @@ impl LocalForge {
             let id = state.new_id();
             let row = state.repo_mut(repo).ok_or_else(|| not_found(operation))?;
             let reported = Some(ReportRow { log: log.to_owned() });
-            row.checks.push(CheckRow { id, run: run.clone(), updated_at: now, reported });
+            row.checks.push(CheckRow { id, run: run.clone(), updated_at: now, reported }.into());
             Ok(id)
         })
     }
@@ -1288,7 +1288,7 @@ impl LocalForge {
     /// The check runs of a commit, oldest first.
     pub fn checks(&self, repo: &Repo, commit: &Sha) -> Result<Vec<CheckRun>, RemoteError> {
         let (row, _) = self.inner.row("list check runs", repo)?;
-        Ok(row.checks.into_iter().map(|check| check.run).filter(|run| run.head_sha == *commit).collect())
+        Ok(row.checks.iter().map(|check| &check.run).filter(|run| run.head_sha == *commit).cloned().collect())
     }
 
     /// The bot's reactions to a comment.
@@ -1490,7 +1490,7 @@ impl Forge for LocalForge {
 
     async fn failed_checks(&self, repo: &Repo, commit: &Sha) -> Result<Vec<FailedCheck>, RemoteError> {
         let (row, _) = self.inner.row("read the checks of a commit", repo)?;
-        let others = row.checks.into_iter().filter(|check| check.reported.is_some());
+        let others = row.checks.iter().filter(|check| check.reported.is_some());
         Ok(others
             .filter(|check| check.run.head_sha == *commit)
             .filter_map(|check| {
@@ -1499,17 +1499,18 @@ impl Forge for LocalForge {
                     CheckConclusion::TimedOut => "timed_out",
                     _ => return None,
                 };
-                let annotations = check.run.annotations.into_iter().map(|found| Annotation {
+                let run = check.run.clone();
+                let annotations = run.annotations.into_iter().map(|found| Annotation {
                     path: found.path,
                     line: found.line,
                     message: found.message,
                 });
                 Some(FailedCheck {
                     id: check.id,
-                    name: check.run.name,
+                    name: run.name,
                     conclusion: conclusion.to_owned(),
-                    title: check.run.title,
-                    summary: check.run.summary,
+                    title: run.title,
+                    summary: run.summary,
                     annotations: annotations.collect(),
                     job: Some(check.id),
                 })
@@ -1525,7 +1526,7 @@ impl Forge for LocalForge {
         last_bytes: usize,
     ) -> Result<Option<LogTail>, RemoteError> {
         let (row, _) = self.inner.row("read the log of a check", repo)?;
-        let found = row.checks.into_iter().find(|check| check.id == job).and_then(|check| check.reported);
+        let found = row.checks.iter().find(|check| check.id == job).and_then(|check| check.reported.clone());
         Ok(found.map(|report| {
             let mut bytes = report.log.into_bytes();
             let cut = bytes.len().saturating_sub(last_bytes);

@@ -20,6 +20,7 @@ use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use std::fmt::Write;
+use std::ops::Deref;
 use std::sync::Arc;
 
 /// Takes a delivery to the server: signs it and posts it, as GitHub would. The error is shown to the person.
@@ -659,7 +660,7 @@ fn pull_body(
 ) -> (String, bool) {
     let name = &row.name;
     let checks: Vec<&CheckRow> =
-        row.checks.iter().filter(|check| check.run.head_sha == head.head_sha).collect();
+        row.checks.iter().map(Deref::deref).filter(|check| check.run.head_sha == head.head_sha).collect();
     let live = is_live(state, subject, &checks, now);
     let (class, word) = subject_state(subject);
     let draft = if head.draft && subject.open {

@@ -1,21 +1,17 @@
-//! What the local forge knows besides Git: users, issues, comments, pull requests, checks; one JSON file.
+//! What the local forge knows besides Git: users, issues, comments, pull requests, checks.
 
 use crate::domain::effect::{CheckRun, MergeMethod, Reaction};
 use crate::domain::event::{Actor, ActorKind, Repo};
 use crate::domain::ids::{BranchName, RepoName, Sha};
 use crate::domain::policy::Role;
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::path::Path;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
-/// The layout of `forge.json`; another number means another program version wrote it.
-const STATE_VERSION: u32 = 1;
-
-/// Bytes of `forge.json` that are read at start: far above any demo, far below the machine's memory.
-const MAX_STATE_BYTES: u64 = 256 * 1024 * 1024;
+/// The layout of the files; 1 had no log beside `forge.json`.
+pub(super) const STATE_VERSION: u32 = 2;
 
 /// The login of the person who owns everything on this forge.
 pub const OWNER_LOGIN: &str = "maintainer";
@@ -25,13 +21,65 @@ pub const BOT_LOGIN: &str = "zeblit[bot]";
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct State {
-    version: u32,
+    pub(super) version: u32,
+    /// How often it was changed.
+    #[serde(default)]
+    pub(super) changes: u64,
     next_id: i64,
     pub(super) app_id: i64,
     pub(super) bot: i64,
     pub(super) owner: i64,
     pub(super) users: Vec<UserRow>,
     pub(super) repos: Vec<RepoRow>,
+}
+
+/// A row that every copy of the state shares with the others until it changes it: copying and comparing states costs a
+/// pointer for each row that is the same.
+#[derive(Debug)]
+pub(super) struct Shared<T>(Arc<T>);
+
+impl<T> From<T> for Shared<T> {
+    fn from(row: T) -> Self {
+        Self(Arc::new(row))
+    }
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Deref for Shared<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: Clone> DerefMut for Shared<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        Arc::make_mut(&mut self.0)
+    }
+}
+
+impl<T: PartialEq> PartialEq for Shared<T> {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
+
+impl<T: Serialize> Serialize for Shared<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Shared<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        T::deserialize(deserializer).map(Self::from)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,8 +105,8 @@ pub(super) struct RepoRow {
     /// Roles of users other than the owner (admin) and the bot (write).
     pub(super) roles: BTreeMap<i64, Role>,
     pub(super) next_number: i64,
-    pub(super) subjects: Vec<SubjectRow>,
-    pub(super) checks: Vec<CheckRow>,
+    pub(super) subjects: Vec<Shared<SubjectRow>>,
+    pub(super) checks: Vec<Shared<CheckRow>>,
     pub(super) created_at: DateTime<Utc>,
     /// The repository that it is a fork of.
     #[serde(default)]
@@ -71,25 +119,24 @@ impl RepoRow {
     }
 
     pub(super) fn subject(&self, number: i64) -> Option<&SubjectRow> {
-        self.subjects.iter().find(|subject| subject.number == number)
+        self.subjects.iter().find(|subject| subject.number == number).map(Deref::deref)
     }
 
     pub(super) fn subject_mut(&mut self, number: i64) -> Option<&mut SubjectRow> {
-        self.subjects.iter_mut().find(|subject| subject.number == number)
+        self.subjects.iter_mut().find(|subject| subject.number == number).map(DerefMut::deref_mut)
     }
 
     pub(super) fn comment(&self, id: i64) -> Option<(&SubjectRow, &CommentRow)> {
         self.subjects
             .iter()
-            .flat_map(|subject| subject.comments.iter().map(move |comment| (subject, comment)))
+            .flat_map(|subject| subject.comments.iter().map(move |comment| (&**subject, comment)))
             .find(|(_, comment)| comment.id == id)
     }
 
     pub(super) fn comment_mut(&mut self, id: i64) -> Option<&mut CommentRow> {
-        self.subjects
-            .iter_mut()
-            .flat_map(|subject| subject.comments.iter_mut())
-            .find(|comment| comment.id == id)
+        let is_it = |comment: &CommentRow| comment.id == id;
+        let subject = self.subjects.iter_mut().find(|subject| subject.comments.iter().any(is_it))?;
+        subject.comments.iter_mut().find(|comment| comment.id == id)
     }
 }
 
@@ -204,6 +251,7 @@ impl State {
     pub(super) fn new() -> Self {
         let mut state = Self {
             version: STATE_VERSION,
+            changes: 0,
             next_id: 1,
             app_id: 0,
             bot: 0,
@@ -259,41 +307,62 @@ impl State {
         self.repos.iter().find(|row| &row.name == name)
     }
 
-    /// Reads the file; `None` when there is none yet.
-    pub(super) fn load(file: &Path) -> io::Result<Option<Self>> {
-        let opened = match File::open(file) {
-            Ok(opened) => opened,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let mut bytes = Vec::new();
-        opened.take(MAX_STATE_BYTES + 1).read_to_end(&mut bytes)?;
-        if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_STATE_BYTES {
-            return Err(io::Error::other(format!(
-                "it is larger than {MAX_STATE_BYTES} bytes: move the folder away to begin anew"
-            )));
+    /// Itself with nothing but the rows that `before` has not or has otherwise.
+    pub(super) fn since(&self, before: &Self) -> Self {
+        let repos = self.repos.iter().filter_map(|row| match before.repo_by_id(row.id) {
+            Some(old) if old == row => None,
+            Some(old) => Some(RepoRow {
+                subjects: differing(&row.subjects, &old.subjects),
+                checks: differing(&row.checks, &old.checks),
+                ..row.clone()
+            }),
+            None => Some(row.clone()),
+        });
+        let users = self.users.iter().filter(|row| before.user(row.id) != Some(*row));
+        Self {
+            version: self.version,
+            changes: self.changes,
+            next_id: self.next_id,
+            app_id: self.app_id,
+            bot: self.bot,
+            owner: self.owner,
+            users: users.cloned().collect(),
+            repos: repos.collect(),
         }
-        let state: Self = serde_json::from_slice(&bytes).map_err(|error| {
-            io::Error::other(format!("it is not a state file of the local forge: {error}"))
-        })?;
-        if state.version != STATE_VERSION {
-            return Err(io::Error::other(format!(
-                "it has layout {} and this program knows {STATE_VERSION}: move the folder away to begin anew",
-                state.version
-            )));
-        }
-        Ok(Some(state))
     }
 
-    /// Replaces the file in one step: after a crash there is the old one or the new one, whole.
-    pub(super) fn save(&self, file: &Path) -> io::Result<()> {
-        let folder = file.parent().ok_or_else(|| io::Error::other("the state file has no folder"))?;
-        let bytes = serde_json::to_vec_pretty(self).map_err(io::Error::other)?;
-        let aside = file.with_extension("json.new");
-        let mut written = File::create(&aside)?;
-        written.write_all(&bytes)?;
-        written.sync_all()?;
-        fs::rename(&aside, file)?;
-        File::open(folder)?.sync_all()
+    /// Takes in what `since` gave.
+    pub(super) fn take(&mut self, later: Self) {
+        let mut users = std::mem::take(&mut self.users);
+        put_all(&mut users, later.users, |row| row.id);
+        let mut repos = std::mem::take(&mut self.repos);
+        for row in later.repos {
+            match repos.iter_mut().find(|old| old.id == row.id) {
+                Some(old) => {
+                    let mut subjects = std::mem::take(&mut old.subjects);
+                    put_all(&mut subjects, row.subjects, |row| row.id);
+                    let mut checks = std::mem::take(&mut old.checks);
+                    put_all(&mut checks, row.checks, |row| row.id);
+                    *old = RepoRow { subjects, checks, ..row };
+                }
+                None => repos.push(row),
+            }
+        }
+        *self = Self { users, repos, ..later };
+    }
+}
+
+/// Rows that are new or have changed. Rows keep their places.
+fn differing<T: PartialEq>(rows: &[Shared<T>], before: &[Shared<T>]) -> Vec<Shared<T>> {
+    let changed = rows.iter().enumerate().filter(|(at, row)| before.get(*at) != Some(*row));
+    changed.map(|(_, row)| row.clone()).collect()
+}
+
+fn put_all<T>(rows: &mut Vec<T>, newer: Vec<T>, id: impl Fn(&T) -> i64) {
+    for row in newer {
+        match rows.iter_mut().find(|old| id(old) == id(&row)) {
+            Some(old) => *old = row,
+            None => rows.push(row),
+        }
     }
 }

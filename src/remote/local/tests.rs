@@ -207,7 +207,7 @@ fn a_damaged_state_file_is_named_and_kept() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path()));
     let file = folder.path().join("forge.json");
-    for bad in ["{", "{\"version\": 2}", ""] {
+    for bad in ["{", "{\"version\": 3}", ""] {
         fs::write(&file, bad).unwrap();
         let error =
             LocalForge::open(folder.path(), "http://x", Arc::new(SystemClock)).unwrap_err().to_string();
@@ -220,13 +220,96 @@ fn a_damaged_state_file_is_named_and_kept() {
 async fn a_failed_save_changes_nothing() {
     let w = world();
     let before = w.forge.inner.lock().clone();
-    // A folder where the new file would go: the save fails, whoever runs the test.
+    // A log that takes nothing; after that the whole is written anew, and a folder is in its way.
+    let unwritable = File::open(w.folder.path().join("forge.log")).unwrap();
+    let log = std::mem::replace(&mut w.forge.inner.disk.lock().unwrap().log, unwritable);
     fs::create_dir(w.folder.path().join("forge.json.new")).unwrap();
-    let error = w.forge.open_issue(&w.repo, &w.forge.owner(), "Bug", "").unwrap_err();
-    assert!(matches!(error, RemoteError::Unavailable { .. }), "{error}");
-    assert_eq!(*w.forge.inner.lock(), before);
+    for _ in 0..2 {
+        let error = w.forge.open_issue(&w.repo, &w.forge.owner(), "Bug", "").unwrap_err();
+        assert!(matches!(error, RemoteError::Unavailable { .. }), "{error}");
+        assert_eq!(*w.forge.inner.lock(), before);
+    }
+    w.forge.inner.disk.lock().unwrap().log = log;
     fs::remove_dir(w.folder.path().join("forge.json.new")).unwrap();
     assert_eq!(w.forge.open_issue(&w.repo, &w.forge.owner(), "Bug", "").unwrap().0, 1);
+    let after = w.forge.inner.lock().clone();
+    let World { forge, folder, .. } = w;
+    drop(forge);
+    assert_eq!(*open(folder.path()).inner.lock(), after);
+}
+
+#[test]
+fn a_line_that_broke_off_never_was_and_a_line_of_before_the_whole_is_old() {
+    let World { forge, repo, folder } = world();
+    let log = folder.path().join("forge.log");
+    let owner = forge.owner();
+    forge.open_issue(&repo, &owner, "Bug", "one").unwrap();
+    let first = fs::read(&log).unwrap();
+    forge.inner.apply_label(&repo, 1, "kept", true).unwrap();
+    let before = forge.inner.lock().clone();
+    drop(forge);
+    let mut lines = fs::read(&log).unwrap();
+    assert!(lines.len() > first.len());
+    lines.extend(b"{\"version\":2,\"changes\":99,");
+    fs::write(&log, lines).unwrap();
+    let forge = open(folder.path());
+    assert_eq!(*forge.inner.lock(), before);
+    drop(forge);
+    // The whole was written; a crash before the log was emptied leaves lines that it has.
+    assert_eq!(fs::read(&log).unwrap(), b"");
+    fs::write(&log, first).unwrap();
+    let forge = open(folder.path());
+    assert_eq!(*forge.inner.lock(), before);
+    // What comes after goes on from there.
+    forge.open_issue(&repo, &owner, "Bug", "two").unwrap();
+    let before = forge.inner.lock().clone();
+    drop(forge);
+    assert_eq!(*open(folder.path()).inner.lock(), before);
+}
+
+#[test]
+fn a_log_as_large_as_the_whole_is_taken_into_it() {
+    let World { forge, repo, folder } = world();
+    let owner = forge.owner();
+    let body = "x".repeat(60_000);
+    let bytes = |name: &str| fs::metadata(folder.path().join(name)).unwrap().len();
+    let (mut longest, mut shortened) = (0, 0);
+    for n in 0..60 {
+        let before = bytes("forge.log");
+        forge.open_issue(&repo, &owner, &format!("Bug {n}"), &body).unwrap();
+        longest = longest.max(bytes("forge.log"));
+        shortened += usize::from(bytes("forge.log") < before);
+    }
+    assert_eq!(shortened, 2, "at one and at two MiB");
+    assert!(longest < 2_500_000, "{longest}");
+    let before = forge.inner.lock().clone();
+    drop(forge);
+    assert_eq!(*open(folder.path()).inner.lock(), before);
+}
+
+#[test]
+fn a_damaged_log_is_named_and_kept_and_a_forge_without_one_is_read() {
+    let World { forge, repo, folder } = world();
+    forge.open_issue(&repo, &forge.owner(), "Bug", "text").unwrap();
+    let before = forge.inner.lock().clone();
+    drop(forge);
+    let (whole, log) = (folder.path().join("forge.json"), folder.path().join("forge.log"));
+    let lines = fs::read_to_string(&log).unwrap();
+    let bad = format!("{{\n{lines}");
+    fs::write(&log, &bad).unwrap();
+    let error = LocalForge::open(folder.path(), "http://x", Arc::new(SystemClock)).unwrap_err().to_string();
+    assert!(error.contains("line 1 of forge.log"), "{error}");
+    assert_eq!(fs::read_to_string(&log).unwrap(), bad);
+    // As the layout before had it.
+    let mut old = serde_json::to_value(&before).unwrap();
+    old["version"] = 1.into();
+    old.as_object_mut().unwrap().remove("changes");
+    fs::write(&whole, old.to_string()).unwrap();
+    fs::remove_file(&log).unwrap();
+    let forge = open(folder.path());
+    assert_eq!(forge.inner.lock().repos, before.repos);
+    drop(forge);
+    assert!(fs::read_to_string(&whole).unwrap().contains("\"version\": 2"));
 }
 
 #[tokio::test]
