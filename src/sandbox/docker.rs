@@ -109,6 +109,21 @@ struct Follow {
     task: Mutex<Option<tokio::task::AbortHandle>>,
 }
 
+impl Follow {
+    /// Waits until `enough` holds, which news may change, or for so long.
+    async fn wait(&self, deadline: Instant, enough: impl Fn() -> bool) {
+        loop {
+            let arrived = self.arrived.notified();
+            tokio::pin!(arrived);
+            // Before the look, so that news in between are not missed.
+            arrived.as_mut().enable();
+            if enough() || tokio::time::timeout_at(deadline, arrived).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
 impl Drop for Follow {
     fn drop(&mut self) {
         if let Some(task) = lock(&self.task).take() {
@@ -465,20 +480,11 @@ impl Sandbox for DockerSandbox {
         let deadline = Instant::now() + wait;
         loop {
             let follow = self.follow(slot, &name, cursor).await?;
-            loop {
-                let arrived = follow.arrived.notified();
-                tokio::pin!(arrived);
-                arrived.as_mut().enable();
-                if *lock(&follow.ended) || !lock(&follow.buffer).is_empty() {
-                    break;
-                }
-                if tokio::time::timeout_at(deadline, arrived).await.is_err() {
-                    break;
-                }
-            }
             let is_over = || *lock(&follow.ended) || lock(&follow.buffer).finished;
-            if !is_over() && !lock(&follow.buffer).is_empty() {
-                tokio::time::sleep(COALESCE).await;
+            let has_lines = || !lock(&follow.buffer).is_empty();
+            follow.wait(deadline, || is_over() || has_lines()).await;
+            if has_lines() {
+                follow.wait(Instant::now() + COALESCE, is_over).await;
             }
             let ended = *lock(&follow.ended);
             let (lines, more, started, finished, out_of_memory) = {
