@@ -177,7 +177,7 @@ async fn send_all(app: &App, first: Effect, until: DateTime<Utc>) -> Result<Lane
     let mut tx = app.store.write_tx().await?;
     store::effects::lock_lane(&mut tx, &first.remote, first.repo.installation).await?;
     let mut begun = match begin(app, &mut tx, first).await? {
-        Begun::Sending(effect) => effect,
+        Begun::Sending(effect) => *effect,
         Begun::BlockedUntil(time) => return Ok(Lane::BlockedUntil(time)),
         Begun::Changed => return Ok(Lane::Worked),
     };
@@ -230,7 +230,7 @@ async fn may_write(
 
 enum Begun {
     /// The intent stands in the transaction; once that is committed, it is to be sent.
-    Sending(Effect),
+    Sending(Box<Effect>),
     BlockedUntil(DateTime<Utc>),
     /// Somebody changed it since it was read.
     Changed,
@@ -247,13 +247,13 @@ async fn begin(app: &App, tx: &mut Tx, effect: Effect) -> Result<Begun, EngineEr
         return Ok(Begun::Changed);
     }
     store::effects::record_write(tx, &effect.remote, effect.repo.installation, now).await?;
-    Ok(Begun::Sending(Effect {
+    Ok(Begun::Sending(Box::new(Effect {
         state: EffectState::Sending,
         intent_at: Some(now),
         sender: Some(app.boot.clone()),
         tries: effect.tries + 1,
         ..effect
-    }))
+    })))
 }
 
 /// Sends what was begun, and gives what was begun after it: that of its lane which comes next, up to a time.
@@ -280,7 +280,7 @@ async fn begin_next(app: &App, tx: &mut Tx, effect: &Effect) -> Result<Option<Ef
     // What is to be reconciled is looked for outside of any transaction.
     let Some(next) = next.filter(|next| next.state == EffectState::Planned) else { return Ok(None) };
     Ok(match begin(app, tx, next).await? {
-        Begun::Sending(next) => Some(next),
+        Begun::Sending(next) => Some(*next),
         Begun::BlockedUntil(_) | Begun::Changed => None,
     })
 }
