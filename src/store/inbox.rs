@@ -230,8 +230,9 @@ fn insert_text(rows: usize) -> String {
             format!("({}, 0, 0)", own.join(", "))
         })
         .collect();
+    let once = "ON CONFLICT (delivery_id, source) DO NOTHING";
     format!(
-        "INSERT INTO inbox ({}, not_before, tries) VALUES {} ON CONFLICT (delivery_id, source) DO NOTHING",
+        "INSERT INTO inbox ({}, not_before, tries) VALUES {} {once}",
         COLUMNS.join(", "),
         values.join(", ")
     )

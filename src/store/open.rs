@@ -30,8 +30,9 @@ const PAGE_BYTES: i64 = 16_384;
 const AUTOCHECKPOINT_PAGES: i64 = 16_384;
 /// How often committed pages are copied from the log to the file, off the path of an answer.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
-/// Pages in the log (64 MiB) from which a checkpoint stops writers for a moment, so that the log starts anew.
-const LONG_LOG_PAGES: i64 = 4_096;
+/// Pages in the log (16 MiB) from which a checkpoint stops writers for a moment, so that the log starts anew: what is
+/// written over is in memory already, and a log that grows takes memory that the system must find and clear first.
+const LONG_LOG_PAGES: i64 = 1_024;
 /// The log file is cut back to this size, in bytes, when it starts anew.
 const LOG_BYTES_KEPT: i64 = 64 * 1024 * 1024;
 /// Attempts to set up a file that another process sets up at the same moment.
