@@ -30,9 +30,12 @@ const PAGE_BYTES: i64 = 16_384;
 const AUTOCHECKPOINT_PAGES: i64 = 16_384;
 /// How often committed pages are copied from the log to the file, off the path of an answer.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
-/// Pages in the log (16 MiB) from which a checkpoint stops writers for a moment, so that the log starts anew: what is
-/// written over is in memory already, and a log that grows takes memory that the system must find and clear first.
-const LONG_LOG_PAGES: i64 = 1_024;
+/// Pages in the log (64 MiB) from which a checkpoint stops writers for a moment, so that the log starts anew.
+const LONG_LOG_PAGES: i64 = 4_096;
+/// It stops them when so few pages (1 MiB) came since it last looked: they wait for these and for their flush.
+const FEW_PAGES: i64 = 64;
+/// How often it catches up before it stops writers all the same.
+const CATCH_UPS: usize = 5;
 /// The log file is cut back to this size, in bytes, when it starts anew.
 const LOG_BYTES_KEPT: i64 = 64 * 1024 * 1024;
 /// Attempts to set up a file that another process sets up at the same moment.
@@ -402,13 +405,22 @@ impl Drop for Checkpoints {
     }
 }
 
-/// Copies what it can without stopping anybody; when the log got long, waits for writers so that it starts anew.
+/// Copies what it can without stopping anybody. When the log got long, it goes on until little is left, and stops writers
+/// for that, so that the log starts anew.
 async fn checkpoint(pool: &AnyPool) -> Result<(), sqlx::Error> {
-    let row = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").fetch_one(pool).await?;
-    let pages: i64 = row.try_get(1)?;
-    if pages > LONG_LOG_PAGES {
-        sqlx::query("PRAGMA wal_checkpoint(RESTART)").fetch_one(pool).await?;
+    let mut before = 0;
+    for _ in 0..CATCH_UPS {
+        let row = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").fetch_one(pool).await?;
+        let pages: i64 = row.try_get(1)?;
+        if pages <= LONG_LOG_PAGES {
+            return Ok(());
+        }
+        if pages - before <= FEW_PAGES {
+            break;
+        }
+        before = pages;
     }
+    sqlx::query("PRAGMA wal_checkpoint(RESTART)").fetch_one(pool).await?;
     Ok(())
 }
 
