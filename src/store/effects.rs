@@ -195,14 +195,7 @@ pub async fn next_of_lane(
     installation: i64,
     now: DateTime<Utc>,
 ) -> Result<Option<Effect>, StoreError> {
-    let row = sqlx::query(select_next())
-        .bind(millis(now))
-        .bind(millis(now - ORPHAN_AFTER))
-        .bind(remote)
-        .bind(installation)
-        .fetch_optional(&store.pool)
-        .await
-        .map_err(sql("find the next effect"))?;
+    let row = next_row(&store.pool, remote, installation, now).await?;
     let Some(row) = row else { return Ok(None) };
     match read_effect(&row) {
         Err(error @ StoreError::BadRow { .. }) => {
@@ -222,6 +215,22 @@ pub async fn next_of_lane(
     }
 }
 
+async fn next_row<'e>(
+    executor: impl sqlx::Executor<'e, Database = sqlx::Any>,
+    remote: &str,
+    installation: i64,
+    now: DateTime<Utc>,
+) -> Result<Option<AnyRow>, StoreError> {
+    sqlx::query(select_next())
+        .bind(millis(now))
+        .bind(millis(now - ORPHAN_AFTER))
+        .bind(remote)
+        .bind(installation)
+        .fetch_optional(executor)
+        .await
+        .map_err(sql("find the next effect"))
+}
+
 /// As `next_of_lane`, within a transaction, which a row that cannot be read does not end: `None` then.
 pub async fn next_of_lane_tx(
     tx: &mut Tx,
@@ -229,14 +238,7 @@ pub async fn next_of_lane_tx(
     installation: i64,
     now: DateTime<Utc>,
 ) -> Result<Option<Effect>, StoreError> {
-    let row = sqlx::query(select_next())
-        .bind(millis(now))
-        .bind(millis(now - ORPHAN_AFTER))
-        .bind(remote)
-        .bind(installation)
-        .fetch_optional(&mut *tx.inner)
-        .await
-        .map_err(sql("find the next effect"))?;
+    let row = next_row(&mut *tx.inner, remote, installation, now).await?;
     Ok(row.and_then(|row| read_effect(&row).ok()))
 }
 

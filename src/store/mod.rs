@@ -123,9 +123,9 @@ impl Store {
         self.writers.begin(writer::Flush::Now).await
     }
 
-    /// A write transaction whose commit may be lost when the machine stops (never when the process does), and with it all
-    /// that were begun later. For what nobody outside this machine learns of before a commit of `write_tx`: all who acted
-    /// on it stopped with the machine. On Postgres it is as durable as any.
+    /// A write transaction whose commit may be lost when the machine stops (never when the process does), unless one of
+    /// `write_tx` came after it: that flushes all before it. For what nobody outside this machine learns of sooner: all
+    /// who acted on it stopped with the machine. On Postgres it is as durable as any.
     #[tracing::instrument(level = "debug", skip_all)]
     pub async fn lazy_tx(&self) -> Result<Tx, StoreError> {
         self.writers.begin(writer::Flush::Later).await
