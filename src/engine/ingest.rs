@@ -53,6 +53,15 @@ const MAX_DEATHS: i64 = 3;
 /// A delivery of which somebody died waits so long before the next try, times its deaths: the others go first.
 const AFTER_DEATH: Duration = Duration::seconds(10);
 
+/// Before the first tick of a process that has the duty of reading the inbox: what somebody died of while it was alone
+/// waits until this process has lived for a while. One that is stopped soon after each start, whoever does that, never
+/// has an innocent delivery in its hands then.
+pub async fn take_over(app: &App) -> Result<(), EngineError> {
+    let mut tx = app.store.lazy_tx().await?;
+    store::inbox::put_off_suspects(&mut tx, app.clock.now() + AFTER_DEATH).await?;
+    Ok(tx.commit().await?)
+}
+
 /// Takes what is pending and due. Gives the number of deliveries that were ended or put off.
 pub async fn tick(app: &App) -> Result<usize, EngineError> {
     let pending = store::inbox::pending(&app.store, app.clock.now(), BATCH).await?;

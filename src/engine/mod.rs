@@ -155,12 +155,21 @@ async fn until(stop: &CancellationToken, work: impl Future<Output = ()>) {
 }
 
 async fn ingest_loop(app: &App) {
+    let mut reads = false;
     loop {
         let mine = store::duties::hold(&app.store, "ingest", &app.boot, app.clock.now(), DUTY_TIME).await;
         match mine {
-            Ok(true) => {}
+            Ok(true) if reads => {}
+            Ok(true) => match ingest::take_over(app).await {
+                Ok(()) => reads = true,
+                Err(error) => {
+                    after_error("ingest", &error).await;
+                    continue;
+                }
+            },
             // Another node reads the inbox; this one stands by.
             Ok(false) => {
+                reads = false;
                 nap(app, Topic::Inbox, None).await;
                 continue;
             }

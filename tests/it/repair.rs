@@ -419,6 +419,37 @@ async fn a_delivery_that_nobody_survives_is_given_up_and_holds_up_no_other() {
 }
 
 #[tokio::test]
+async fn a_delivery_is_not_given_up_because_the_server_is_killed_again_and_again() {
+    World::run(async |w| {
+        w.sandbox.usually(Script::nothing());
+        let number = w.issue();
+        w.say(number, "ada", "/zeblit fix").await;
+        let tick_until_killed = async |w: &mut World| {
+            w.hub.fail_next("GET /repos/*/*/collaborators/ada/permission", Fault::HangBefore);
+            let tick =
+                tokio::time::timeout(std::time::Duration::from_millis(700), ingest::tick(&w.app)).await;
+            w.hub.clear_faults();
+            w.restart().await;
+            tick
+        };
+        // With others, and alone: it is tried at once, twice.
+        for _ in 0..2 {
+            assert!(tick_until_killed(w).await.is_err());
+        }
+        // From now on only by a process that has lived for a while; none of these has.
+        for _ in 0..30 {
+            w.clock.advance(Duration::seconds(9));
+            assert_eq!(tick_until_killed(w).await.expect("nothing to do").unwrap(), 0);
+        }
+        w.clock.advance(Duration::seconds(11));
+        assert_eq!(ingest::tick(&w.app).await.unwrap(), 1);
+        w.settle().await;
+        assert_eq!(w.runs().await.len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_death_among_others_leaves_the_others_unharmed() {
     World::run(async |w| {
         w.sandbox.usually(Script::nothing());

@@ -254,6 +254,7 @@ impl World {
         };
         self.app = self.built(place).await;
         sweep::boot(&self.app).await.expect("boots");
+        ingest::take_over(&self.app).await.expect("reads the inbox");
     }
 
     async fn built(&self, place: Arc<dyn Sandbox>) -> Arc<App> {
