@@ -512,13 +512,11 @@ pub async fn not_begun(tx: &mut Tx, id: &InboxId, not_before: DateTime<Utc>) -> 
 
 /// Those of which somebody died more than once are not looked at before a time.
 pub async fn put_off_suspects(tx: &mut Tx, not_before: DateTime<Utc>) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE inbox SET not_before = $1 WHERE state = 'pending' AND taken > 1 AND not_before < $1",
-    )
-    .bind(millis(not_before))
-    .execute(&mut *tx.inner)
-    .await
-    .map_err(sql("put off deliveries that somebody died of"))?;
+    sqlx::query("UPDATE inbox SET not_before = $1 WHERE state = 'pending' AND taken > 1 AND not_before < $1")
+        .bind(millis(not_before))
+        .execute(&mut *tx.inner)
+        .await
+        .map_err(sql("put off deliveries that somebody died of"))?;
     Ok(())
 }
 

@@ -441,12 +441,33 @@ async fn look_at_queued(tx: &mut Tx, owner: &str, now: DateTime<Utc>) -> Result<
     Ok(looked.into_values().map(|runs| Looked { is_all: runs.len() < looked_at!(), runs }).collect())
 }
 
-macro_rules! first_after {
-    ($condition:literal) => {
+macro_rules! first_queued {
+    ($condition:literal, $order:literal) => {
         concat!(
-            "SELECT (SELECT f.id FROM runs f WHERE f.state = 'queued'",
+            "(SELECT f.id FROM runs f WHERE f.state = 'queued'",
             $condition,
-            " ORDER BY f.priority, f.remote, f.repo_id, f.created_at, f.id LIMIT 1)"
+            " ORDER BY ",
+            $order,
+            "f.created_at, f.id LIMIT 1)"
+        )
+    };
+}
+
+/// The first queued run of the repository that follows `h`'s in the index. Of a comparison of whole rows SQLite uses
+/// the first column only, and reads all that `h`'s repository has queued.
+macro_rules! first_of_next {
+    () => {
+        concat!(
+            "COALESCE(",
+            first_queued!(
+                " AND f.priority = h.priority AND f.remote = h.remote AND f.repo_id > h.repo_id",
+                "f.repo_id, "
+            ),
+            ", ",
+            first_queued!(" AND f.priority = h.priority AND f.remote > h.remote", "f.remote, f.repo_id, "),
+            ", ",
+            first_queued!(" AND f.priority > h.priority", "f.priority, f.remote, f.repo_id, "),
+            ")"
         )
     };
 }
@@ -462,10 +483,10 @@ macro_rules! live_of {
 const LOOK_AT_HEADS: &str = concat!(
     "WITH RECURSIVE live AS MATERIALIZED (SELECT remote, repo_id, owner, requester FROM runs WHERE state IN ",
     live_states!(),
-    "), first_ones (id) AS (",
-    first_after!(""),
-    " UNION ALL ",
-    first_after!(" AND (f.priority, f.remote, f.repo_id) > (h.priority, h.remote, h.repo_id)"),
+    "), first_ones (id) AS (SELECT ",
+    first_queued!("", "f.priority, f.remote, f.repo_id, "),
+    " UNION ALL SELECT ",
+    first_of_next!(),
     " FROM first_ones i JOIN runs h ON h.id = i.id) ",
     candidate!("1"),
     "JOIN (SELECT (SELECT x.id FROM runs x WHERE x.state = 'queued' AND x.priority = h.priority \
@@ -610,11 +631,18 @@ mod tests {
                     })
                 });
             let asked = [LOOK_AT_LIVE, LOOK_AT_QUEUED, LOOK_AT_HEADS, TAKE, super::super::NEXT_DUE];
-            let mut scans = BTreeSet::new();
+            let (mut scans, mut steps_to_next) = (BTreeSet::new(), Vec::new());
             for text in asked.into_iter().chain(lists) {
                 let plan = sqlite_plan(&database.store, text).await;
-                scans.extend(plan.into_iter().filter(|step| step.starts_with("SCAN")));
+                scans.extend(plan.iter().filter(|step| step.starts_with("SCAN")).cloned());
+                steps_to_next.extend(plan.into_iter().filter(|step| step.starts_with("SEARCH f ")));
             }
+            // Over all that one repository has queued.
+            steps_to_next.sort();
+            let through = "SEARCH f USING COVERING INDEX runs_queued";
+            let wanted =
+                ["(priority=? AND remote=? AND repo_id>?)", "(priority=? AND remote>?)", "(priority>?)"];
+            assert_eq!(steps_to_next, wanted.map(|columns| format!("{through} {columns}")));
             // Results of parts, and indexes that hold only live, queued or open runs, or are read in their order.
             let wanted = [
                 "SCAN CONSTANT ROW",
