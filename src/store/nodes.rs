@@ -38,7 +38,7 @@ pub async fn seen(
     slots: i64,
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
-    let mut tx = store.write_tx().await?;
+    let mut tx = store.lazy_tx().await?;
     let before = sqlx::query("SELECT id, capabilities FROM nodes WHERE id = $1")
         .bind(&node.id)
         .fetch_optional(&mut *tx.inner)

@@ -1,7 +1,7 @@
 //! Opening a database: address, pragmas (set and read back), migrations, checkpoints.
 
 use super::rows::sql;
-use super::writer::{TURN_TIMEOUT, Writers};
+use super::writer::{Commits, TURN_TIMEOUT, Writers};
 use super::{DatabaseKind, Migrated, Store, StoreError, inbox};
 use sqlx::any::AnyPoolOptions;
 use sqlx::migrate::Migrator;
@@ -10,7 +10,7 @@ use std::fs::{DirBuilder, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 
 /// The schema, embedded. Files are only ever added.
@@ -28,8 +28,13 @@ const BUSY_TIMEOUT_MS: i64 = 10_000;
 const PAGE_BYTES: i64 = 16_384;
 /// Backstop, in pages (256 MiB): a writer checkpoints by itself only when the background task is far behind.
 const AUTOCHECKPOINT_PAGES: i64 = 16_384;
-/// How often committed pages are copied from the log to the file, off the path of an answer.
+/// How often it is asked whether committed pages are to be copied from the log to the file, off the path of an answer.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+/// They are after so many commits. Not after each: the first commit after a checkpoint begins the log anew, and waits for
+/// the disk twice.
+const MANY_COMMITS: u64 = 64;
+/// They are after this time, however few there are; what was committed lazily is on the disk then, too.
+const LONGEST_UNCOPIED: Duration = Duration::from_secs(10);
 /// Pages in the log (64 MiB) from which a checkpoint stops writers for a moment, so that the log starts anew.
 const LONG_LOG_PAGES: i64 = 4_096;
 /// It stops them when so few pages (1 MiB) came since it last looked: they wait for these and for their flush.
@@ -195,7 +200,8 @@ async fn open_sqlite(path: &Path) -> Result<Store, StoreError> {
     }
     let url = sqlite_url(path)?;
     set_up_sqlite(&url).await?;
-    let writers = Writers::in_turn(WriterAddress { url: url.clone() }).await?;
+    let commits = Arc::<Commits>::default();
+    let writers = Writers::in_turn(WriterAddress { url: url.clone() }, Arc::clone(&commits)).await?;
     let pool = AnyPoolOptions::new()
         .acquire_timeout(TURN_TIMEOUT)
         .idle_timeout(None)
@@ -206,7 +212,7 @@ async fn open_sqlite(path: &Path) -> Result<Store, StoreError> {
         .connect(&url)
         .await
         .map_err(sql("open the database for reading"))?;
-    let checkpoints = Checkpoints::start(&url).await?;
+    let checkpoints = Checkpoints::start(&url, commits).await?;
     Ok(Store {
         pool,
         kind: DatabaseKind::Sqlite,
@@ -373,7 +379,7 @@ pub(super) struct Checkpoints {
 }
 
 impl Checkpoints {
-    async fn start(url: &str) -> Result<Self, StoreError> {
+    async fn start(url: &str, commits: Arc<Commits>) -> Result<Self, StoreError> {
         let pool = AnyPoolOptions::new()
             .acquire_timeout(TURN_TIMEOUT)
             .idle_timeout(None)
@@ -384,10 +390,18 @@ impl Checkpoints {
             .await
             .map_err(sql("open the database for checkpoints"))?;
         let task = tokio::spawn(async move {
+            let (mut copied, mut copied_at) = (0, Instant::now());
             loop {
                 tokio::time::sleep(CHECKPOINT_EVERY).await;
-                if let Err(error) = checkpoint(&pool).await {
-                    tracing::warn!(%error, "a checkpoint failed; the next one is tried in a second");
+                let committed = commits.all();
+                if !is_due(committed - copied, copied_at.elapsed()) {
+                    continue;
+                }
+                match checkpoint(&pool).await {
+                    Ok(()) => (copied, copied_at) = (committed, Instant::now()),
+                    Err(error) => {
+                        tracing::warn!(%error, "a checkpoint failed; the next one is tried in a second");
+                    }
                 }
             }
         });
@@ -403,6 +417,11 @@ impl Drop for Checkpoints {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Whether so many commits, the first of which came about so long ago, are to be copied.
+fn is_due(commits: u64, since: Duration) -> bool {
+    commits >= MANY_COMMITS || (commits > 0 && since >= LONGEST_UNCOPIED)
 }
 
 /// Copies what it can without stopping anybody. When the log got long, it goes on until little is left, and stops writers
@@ -426,6 +445,7 @@ async fn checkpoint(pool: &AnyPool) -> Result<(), sqlx::Error> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::writer::Flush;
     use super::*;
     use crate::domain::event::Source;
     use crate::domain::ids::InboxId;
@@ -555,6 +575,32 @@ mod tests {
         assert!(matches!(open(&url).await, Err(StoreError::Sql { .. })));
         let (_, inside_a_file) = file(&folder, "zeblit.db/below.db");
         assert!(matches!(open(&inside_a_file).await, Err(StoreError::Url { .. })));
+    }
+
+    #[test]
+    fn many_commits_are_copied_soon_and_few_together() {
+        let (soon, late) = (CHECKPOINT_EVERY, LONGEST_UNCOPIED);
+        assert!(is_due(MANY_COMMITS, soon) && is_due(1, late));
+        assert!(!is_due(MANY_COMMITS - 1, soon));
+        assert!(!is_due(0, late * 100), "an idle server leaves the disk alone");
+    }
+
+    #[tokio::test]
+    async fn every_commit_counts_for_the_next_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, url) = file(&folder, "zeblit.db");
+        drop(open(&url).await.unwrap());
+        let commits = Arc::<Commits>::default();
+        let address = WriterAddress { url: sqlite_url(&path).unwrap() };
+        let writers = Writers::in_turn(address, Arc::clone(&commits)).await.unwrap();
+        for (flush, wanted) in [(Flush::Now, 1), (Flush::Later, 2)] {
+            let mut tx = writers.begin(flush).await.unwrap();
+            sqlx::query("DELETE FROM artifacts").execute(&mut *tx.inner).await.unwrap();
+            tx.commit().await.unwrap();
+            assert_eq!(commits.all(), wanted);
+        }
+        drop(writers.begin(Flush::Now).await.unwrap());
+        assert_eq!(commits.all(), 2, "nothing was committed");
     }
 
     #[tokio::test]

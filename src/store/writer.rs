@@ -30,7 +30,28 @@ const GROUP_TIME: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone)]
 pub(super) enum Writers {
     Many(AnyPool),
-    InTurn { queue: mpsc::UnboundedSender<Asked>, commits: Arc<AtomicU64> },
+    InTurn { queue: mpsc::UnboundedSender<Asked>, commits: Arc<Commits> },
+}
+
+/// How many commits there were since the file was opened.
+#[derive(Debug, Default)]
+pub(super) struct Commits {
+    all: AtomicU64,
+    /// Those that waited for the disk.
+    flushed: AtomicU64,
+}
+
+impl Commits {
+    pub(super) fn all(&self) -> u64 {
+        self.all.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, flush: Flush) {
+        self.all.fetch_add(1, Ordering::Relaxed);
+        if flush == Flush::Now {
+            self.flushed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Whether a commit waits for the disk.
@@ -104,10 +125,9 @@ impl Inner {
 
 impl Writers {
     /// Starts the task of an SQLite file; it ends when the last `Writers` is gone, and commits what is under way.
-    pub(super) async fn in_turn(address: WriterAddress) -> Result<Self, StoreError> {
+    pub(super) async fn in_turn(address: WriterAddress, commits: Arc<Commits>) -> Result<Self, StoreError> {
         let connection = address.connect().await?;
         let (queue, asked) = mpsc::unbounded_channel();
-        let commits = Arc::new(AtomicU64::new(0));
         tokio::spawn(
             Lender { address, asked, connection: None, flush: Flush::Now, commits: Arc::clone(&commits) }
                 .run(connection),
@@ -140,7 +160,7 @@ impl Writers {
     pub(super) fn commits(&self) -> u64 {
         match self {
             Self::Many(_) => 0,
-            Self::InTurn { commits, .. } => commits.load(Ordering::Relaxed),
+            Self::InTurn { commits, .. } => commits.flushed.load(Ordering::Relaxed),
         }
     }
 
@@ -173,7 +193,7 @@ struct Lender {
     connection: Option<Arc<Mutex<AnyConnection>>>,
     /// How the connection commits; as it is opened, each commit waits.
     flush: Flush,
-    commits: Arc<AtomicU64>,
+    commits: Arc<Commits>,
 }
 
 impl Lender {
@@ -255,8 +275,8 @@ impl Lender {
                     asked = next;
                 }
                 next => {
-                    if !waiting.is_empty() && flush == Flush::Now {
-                        self.commits.fetch_add(1, Ordering::Relaxed);
+                    if !waiting.is_empty() {
+                        self.commits.count(flush);
                     }
                     for committer in waiting {
                         let _gone = committer.send(Ok(()));
