@@ -6,7 +6,7 @@ use super::{DatabaseKind, Migrated, Store, StoreError, inbox};
 use sqlx::any::AnyPoolOptions;
 use sqlx::migrate::Migrator;
 use sqlx::{AnyConnection, AnyPool, Connection, Row};
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
@@ -37,7 +37,8 @@ const MANY_COMMITS: u64 = 64;
 const LONGEST_UNCOPIED: Duration = Duration::from_secs(10);
 /// Pages in the log (64 MiB) from which a checkpoint stops writers for a moment, so that the log starts anew.
 const LONG_LOG_PAGES: i64 = 4_096;
-/// It stops them when so few pages (1 MiB) came since it last looked: they wait for these and for their flush.
+/// It stops them when so few pages (1 MiB) came since all before them were flushed: they wait for these and for their
+/// flush.
 const FEW_PAGES: i64 = 64;
 /// How often it catches up before it stops writers all the same.
 const CATCH_UPS: usize = 5;
@@ -212,7 +213,7 @@ async fn open_sqlite(path: &Path) -> Result<Store, StoreError> {
         .connect(&url)
         .await
         .map_err(sql("open the database for reading"))?;
-    let checkpoints = Checkpoints::start(&url, commits).await?;
+    let checkpoints = Checkpoints::start(&url, path, commits).await?;
     Ok(Store {
         pool,
         kind: DatabaseKind::Sqlite,
@@ -379,7 +380,8 @@ pub(super) struct Checkpoints {
 }
 
 impl Checkpoints {
-    async fn start(url: &str, commits: Arc<Commits>) -> Result<Self, StoreError> {
+    async fn start(url: &str, path: &Path, commits: Arc<Commits>) -> Result<Self, StoreError> {
+        let file = never_closed(path)?;
         let pool = AnyPoolOptions::new()
             .acquire_timeout(TURN_TIMEOUT)
             .idle_timeout(None)
@@ -397,7 +399,7 @@ impl Checkpoints {
                 if !is_due(committed - copied, copied_at.elapsed()) {
                     continue;
                 }
-                match checkpoint(&pool).await {
+                match checkpoint(&pool, file).await {
                     Ok(()) => (copied, copied_at) = (committed, Instant::now()),
                     Err(error) => {
                         tracing::warn!(%error, "a checkpoint failed; the next one is tried in a second");
@@ -424,9 +426,17 @@ fn is_due(commits: u64, since: Duration) -> bool {
     commits >= MANY_COMMITS || (commits > 0 && since >= LONGEST_UNCOPIED)
 }
 
+/// The database's file, for flushing it. It stays open until the process ends: to close any descriptor of a file is to give
+/// up all locks that the process has on it, SQLite's among them (<https://sqlite.org/howtocorrupt.html>, 2.2).
+fn never_closed(path: &Path) -> Result<&'static File, StoreError> {
+    let file = File::open(path).map_err(|error| sql("open the database's file")(sqlx::Error::Io(error)))?;
+    Ok(Box::leak(Box::new(file)))
+}
+
 /// Copies what it can without stopping anybody. When the log got long, it goes on until little is left, and stops writers
-/// for that, so that the log starts anew.
-async fn checkpoint(pool: &AnyPool) -> Result<(), sqlx::Error> {
+/// for that, so that the log starts anew. SQLite flushes the file only when nothing is left, in the time of the writers:
+/// it is flushed here before.
+async fn checkpoint(pool: &AnyPool, file: &'static File) -> Result<(), sqlx::Error> {
     let mut before = 0;
     for _ in 0..CATCH_UPS {
         let row = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").fetch_one(pool).await?;
@@ -434,6 +444,8 @@ async fn checkpoint(pool: &AnyPool) -> Result<(), sqlx::Error> {
         if pages <= LONG_LOG_PAGES {
             return Ok(());
         }
+        let flushed = tokio::task::spawn_blocking(|| file.sync_data()).await;
+        flushed.unwrap_or_else(|stopped| Err(std::io::Error::other(stopped)))?;
         if pages - before <= FEW_PAGES {
             break;
         }
@@ -621,7 +633,7 @@ mod tests {
             AnyPoolOptions::new().max_connections(1).connect(&sqlite_url(&path).unwrap()).await.unwrap();
         // A writer at work does not stop it.
         let tx = store.write_tx().await.unwrap();
-        checkpoint(&other).await.unwrap();
+        checkpoint(&other, never_closed(&path).unwrap()).await.unwrap();
         drop(tx);
         assert!(std::fs::metadata(&path).unwrap().len() >= before + 900_000);
     }
