@@ -36,18 +36,19 @@ impl Part {
     }
 }
 
+const FORGET_IGNORED: &str = "DELETE FROM inbox WHERE id IN (SELECT id FROM inbox WHERE state = 'ignored' \
+    AND received_at < $1 ORDER BY received_at LIMIT $2)";
+const FORGET_HANDLED: &str = "DELETE FROM inbox WHERE id IN (SELECT id FROM inbox \
+    WHERE state IN ('done', 'not_yet_handled') AND received_at < $1 ORDER BY received_at LIMIT $2)";
+
 /// Removes deliveries that led to nothing and came before a time, with their ids: a repetition leads to nothing again.
 pub async fn forget_ignored(store: &Store, before: DateTime<Utc>) -> Result<u64, StoreError> {
-    let text = "DELETE FROM inbox WHERE id IN (SELECT id FROM inbox WHERE state = 'ignored' \
-                AND received_at < $1 ORDER BY received_at LIMIT $2)";
-    deliveries(store, before, text).await
+    deliveries(store, before, FORGET_IGNORED).await
 }
 
 /// Removes deliveries that were handled and came before a time, with their ids.
 pub async fn forget_handled(store: &Store, before: DateTime<Utc>) -> Result<u64, StoreError> {
-    let text = "DELETE FROM inbox WHERE id IN (SELECT id FROM inbox WHERE state IN ('done', 'not_yet_handled') \
-                AND received_at < $1 ORDER BY received_at LIMIT $2)";
-    deliveries(store, before, text).await
+    deliveries(store, before, FORGET_HANDLED).await
 }
 
 async fn deliveries(store: &Store, before: DateTime<Utc>, text: &'static str) -> Result<u64, StoreError> {
@@ -111,12 +112,27 @@ async fn cursor(tx: &mut Tx, part: Part) -> Result<(i64, String), StoreError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{at, each_database, new_run};
+    use super::super::testing::{at, each_database, new_run, sqlite_plan};
     use super::super::{artifacts, inbox, logs, runs};
     use super::*;
     use crate::domain::event::Source;
     use crate::domain::ids::{InboxId, RunId};
     use std::time::Duration;
+
+    #[tokio::test]
+    async fn looking_for_what_is_old_does_not_read_what_is_young() {
+        each_database(async |database| {
+            if database.store.kind() != crate::store::DatabaseKind::Sqlite {
+                return;
+            }
+            for text in [FORGET_IGNORED, FORGET_HANDLED] {
+                let plan = sqlite_plan(&database.store, text).await;
+                let wanted = "SEARCH inbox USING INDEX inbox_state (state=? AND received_at<?)";
+                assert!(plan.iter().any(|step| step == wanted), "{plan:?}");
+            }
+        })
+        .await;
+    }
 
     /// A run that ended at a second, with a log and an artifact.
     async fn ended(store: &Store, id: &str, second: i64) {
