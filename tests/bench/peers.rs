@@ -8,6 +8,10 @@ use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a database that listens may take until it takes somebody in.
+const READY_LIMIT: Duration = Duration::from_secs(20);
 
 /// The peers' programs and what they need, as committed.
 fn sources() -> PathBuf {
@@ -153,7 +157,16 @@ pub fn postgres(folder: &Path, core: Option<usize>) -> anyhow::Result<Process> {
         .args(["-h", "127.0.0.1", "-p"])
         .arg(address.port().to_string())
         .args(["-c", "unix_socket_directories="]);
-    Process::start(&command, core, address, &folder.join("postgres.log"))
+    let server = Process::start(&command, core, address, &folder.join("postgres.log"))?;
+    // It listens before it takes anybody in.
+    let begun = Instant::now();
+    let mut ready = Command::new(programs.join("pg_isready"));
+    ready.args(["-q", "-h", "127.0.0.1", "-p"]).arg(address.port().to_string());
+    while !ready.status()?.success() {
+        ensure!(begun.elapsed() < READY_LIMIT, "PostgreSQL takes nobody in");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(server)
 }
 
 /// Where Debian keeps the server's programs.
