@@ -83,6 +83,9 @@ async fn strict(app: &App) -> Result<(), EngineError> {
 /// One round of repair: of this machine, and for all nodes when it is this one's turn.
 pub async fn tick(app: &App) -> Result<(), EngineError> {
     seen(app).await?;
+    if app.node.role.delivers() {
+        left_by_earlier_boots(app).await?;
+    }
     if app.node.role.delivers()
         && store::duties::hold(&app.store, "sweep", &app.boot, app.clock.now(), DUTY_TIME).await?
     {
@@ -95,6 +98,18 @@ pub async fn tick(app: &App) -> Result<(), EngineError> {
     }
     if app.node.role.works() {
         machine(app).await?;
+    }
+    Ok(())
+}
+
+/// Intents whose process is gone. `boot` looks, too, but what that process had handed to Postgres may be committed after it.
+async fn left_by_earlier_boots(app: &App) -> Result<(), EngineError> {
+    let mut tx = app.store.lazy_tx().await?;
+    let effects = store::effects::orphaned_to_ambiguous(&mut tx, &app.boot, app.clock.now()).await?;
+    tx.commit().await?;
+    if effects > 0 {
+        tracing::info!(effects, "taking over from an earlier process");
+        app.wakeup.notify(Topic::Effects);
     }
     Ok(())
 }

@@ -340,7 +340,7 @@ async fn unsettled(
     Ok(())
 }
 
-/// At start-up: effects left `sending` by earlier boots of this node become `ambiguous`, and those of other nodes whose
+/// Effects left `sending` by earlier boots of this node become `ambiguous`, and those of other nodes whose
 /// intent is too old to be under way still (except kind `branch`, which its run re-checks). A sender is `NODE:BOOT`;
 /// without a node every other boot is an earlier one.
 pub async fn orphaned_to_ambiguous(
@@ -351,7 +351,8 @@ pub async fn orphaned_to_ambiguous(
     let node = keep_sender.rsplit_once(':').map_or(String::new(), |(node, _)| format!("{node}:"));
     let done = sqlx::query(
         "UPDATE effects SET state = 'ambiguous', not_before = $1, \
-         last_error = 'the process ended before the answer came' WHERE state = 'sending' AND kind <> 'branch' \
+         last_error = 'the process ended before the answer came' WHERE state = 'sending' \
+         AND state IN ('planned', 'sending', 'ambiguous') AND kind <> 'branch' \
          AND (intent_at <= $4 OR (sender <> $2 AND ($3 = '' OR SUBSTR(sender, 1, LENGTH($3)) = $3)))",
     )
     .bind(millis(now))
