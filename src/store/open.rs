@@ -421,7 +421,7 @@ impl Drop for Checkpoints {
     }
 }
 
-/// Whether so many commits, the first of which came about so long ago, are to be copied.
+/// Whether so many commits are to be copied, so long after the last copy.
 fn is_due(commits: u64, since: Duration) -> bool {
     commits >= MANY_COMMITS || (commits > 0 && since >= LONGEST_UNCOPIED)
 }

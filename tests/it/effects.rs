@@ -435,6 +435,35 @@ async fn what_was_begun_and_not_sent_is_sent_after_a_death() {
 }
 
 #[tokio::test]
+async fn what_a_dead_process_wrote_late_is_looked_for_before_it_is_orphaned_by_time() {
+    World::run_on_both(
+        |_| {},
+        async |w| {
+            // Its successor has looked already when the intent of the process before it gets to the database.
+            let before = std::sync::Arc::clone(&w.app);
+            w.restart().await;
+            put_labels(w, &[("late", EffectPriority::Final)]).await;
+            w.hub.fail_next("POST /repos/*/*/issues/*/labels", Fault::HangBefore);
+            let begun = async {
+                while state(w, "late").await != EffectState::Sending {
+                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                }
+            };
+            tokio::select! {
+                ticked = deliver::tick(&before) => panic!("it ended with {ticked:?}"),
+                () = begun => {}
+            }
+            drop(before);
+            sweep::tick(&w.app).await.unwrap();
+            assert_eq!(state(w, "late").await, EffectState::Ambiguous);
+            w.settle().await;
+            assert_eq!(state(w, "late").await, EffectState::Confirmed);
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn a_remote_that_does_not_answer_holds_up_no_other() {
     World::run_on_both(
         |_| {},
