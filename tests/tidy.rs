@@ -250,6 +250,38 @@ fn tests_are_never_ignored() {
 }
 
 #[test]
+fn every_deliberate_breakage_finds_its_place() {
+    #[derive(serde::Deserialize)]
+    struct List {
+        mutant: Vec<Mutant>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Mutant {
+        name: String,
+        edit: Vec<Edit>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Edit {
+        file: String,
+        from: String,
+    }
+    let list: List =
+        toml::from_str(&std::fs::read_to_string(root().join("tests/mutants/list.toml")).unwrap()).unwrap();
+    let mut lost = Vec::new();
+    for mutant in &list.mutant {
+        for edit in &mutant.edit {
+            let whole = std::fs::read_to_string(root().join(&edit.file)).unwrap();
+            let production = whole.find("#[cfg(test)]").map_or(&*whole, |at| &whole[..at]);
+            let places = production.matches(&edit.from).count();
+            if places != 1 {
+                lost.push(format!("{}: {places} places in {} read: {}", mutant.name, edit.file, edit.from));
+            }
+        }
+    }
+    assert!(lost.is_empty(), "mend tests/mutants/list.toml:\n{}", lost.join("\n"));
+}
+
+#[test]
 fn continuous_integration_tests_on_postgres_too() {
     if std::env::var_os("CI").is_some() {
         assert!(
