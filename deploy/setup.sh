@@ -13,12 +13,19 @@ mode=${1:-demo}
 top=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 mkdir -p "$top/target"
 env_file=$top/target/setup.env
-: >"$env_file"
+touch "$env_file"
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 is_root() { [ "$(id -u)" = 0 ]; }
+
+# remember NAME VALUE: for the Makefile; what another mode has found stays
+remember() {
+    grep -v "^$1=" "$env_file" >"$env_file.new" || true
+    echo "$1=$2" >>"$env_file.new"
+    mv "$env_file.new" "$env_file"
+}
 
 updated=
 # install_packages WHY PACKAGE…: fails when it is not possible here, and says what to type
@@ -101,7 +108,7 @@ need_clis() {
         docker rm "$container" >/dev/null
         mv "$program.new" "$program"
     fi
-    echo "ZEBLIT_TEST_CLAUDE=$program" >>"$env_file"
+    remember ZEBLIT_TEST_CLAUDE "$program"
 }
 
 postgres_trusts() { PGCONNECT_TIMEOUT=3 psql -w -h 127.0.0.1 -p "$1" -U postgres -qtc 'select 1' postgres; }
@@ -134,7 +141,7 @@ need_postgres() {
             wait_for 30 postgres_trusts $port || die "PostgreSQL did not come up; see $data/log"
         fi
     fi
-    echo "ZEBLIT_TEST_POSTGRES=postgres://postgres@127.0.0.1:$port/postgres" >>"$env_file"
+    remember ZEBLIT_TEST_POSTGRES "postgres://postgres@127.0.0.1:$port/postgres"
 }
 
 redis_answers() { [ "$(redis-cli -h 127.0.0.1 -p "$1" ping 2>/dev/null)" = PONG ]; }
@@ -153,7 +160,7 @@ need_redis() {
             wait_for 30 redis_answers $port || die "Redis did not come up; see target/redis.log"
         fi
     fi
-    echo "ZEBLIT_TEST_REDIS=redis://127.0.0.1:$port/" >>"$env_file"
+    remember ZEBLIT_TEST_REDIS "redis://127.0.0.1:$port/"
 }
 
 need_toolchain
