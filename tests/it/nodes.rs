@@ -732,7 +732,14 @@ impl Cluster {
 
     async fn trouble(&mut self, dice: &mut Dice) {
         let worker = WORKERS[dice.below(2) as usize];
-        match dice.below(20) {
+        // One of each kind comes first: a short proof has them all, too.
+        let roll = match &self.chaos {
+            Chaos { kills: 0, .. } => 0,
+            Chaos { pauses: 0, .. } => 12,
+            Chaos { cuts: 0, .. } => 16,
+            _ => dice.below(20),
+        };
+        match roll {
             0..=6 => self.kill(worker).await,
             7..=9 => self.kill(1 + dice.below(2) as usize).await,
             10..=11 => self.kill(WEB).await,
