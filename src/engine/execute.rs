@@ -54,6 +54,9 @@ const POLL: Duration = Duration::from_millis(500);
 /// Preparing that is done within this time goes without a report of its own.
 const QUICK: Duration = Duration::from_millis(200);
 
+/// An agent that asked has this time to write its conversation down, with the question: programs do that a moment later.
+const AFTER_QUESTION: Duration = Duration::from_secs(1);
+
 /// A collector has to commit and bundle; it may not take longer.
 const COLLECT_SECONDS: i64 = 120;
 
@@ -1071,6 +1074,7 @@ async fn watch(app: &App, run: &mut Run, patience: Duration) -> Result<Step, Eng
     if let Some(mut question) = store::questions::of_run(&app.store, &run.id).await? {
         question.text = app.secrets.mask(&question.text);
         question.choices.iter_mut().for_each(|choice| *choice = app.secrets.mask(choice));
+        tokio::time::sleep(AFTER_QUESTION).await;
         // It may have asked before anybody heard of its session.
         let polled = app.sandbox.poll(&attempt.slot, attempt.log_cursor, Duration::ZERO).await?;
         take_lines(app, run, &attempt, &polled).await?;
