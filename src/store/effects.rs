@@ -342,7 +342,8 @@ async fn unsettled(
 
 /// Effects left `sending` by earlier boots of this node become `ambiguous`, and those of other nodes whose
 /// intent is too old to be under way still (except kind `branch`, which its run re-checks). A sender is `NODE:BOOT`;
-/// without a node every other boot is an earlier one.
+/// without a node every other boot is an earlier one. Asked every few seconds: the statement names all open states, so that
+/// the index of the open ones serves it.
 pub async fn orphaned_to_ambiguous(
     tx: &mut Tx,
     keep_sender: &str,
